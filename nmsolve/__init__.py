@@ -1,0 +1,36 @@
+"""nmsolve finds the best N:M sparsity mask of a weight matrix and proves that it is the best.
+
+>>> import numpy as np, nmsolve
+>>> W = np.random.default_rng(0).standard_normal((128, 128), dtype=np.float32)
+>>> result = nmsolve.solve(W, "2:4T")
+>>> result.status is nmsolve.Status.OPTIMAL
+True
+>>> result.verify(W).ok
+True
+"""
+
+from nmsolve.api import methods, solve
+from nmsolve.certify import Duals, Report, verify
+from nmsolve.errors import InputError, MissingDependencyError, NMSolveError, PatternError, SolverError
+from nmsolve.pattern import Pattern
+from nmsolve.result import MaskResult, Status
+from nmsolve.validate import bfloat16
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Duals",
+    "InputError",
+    "MaskResult",
+    "MissingDependencyError",
+    "NMSolveError",
+    "Pattern",
+    "PatternError",
+    "Report",
+    "SolverError",
+    "Status",
+    "bfloat16",
+    "methods",
+    "solve",
+    "verify",
+]

@@ -1,0 +1,1 @@
+"""The demo's checkpoint: see `benchmarks/train_digits.py`."""

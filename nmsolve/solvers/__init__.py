@@ -1,0 +1,78 @@
+"""The solvers: one algorithm a file, arrays in and arrays out. Nothing here checks user input.
+
+Each module offers `make(pattern, kind, absolute, exact_sums) -> Run`, which compiles what it needs; a `Run` solves a range of
+block rows. Modules import numba (or OR-tools), so they are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from nmsolve.pattern import Pattern
+
+
+class Tally(NamedTuple):
+    """What a range of block rows came to. `bound` is None where the method offers none; stats are added up."""
+
+    objective: float
+    bound: float | None
+    stats: dict[str, float]
+
+
+#: (scores, mask, first block row, last) → Tally, or None if a score is not finite. Scores (rows, cols) as the solver's kind is
+#: stored; mask (rows, cols) uint8 is written for these block rows.
+Run = Callable[[NDArray[Any], NDArray[Any], int, int], Tally | None]
+
+OPTIMUM = "the optimum, with a certificate"
+GREEDY = "at least 1/2 of the optimum's kept score, for scores >= 0"
+COVER = "less than 2 x the optimum's pruned score, for scores >= 0"
+
+
+def guarantees(pattern: Pattern) -> dict[str, str]:
+    """The methods that serve a pattern, each with its guarantee."""
+    if not pattern.transposable:
+        return dict.fromkeys(("auto", "exact", "greedy", "cover"), OPTIMUM)
+    flow = f"{OPTIMUM}; scores rounded to integers first (needs nmsolve[ortools])"
+    return {"auto": OPTIMUM, "exact": OPTIMUM, "greedy": GREEDY, "cover": COVER, "min_cost_flow": flow}
+
+
+def module_for(method: str, pattern: Pattern) -> str:
+    """The module that serves a method: for groups, and blocks that keep every entry, all of them are one selection."""
+    if not pattern.transposable or (pattern.n == pattern.m and method != "min_cost_flow"):
+        return "rowwise"
+    if method in ("auto", "exact"):
+        return "enumeration" if pattern.m == 4 and not pattern.at_most else "ascent"
+    return method
+
+
+def make(module: str, pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+    """A module's solver for scores stored as `kind` (see `READS`).
+
+    absolute : whether signs are dropped. exact_sums : whether float sums of a block's scores are exact (small integers).
+    """
+    run: Run = import_module(f"nmsolve.solvers.{module}").make(pattern, kind, absolute, exact_sums)
+    return run
+
+
+#: What each module reads in place; anything else is widened first, to float32 or float64.
+READS = {
+    "rowwise": frozenset({"f4", "f8", "f16", "bf16"}),
+    "enumeration": frozenset({"f4", "f8", "f16", "bf16"}),
+    "ascent": frozenset({"f4", "f8"}),
+    "greedy": frozenset({"f8"}),
+    "cover": frozenset({"f8"}),
+    "min_cost_flow": frozenset({"f8"}),
+}
+
+
+def computed_kind(module: str, kind: str, absolute: bool) -> str:
+    """What scores of a kind are widened to when they are not read in place.
+
+    Sums of signed float32 scores cancel, so the enumeration's bound on their rounding needs float64.
+    """
+    signed_sums = module == "enumeration" and not absolute and kind != "i4"
+    return "f8" if kind in ("f8", "i8") or "f4" not in READS[module] or signed_sums else "f4"

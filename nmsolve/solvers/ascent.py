@@ -1,0 +1,367 @@
+"""Transposable n:m blocks: dual ascent on order statistics, proven block by block, 16 blocks side by side.
+
+The program of one block with scores S is
+
+    maximise Σ S_ij X_ij,   X ∈ {0, 1}^(m × m),   every row and column of X sums to n (at most: ≤ n)
+
+and any duals (≥ 0 for at most) bound it by n Σ u_i + n Σ v_j + Σ max(0, S_ij − u_i − v_j). For fixed v the bound is
+least when u_i lies between the n-th and the (n+1)-th largest of S_i· − v, so the ascent moves every u_i, then every
+v_j, to the midpoint and, over-relaxed, beyond. Once X = (S − u − v > 0) keeps n in every line, X is optimal and u, v prove it.
+
+1. A few rounds for every group of 16 blocks; what is proven is written.
+2. The others queue with their duals, and 16 of a queue are a full group again, for more rounds (three times).
+3. What is left is finished alone by shortest augmenting paths (`augment`), which never fails.
+
+Ties are separated by a small offset while a block ascends (`ties`). Whatever path a block took, its certificate is
+evaluated in float64 on the scores as given.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from nmsolve.pattern import Pattern
+from nmsolve.solvers import Run, Tally
+from nmsolve.solvers.ascent_lanes import certify_row, half_step, judge_line, sign_row, stage_line, start_line, write_mask_row
+from nmsolve.solvers.augment import augment
+from nmsolve.solvers.compiled import BUILD, STORAGE, array, kernel, part, specialise
+from nmsolve.solvers.ties import FINE, HINT, LANES, SHRINK, flag_ties, offsets, shift, unshift
+
+LEVELS = 4
+#: What `ascend` counts: blocks proven at each level, finished by augmenting paths, the paths, blocks left unproven.
+COUNTS = LEVELS + 3
+
+# One group in the lanes: scores, shifted scores, mask bits and counts, and per lane the block's place, scale and certificate.
+Group = namedtuple(
+    "Group", "S A bits row_count column_count equal zero places scale objective gap good everywhere power top relaxed"
+)
+# Blocks that wait for a level, two groups' worth, in lane layout.
+Queue = namedtuple("Queue", "ids u v amount everywhere waiting")
+
+
+@part
+def _stage(X, first_row, a_row, row_stride, ids, adjacent, absolute, g, m):  # type: ignore[no-untyped-def]
+    """Scores of the 16 blocks in `ids` into the lanes; extreme magnitudes scaled by a power of two. False if not finite."""
+    item = X.itemsize
+    for lane in range(LANES):
+        g.places[lane] = ((first_row + ids[lane] // a_row) * m) * row_stride + (ids[lane] % a_row) * m
+    base = g.places[0] if adjacent else 0
+    top = g.top
+    top[:] = 0
+    for i in range(m):
+        stage_line(X, base + i * row_stride, g.places, adjacent, absolute, g.S, i * m * LANES, top, m)
+    exponent = 0x7FF0000000000000 if item == 8 else 0x7F800000
+    limit = 2.0**500 if item == 8 else 2.0**60
+    smallest = 2.0**-1022 if item == 8 else 2.0**-126
+    extreme = False
+    for lane in range(LANES):
+        if top[lane] >= exponent:
+            return False
+        largest = float(g.power[lane])
+        top[lane] &= exponent
+        power = 1.0 if largest == 0.0 else max(float(g.power[lane]), smallest)
+        out = power > limit or power < 1.0 / limit
+        g.scale[lane] = power if out else 1.0
+        g.power[lane] = 1.0 if out else power
+        extreme |= out
+    if extreme:
+        for k in range(m * m):
+            for lane in range(LANES):
+                g.S[k * LANES + lane] *= 1.0 / g.scale[lane]
+    return True
+
+
+@part
+def _ascend_group(T, u, v, rounds, fresh, omega, g, n, m, at_most):  # type: ignore[no-untyped-def]
+    """Rounds of the ascent on T, then the masks T − u − v > 0 and the lanes where they are feasible."""
+    for k in range(rounds):
+        first = fresh and k == 0  # its rows were done while ties were looked for
+        step = 1.0 if first else omega
+        for i in range(0 if first else m):
+            half_step(T, i * m * LANES, LANES, v, u, i * LANES, step, n, m, at_most)
+        for j in range(m):
+            half_step(T, j * LANES, m * LANES, u, v, j * LANES, step, n, m, at_most)
+    g.column_count[:] = 0
+    g.good[0] = 0xFFFF
+    for i in range(m):
+        sign_row(T, i * m * LANES, u, i * LANES, v, g.bits, g.row_count, g.column_count, m)
+        judge_line(g.row_count, i * LANES, u, g.good, n, at_most)
+    for j in range(m):
+        judge_line(g.column_count, j * LANES, v, g.good, n, at_most)
+
+
+@part
+def _certify(u, v, g, n, m, at_most):  # type: ignore[no-untyped-def]
+    """Objective and gap of every lane in float64, from the scores, masks and duals as they stand."""
+    g.objective[:] = 0.0
+    g.gap[:] = 0.0
+    for i in range(m):
+        certify_row(g.S, i * m * LANES, g.bits, u, i * LANES, v, g.objective, g.gap, m)
+    if at_most:
+        for k in range(m):
+            for lane in range(LANES):
+                at = k * LANES + lane
+                g.gap[lane] += float(u[at]) * (n - g.row_count[at]) + float(v[at]) * (n - g.column_count[at])
+
+
+@part
+def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats):  # type: ignore[no-untyped-def]
+    """One lane by augmenting paths: mask to `kept`, duals to cu, cv. Returns objective, gap and paths (-1: none found)."""
+    for i in range(m):
+        cu[i] = u[i * LANES + lane]
+        cv[i] = v[i * LANES + lane]
+        for j in range(m):
+            block[i, j] = g.S[(i * m + j) * LANES + lane]
+    size = 2 * m + 1
+    paths = augment(
+        block, cu, cv, n, at_most == 1, kept, integers[0, :m], integers[0, m : 2 * m], integers[1, :size], floats,
+        integers[2, :size], integers[3, :size],
+    )  # fmt: skip
+    value, loose = 0.0, 0.0
+    for i in range(m):
+        in_row, in_column = 0, 0
+        for j in range(m):
+            rest = block[i, j] - cu[i] - cv[j]
+            in_row += kept[i, j]
+            in_column += kept[j, i]
+            value += block[i, j] if kept[i, j] else 0.0
+            loose += max(0.0, -rest if kept[i, j] else rest)
+        loose += cu[i] * (n - in_row) + cv[i] * (n - in_column)
+    return value, loose, paths
+
+
+@part
+def _enqueue(queue, level, block, g, u, v, amount, lane, feasible, m):  # type: ignore[no-untyped-def]
+    """Hand a block to a level with its duals and the offset it is to run with there."""
+    at = queue.waiting[level]
+    half, slot = at // LANES, at % LANES
+    queue.ids[level, at] = block
+    for k in range(m):
+        queue.u[level, half, k * LANES + slot] = u[k * LANES + lane]
+        queue.v[level, half, k * LANES + slot] = v[k * LANES + lane]
+    share = amount[lane] / SHRINK if feasible else amount[lane]
+    if share == 0.0:
+        share = g.power[lane] * (HINT if g.equal[lane] > 0 else FINE)
+    queue.amount[level, half, slot] = share
+    queue.waiting[level] = at + 1
+
+
+@part
+def _dequeue(queue, level, taken):  # type: ignore[no-untyped-def]
+    """Drop the group that was solved; what waits behind it moves up."""
+    rest = queue.waiting[level] - taken
+    for k in range(rest):
+        queue.ids[level, k] = queue.ids[level, LANES + k]
+    if rest > 0:
+        queue.u[level, 0] = queue.u[level, 1]
+        queue.v[level, 0] = queue.v[level, 1]
+        queue.amount[level, 0] = queue.amount[level, 1]
+    queue.waiting[level] = rest
+
+
+@kernel
+def ascend(  # type: ignore[no-untyped-def]
+    X,
+    top,
+    absolute,
+    mask,
+    first,
+    last,
+    n,
+    m,
+    at_most,
+    delta,
+    tolerance,
+    rounds,
+    sweeps,
+    omega,
+    duals_u,
+    duals_v,
+    sums,
+    counts,
+    build,
+):
+    """Solve block rows first … last − 1 of X (rows, cols) into mask (rows, cols) uint8.
+
+    X float32 or float64, elements of a row adjacent; n, m and at_most (0 or 1) are literals; top (16,) is integer scratch
+    of X's width. `rounds` a level; `tolerance` the gap up to which a block counts as proven, as a share of its objective (or
+    largest score). Writes duals (blocks, m) unless the arrays are empty; adds objective and gap to sums, and to counts (COUNTS,).
+    Returns False, with part of the mask written, if a score is not finite.
+    """
+    dtype = X.dtype
+    row_stride, mask_stride = X.strides[0] // X.itemsize, mask.strides[0]
+    a_row = X.shape[1] // m
+    blocks = (last - first) * a_row
+    line = m * LANES
+    g = Group(
+        np.empty(m * line, dtype), np.empty(m * line, dtype), np.empty(m * m, np.uint16),
+        np.empty(line, np.int32), np.empty(line, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32),
+        np.zeros(LANES, np.int64), np.ones(LANES, np.float64), np.empty(LANES, np.float64), np.empty(LANES, np.float64),
+        np.empty(1, np.uint16), np.empty(1, np.uint16), top.view(dtype), top, np.empty((3 * m + 1, LANES), dtype),
+    )  # fmt: skip
+    queue = Queue(
+        np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),
+        np.zeros((LEVELS, 2, LANES), dtype), np.zeros(LEVELS, np.int64), np.zeros(LEVELS, np.int64),
+    )  # fmt: skip
+    ids, ignored = np.zeros(LANES, np.int64), np.empty(LANES, np.int32)
+    block, kept = np.empty((m, m), np.float64), np.empty((m, m), np.uint8)
+    cu, cv, floats = np.empty(m, np.float64), np.empty(m, np.float64), np.empty(2 * m + 1, np.float64)
+    integers = np.empty((4, 2 * m + 1), np.int64)
+
+    upcoming = 0
+    while True:
+        # The deepest queue that fills a group goes first, one that does not only when nothing else is left.
+        level = -1
+        for q in range(LEVELS - 1, -1, -1):
+            if queue.waiting[q] >= LANES:
+                level = q
+                break
+        adjacent = False
+        if level < 0 and upcoming < blocks:
+            if upcoming % a_row + LANES > a_row:  # the end of a row, or a narrow matrix: blocks that are no neighbours
+                queue.ids[0, queue.waiting[0]] = upcoming
+                queue.waiting[0] += 1
+                upcoming += 1
+                continue
+            level, adjacent = 0, True
+        if level < 0:
+            for q in range(LEVELS):
+                if queue.waiting[q] > 0:
+                    level = q
+                    break
+            if level < 0:
+                return True
+        filled = LANES if adjacent else min(queue.waiting[level], LANES)
+        for lane in range(LANES):
+            ids[lane] = upcoming + lane if adjacent else queue.ids[level, min(lane, filled - 1)]
+        if adjacent:
+            upcoming += LANES
+        if not _stage(X, first, a_row, row_stride, ids, adjacent, absolute, g, m):
+            return False
+
+        u, v, amount = queue.u[level, 0], queue.v[level, 0], queue.amount[level, 0]
+        g.everywhere[0] = 0xFFFF
+        if level == 0:
+            u[:] = 0
+            g.equal[:] = 0
+            g.zero[:] = 0
+            for j in range(m):
+                start_line(g.S, j * LANES, line, u, v, j * LANES, 0.5, g.equal, g.zero, n, m, at_most)
+            for i in range(m):
+                start_line(g.S, i * line, LANES, v, u, i * LANES, 1.0, g.equal, ignored, n, m, at_most)
+            flag_ties(g.S, g.equal, g.zero, g.power, amount, g.everywhere, m)
+        shifted = shift(g.S, amount, g.everywhere, delta, g.A, m)
+        _ascend_group(g.A if shifted else g.S, u, v, rounds[level], level == 0, omega, g, n, m, at_most)
+        if shifted and g.good[0] != 0:
+            unshift(g.S, g.bits, g.row_count, g.column_count, u, v, amount, g.power, g.good, g.relaxed, n, m, at_most, sweeps)
+        _certify(u, v, g, n, m, at_most)
+
+        in_place = adjacent and g.good[0] != 0
+        if in_place:
+            r, c = (first + ids[0] // a_row) * m, (ids[0] % a_row) * m
+            for i in range(m):
+                in_place &= write_mask_row(g.bits, i, mask, (r + i) * mask_stride + c, m)
+        for lane in range(filled):
+            b = ids[lane]
+            r, c = (first + b // a_row) * m, (b % a_row) * m
+            feasible = (g.good[0] >> lane) & 1 == 1
+            value, loose, scale = g.objective[lane], g.gap[lane], g.scale[lane]
+            if feasible and loose <= tolerance * max(float(g.power[lane]), abs(value)):
+                counts[level] += 1
+                if not in_place:
+                    for i in range(m):
+                        for j in range(m):
+                            mask[r + i, c + j] = (g.bits[i * m + j] >> lane) & 1
+                if duals_u.shape[0] > 0:
+                    for k in range(m):
+                        duals_u[b, k] = float(u[k * LANES + lane]) * scale
+                        duals_v[b, k] = float(v[k * LANES + lane]) * scale
+            elif level + 1 < LEVELS and (not feasible or amount[lane] > 0.0):
+                _enqueue(queue, level + 1, b, g, u, v, amount, lane, feasible, m)
+                continue
+            else:
+                value, loose, paths = _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
+                counts[LEVELS] += 1
+                counts[LEVELS + 1] += max(paths, 0)
+                if paths < 0 or not loose <= tolerance * max(float(g.power[lane]), abs(value)):
+                    counts[LEVELS + 2] += 1
+                for i in range(m):
+                    for j in range(m):
+                        mask[r + i, c + j] = kept[i, j]
+                if duals_u.shape[0] > 0:
+                    for k in range(m):
+                        duals_u[b, k] = cu[k] * scale
+                        duals_v[b, k] = cv[k] * scale
+            sums[0] += value * scale
+            sums[1] += loose * scale
+        if not adjacent:
+            _dequeue(queue, level, filled)
+
+
+def schedule(m: int) -> tuple[tuple[int, ...], int, float]:
+    """Rounds a level, Bellman–Ford sweeps, and over-relaxation: measured on N(0, 1), integers and pruned matrices."""
+    if m <= 8:
+        return (7, 8, 12, 12), 6, 1.25
+    if m <= 16:
+        return (9, 8, 12, 12), 8, 1.4
+    if m <= 32:
+        return (14, 10, 14, 20), 10, 1.45
+    return (20, 14, 20, 30), 14, 1.5
+
+
+#: The gap up to which a block counts as proven, as a share of its objective: a quarter of what results are held to.
+FLOAT_GAP, EXACT_GAP = 2.5e-7, 2.5e-13
+
+
+@cache
+def _compiled(kind: str, n: int, m: int, at_most: int) -> Callable[..., bool]:
+    real, integer = STORAGE[kind]
+    return specialise(
+        ascend, array(real, 2, "A"), array(integer, 1), types.int64, array(types.uint8, 2, "A"), types.int64, types.int64,
+        n, m, at_most, array(real, 1), types.float64, array(types.int64, 1), types.int64, types.float64,
+        array(types.float64, 2), array(types.float64, 2), array(types.float64, 1), array(types.int64, 1),
+    )  # fmt: skip
+
+
+def solve_range(
+    X: NDArray[Any], mask: NDArray[np.uint8], first: int, last: int, pattern: Pattern, absolute: bool, gap: float,
+    duals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> tuple[float, float, NDArray[np.int64]] | None:  # fmt: skip
+    """Objective, its gap to the dual bound, and counts (COUNTS,) of block rows first … last − 1; None if not finite.
+
+    X (rows, cols) float32 or float64; duals, if given, two arrays (blocks of the range, m) to be filled with u and v.
+    """
+    n, m, at_most = pattern.n, pattern.m, int(pattern.at_most)
+    kind = "f8" if X.itemsize == 8 else "f4"
+    rounds, sweeps, omega = schedule(m)
+    sums, counts = np.zeros(2), np.zeros(COUNTS, np.int64)
+    u, v = duals if duals is not None else (np.empty((0, 0)), np.empty((0, 0)))
+    finite = _compiled(kind, n, m, at_most)(
+        X, np.zeros(LANES, np.int64 if kind == "f8" else np.int32), int(absolute), mask, first, last, n, m, at_most,
+        offsets(m).astype(X.dtype), gap, np.array(rounds, np.int64), sweeps, omega, u, v, sums, counts, BUILD,
+    )  # fmt: skip
+    return (float(sums[0]), float(sums[1]), counts) if finite else None
+
+
+def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+    """The exact solver of a transposable pattern with n < m."""
+    gap = EXACT_GAP if kind == "f8" or exact_sums else FLOAT_GAP
+    _compiled(kind, pattern.n, pattern.m, int(pattern.at_most))
+
+    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
+        outcome = solve_range(X, mask, first, last, pattern, absolute, gap)
+        if outcome is None:
+            return None
+        objective, loose, counts = outcome
+        stats: dict[str, float] = {f"proven_at_level_{level}": int(counts[level]) for level in range(LEVELS)}
+        stats |= {"augmented": int(counts[LEVELS]), "paths": int(counts[LEVELS + 1]), "unproven": int(counts[LEVELS + 2])}
+        return Tally(objective, objective + loose, stats)
+
+    return run

@@ -1,0 +1,152 @@
+"""User input, checked once: after this nothing downstream raises about it."""
+
+from __future__ import annotations
+
+import operator
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+
+#: bfloat16 without a package: view the bits (uint16) as this type. Arrays of ml_dtypes.bfloat16 are taken too.
+bfloat16 = np.dtype([("bfloat16", np.uint16)])
+
+PADDINGS = ("error", "pad", "dense")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What is maximised: an array (..., rows, cols), how its elements are stored, and whether signs are dropped.
+
+    kind: "f4", "f8", "f16", "bf16" are stored that way ("bf16" viewed as uint16); "i4" and "i8" are integers whose values
+    float32 and float64 hold exactly (64-bit integers: to 53 bits).
+    """
+
+    array: NDArray[Any]
+    kind: str
+    absolute: bool
+    name: str
+
+    @property
+    def tolerance(self) -> float:
+        """The relative gap up to which a mask counts as optimal."""
+        return 1e-6 if self.kind in ("f4", "f16", "bf16") else 1e-12
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether elements are bfloat16: this module's dtype or ml_dtypes', told by name so that neither is imported."""
+    return dtype.itemsize == 2 and (dtype == bfloat16 or dtype.name == "bfloat16")
+
+
+def _kind(dtype: np.dtype[Any]) -> str | None:
+    if is_bfloat16(dtype):
+        return "bf16"
+    if dtype.kind == "f":
+        return {2: "f16", 4: "f4", 8: "f8"}.get(dtype.itemsize)
+    if dtype.kind in "iu":
+        return "i4" if dtype.itemsize <= 2 else "i8"
+    return None
+
+
+def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any], str]:
+    try:
+        array = np.asarray(values)
+    except Exception as error:
+        raise InputError(f"{name} for pattern {pattern} is not an array: {error}") from error
+    if array.dtype == object:
+        raise InputError(
+            f"{name} has dtype object and shape {array.shape}: pattern {pattern} needs numbers in rows of equal length; "
+            f"convert with np.asarray({name}, dtype=np.float32)"
+        )
+    kind = _kind(array.dtype)
+    if kind is None:
+        raise InputError(
+            f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} takes float16, bfloat16, float32, "
+            f"float64 and integers; convert with {name}.astype(np.float32)"
+        )
+    if array.ndim < 2:
+        raise InputError(
+            f"{name} has shape {array.shape}: pattern {pattern} needs (..., rows, cols) with groups along the last axis; "
+            f"for one row pass {name}[None, :]"
+        )
+    if array.size == 0:
+        raise InputError(f"{name} has shape {array.shape}, without any element: pattern {pattern} has nothing to choose from")
+    return array.view(np.uint16) if kind == "bf16" else array, kind
+
+
+def read_scores(weights: ArrayLike, scores: ArrayLike | None, pattern: Pattern) -> Scores:
+    """The scores to maximise: |weights|, or `scores` as they are (signs kept).
+
+    Raises
+    ------
+    InputError
+        For a dtype, shape or size that cannot be worked with. Finiteness is checked by the solvers as they read.
+    """
+    array, kind = _array(weights, "weights", pattern)
+    if scores is None:
+        return Scores(array, kind, True, "weights")
+    given, given_kind = _array(scores, "scores", pattern)
+    if given.shape != array.shape:
+        raise InputError(f"scores have shape {given.shape}, weights {array.shape}: pattern {pattern} needs one score a weight")
+    return Scores(given, given_kind, False, "scores")
+
+
+def check_divisible(shape: tuple[int, ...], pattern: Pattern, padding: str) -> None:
+    """Raise InputError if the shape leaves a remainder that `padding` does not allow."""
+    if padding not in PADDINGS:
+        raise InputError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
+    if padding != "error":
+        return
+    for axis, size, unit in ((-2, shape[-2], pattern.rows), (-1, shape[-1], pattern.m)):
+        if size % unit:
+            what = "rows" if axis == -2 else "columns"
+            raise InputError(
+                f"shape {shape} has {size} {what}, not a multiple of {unit}: pattern {pattern} leaves {size % unit} {what} from "
+                f"index {size - size % unit} on; pass padding='pad' (solve as if zeros followed) or padding='dense' (keep them)"
+            )
+
+
+def first_non_finite(scores: Scores) -> tuple[int, ...] | None:
+    """The index of the first NaN or infinity in C order, or None."""
+    array = scores.array
+    step = max(1, 2**20 // max(1, array[0].size))
+    for start in range(0, array.shape[0], step):
+        part = array[start : start + step]
+        bad = (part & 0x7F80) == 0x7F80 if scores.kind == "bf16" else ~np.isfinite(part)
+        if bad.any():
+            index = np.unravel_index(int(np.argmax(bad)), part.shape)
+            return (start + int(index[0]), *(int(i) for i in index[1:]))
+    return None
+
+
+def non_finite_error(scores: Scores, pattern: Pattern) -> InputError:
+    """The error for scores that are not all finite, naming the first that is not."""
+    index = first_non_finite(scores)
+    if index is None:
+        return InputError(f"{scores.name} changed while pattern {pattern} was being solved: a value was not finite")
+    value: Any = scores.array[index]
+    if scores.kind == "bf16":
+        value = (np.asarray([value], np.uint32) << 16).view(np.float32)[0]
+    place = ", ".join(map(str, index))
+    return InputError(
+        f"{scores.name}[{place}] is {float(value)}: pattern {pattern} on shape {scores.array.shape} needs finite values; "
+        f"find what produced it, or replace it with np.nan_to_num({scores.name})"
+    )
+
+
+def thread_count(threads: int | None) -> int:
+    """How many threads to use: as asked, or every processor this process may run on."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        count = operator.index(threads)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(threads, bool):
+        raise InputError(f"threads must be a positive integer or None (all processors), got {threads!r}")
+    return count
