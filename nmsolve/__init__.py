@@ -11,7 +11,9 @@ True
 
 from nmsolve.api import methods, solve
 from nmsolve.certify import Duals, Report, verify
+from nmsolve.counting import Diversity, diversity
 from nmsolve.errors import InputError, MissingDependencyError, NMSolveError, PatternError, SolverError
+from nmsolve.lbc import combinations, remove_lowest, removed_by, survivor_mask
 from nmsolve.pattern import Pattern
 from nmsolve.result import MaskResult, Status
 from nmsolve.validate import bfloat16
@@ -19,6 +21,7 @@ from nmsolve.validate import bfloat16
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diversity",
     "Duals",
     "InputError",
     "MaskResult",
@@ -30,7 +33,12 @@ __all__ = [
     "SolverError",
     "Status",
     "bfloat16",
+    "combinations",
+    "diversity",
     "methods",
+    "remove_lowest",
+    "removed_by",
     "solve",
+    "survivor_mask",
     "verify",
 ]

@@ -349,7 +349,8 @@ def certify_row(typingctx, S, start, bits, u, at, v, objective, gap, m):  # type
 
 @intrinsic(prefer_literal=True)
 def write_mask_row(typingctx, bits, row, mask, at, m):  # type: ignore[no-untyped-def]
-    """One mask row of 16 blocks that lie side by side, from bits to bytes. Returns False, and writes nothing, unless m is 4, 8, 16, …"""
+    """One mask row of 16 blocks that lie side by side, from bits to bytes. Returns False, and writes nothing, unless m is
+    4, 8, 16, …"""
     sig = types.boolean(bits, row, mask, at, m)
     size = number(m)
     able = size >= 4 and size & (size - 1) == 0

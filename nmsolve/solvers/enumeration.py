@@ -168,7 +168,8 @@ def _solve_group(typingctx, X, at, row_stride, kind, absolute, mask, mask_at, ma
 def enumerate_blocks(X, top, kind, absolute, mask, first, last, n, tile, tile_mask, sums, build):  # type: ignore[no-untyped-def]
     """Solve block rows first … last − 1 of X into mask; sums[:16] gains the objective and sums[16:] the best values.
 
-    X (rows, cols) float32, float64 or 16-bit patterns, named by the literal `kind`; elements of a row adjacent. Blocks that do not fill a
+    X (rows, cols) float32, float64 or 16-bit patterns, named by the literal `kind`; elements of a row adjacent. Blocks that
+    do not fill a
     group of 16 side by side are collected in tile (4, 64), of X's dtype.
     """
     row_stride = X.strides[0] // X.itemsize

@@ -1,7 +1,8 @@
 """Transposable blocks as min-cost flow problems for OR-tools, one call a block: the backend of the 2021 paper, for comparison.
 
 Costs must be integers (float costs make flow codes loop or answer wrongly), so a block's scores are scaled by the power of two that
-takes its largest to 2^47 … 2^48 and rounded; the rounding moves an objective by at most n m / 2 units, which is reported. The graph: a
+takes its largest to 2^47 … 2^48 and rounded; the rounding moves an objective by at most n m / 2 units, which is reported.
+The graph: a
 source of n units a row, arcs of capacity one to the columns, n units demanded a column; for at most, a node that takes
 what a row does not place and gives what a column lacks.
 """

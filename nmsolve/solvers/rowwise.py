@@ -3,7 +3,8 @@
     maximise Σ_j S_j x_j,   x ∈ {0, 1}^m,   Σ_j x_j = n   (at most: ≤ n)
 
 The threshold t, the n-th largest score, is found by a selection network on 16 groups at once; what is larger is
-kept, and of what equals t the lowest indices until n are kept. At most n keeps only positive scores of these. With u = t (at most: max(t, 0))
+kept, and of what equals t the lowest indices until n are kept. At most n keeps only positive scores of these. With u = t
+(at most: max(t, 0))
 the dual bound n u + Σ max(0, S_j − u) equals the kept sum, so the threshold is the certificate; each group checks that its t
 separates n scores.
 """
