@@ -39,7 +39,8 @@ class Sheet:
     @property
     def even(self) -> bool:
         """Whether blocks tile the sheet without a remainder."""
-        return self.source.shape[0] % self.pattern.rows == 0 and self.source.shape[1] == self.padded_columns
+        rows, cols = (int(size) for size in self.source.shape)
+        return rows % self.pattern.rows == 0 and cols == self.padded_columns
 
     @property
     def direct(self) -> bool:

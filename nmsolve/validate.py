@@ -64,6 +64,11 @@ def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any]
             f"convert with np.asarray({name}, dtype=np.float32)"
         )
     kind = _kind(array.dtype)
+    if array.dtype.kind == "V":
+        raise InputError(
+            f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} needs to know what the bytes are; "
+            f"bfloat16 that lost its name (np.load does that) is {name}.view(nmsolve.bfloat16)"
+        )
     if kind is None:
         raise InputError(
             f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} takes float16, bfloat16, float32, "
