@@ -18,7 +18,7 @@ from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
 from nmsolve.result import MaskResult, Status, relative_gap
 from nmsolve.solvers import Run, Tally
-from nmsolve.validate import Scores, check_divisible, non_finite_error, read_scores, thread_count
+from nmsolve.validate import Scores, check_divisible, first_non_finite, non_finite_error, read_scores, thread_count
 
 METHODS = ("auto", "exact", "greedy", "cover", "min_cost_flow")
 
@@ -118,14 +118,15 @@ def solve(
     tallies: list[Tally] = []
     for sheet in sheets(read, mask, pattern, padding):
         tallies += _solve_sheet(sheet, read, module, workers)
-    kept = remainder_score(read, pattern, padding)
-    objective = math.fsum([kept, *(tally.objective for tally in tallies)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        kept = remainder_score(read, pattern, padding)
+    objective = _total([kept, *(tally.objective for tally in tallies)])
     if not math.isfinite(objective):
-        if math.isnan(kept) or math.isinf(kept):
+        if first_non_finite(read) is not None:  # in the remainder, which no kernel reads
             raise non_finite_error(read, pattern)
         raise InputError(f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale them down")
     bounds = [tally.bound for tally in tallies]
-    bound = None if None in bounds else math.fsum([kept, *(b for b in bounds if b is not None)])
+    bound = None if None in bounds else _total([kept, *(b for b in bounds if b is not None)])
     stats: dict[str, float] = {}
     for tally in tallies:
         for key, value in tally.stats.items():
@@ -152,6 +153,14 @@ def solve(
         scored=read.name,
         duals=potentials,
     )
+
+
+def _total(parts: list[float]) -> float:
+    """The exact sum, rounded once; infinite if it is too large for a float."""
+    try:
+        return math.fsum(parts)
+    except OverflowError:
+        return math.inf
 
 
 def _check_method(method: str, pattern: Pattern) -> None:
@@ -187,9 +196,10 @@ def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[
 
     def work(task: tuple[int, int]) -> Tally | None:
         first, last = task
-        if in_place:
-            return run(source, sheet.mask, first, last)
-        return _solve_staged(sheet, run, first, last, np.float64 if wide == "f8" else np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are reported as what they are
+            if in_place:
+                return run(source, sheet.mask, first, last)
+            return _solve_staged(sheet, run, first, last, np.float64 if wide == "f8" else np.float32)
 
     tasks = list(sheet.tasks())
     results = _in_threads(work, tasks, workers)

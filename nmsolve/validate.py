@@ -54,6 +54,11 @@ def _kind(dtype: np.dtype[Any]) -> str | None:
 
 
 def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any], str]:
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InputError(
+            f"{name} is a masked array of shape {values.shape}, and pattern {pattern} has no meaning for missing entries; "
+            f"fill them, for example with {name}.filled(0)"
+        )
     try:
         array = np.asarray(values)
     except Exception as error:
@@ -64,7 +69,7 @@ def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any]
             f"convert with np.asarray({name}, dtype=np.float32)"
         )
     kind = _kind(array.dtype)
-    if array.dtype.kind == "V":
+    if kind is None and array.dtype.kind == "V":
         raise InputError(
             f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} needs to know what the bytes are; "
             f"bfloat16 that lost its name (np.load does that) is {name}.view(nmsolve.bfloat16)"

@@ -82,9 +82,8 @@ def _stage(X, first_row, a_row, row_stride, ids, adjacent, absolute, g, m):  # t
 def _ascend_group(T, u, v, rounds, fresh, omega, g, n, m, at_most):  # type: ignore[no-untyped-def]
     """Rounds of the ascent on T, then the masks T − u − v > 0 and the lanes where they are feasible."""
     for k in range(rounds):
-        first = fresh and k == 0  # its rows were done while ties were looked for
-        step = 1.0 if first else omega
-        for i in range(0 if first else m):
+        step = 1.0 if fresh and k == 0 else omega
+        for i in range(m):
             half_step(T, i * m * LANES, LANES, v, u, i * LANES, step, n, m, at_most)
         for j in range(m):
             half_step(T, j * LANES, m * LANES, u, v, j * LANES, step, n, m, at_most)
@@ -210,7 +209,7 @@ def ascend(  # type: ignore[no-untyped-def]
         np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),
         np.zeros((LEVELS, 2, LANES), dtype), np.zeros(LEVELS, np.int64), np.zeros(LEVELS, np.int64),
     )  # fmt: skip
-    ids, ignored = np.zeros(LANES, np.int64), np.empty(LANES, np.int32)
+    ids, ignored, zeros = np.zeros(LANES, np.int64), np.empty(LANES, np.int32), np.zeros(line, dtype)
     block, kept = np.empty((m, m), np.float64), np.empty((m, m), np.uint8)
     cu, cv, floats = np.empty(m, np.float64), np.empty(m, np.float64), np.empty(2 * m + 1, np.float64)
     integers = np.empty((4, 2 * m + 1), np.int64)
@@ -249,13 +248,12 @@ def ascend(  # type: ignore[no-untyped-def]
         u, v, amount = queue.u[level, 0], queue.v[level, 0], queue.amount[level, 0]
         g.everywhere[0] = 0xFFFF
         if level == 0:
-            u[:] = 0
             g.equal[:] = 0
             g.zero[:] = 0
             for j in range(m):
-                start_line(g.S, j * LANES, line, u, v, j * LANES, 0.5, g.equal, g.zero, n, m, at_most)
+                start_line(g.S, j * LANES, line, zeros, v, j * LANES, 0.5, g.equal, g.zero, n, m, at_most)
             for i in range(m):
-                start_line(g.S, i * line, LANES, v, u, i * LANES, 1.0, g.equal, ignored, n, m, at_most)
+                start_line(g.S, i * line, LANES, zeros, u, i * LANES, 0.5, g.equal, ignored, n, m, at_most)
             flag_ties(g.S, g.equal, g.zero, g.power, amount, g.everywhere, m)
         shifted = shift(g.S, amount, g.everywhere, delta, g.A, m)
         _ascend_group(g.A if shifted else g.S, u, v, rounds[level], level == 0, omega, g, n, m, at_most)
