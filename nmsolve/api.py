@@ -164,7 +164,7 @@ def _total(parts: list[float]) -> float:
 
 
 def _check_method(method: str, pattern: Pattern) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     serving = solvers.guarantees(pattern)
     if method not in serving:

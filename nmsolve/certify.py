@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nmsolve.blocks import core_shape, remainders, sheets
-from nmsolve.errors import InputError
+from nmsolve.errors import InputError, SolverError
 from nmsolve.pattern import Pattern
 from nmsolve.validate import Scores, check_divisible, is_bfloat16, non_finite_error
 
@@ -98,7 +98,10 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
     True
     """
     pattern = Pattern.of(pattern, at_most)
-    array = np.asarray(mask)
+    try:
+        array = np.asarray(mask)
+    except ValueError as error:
+        raise InputError(f"a mask for pattern {pattern} has rows of equal length: {error}") from error
     if array.ndim < 2 or array.size == 0:
         raise InputError(f"a mask for pattern {pattern} is (..., rows, cols) and not empty, got shape {array.shape}")
     if array.dtype == np.bool_:
@@ -116,7 +119,7 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
     groups, violations = 0, 0
     first: tuple[tuple[int, ...], int] | None = None
     for axis in (-1, -2) if pattern.transposable else (-1,):
-        count, whole = _group_counts(core, axis, pattern.m)
+        count, whole = _group_counts(core, axis, pattern)
         wrong = count > pattern.n
         if exactly:
             # A group cut off by the edge, or that shares a block with padding, may keep fewer than n.
@@ -144,9 +147,9 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
     )
 
 
-def _group_counts(kept: NDArray[np.bool_], axis: int, m: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _group_counts(kept: NDArray[np.bool_], axis: int, pattern: Pattern) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Entries kept by each group along an axis, and which groups lie in no block that the edge cuts."""
-    size, other = kept.shape[axis], kept.shape[-3 - axis]
+    m, size, other = pattern.m, kept.shape[axis], kept.shape[-3 - axis]
     if kept.size == 0:
         shape = [*kept.shape]
         shape[axis] = 0
@@ -155,12 +158,9 @@ def _group_counts(kept: NDArray[np.bool_], axis: int, m: int) -> tuple[NDArray[n
     whole = np.ones(count.shape, bool)
     if size % m:
         np.moveaxis(whole, axis, -1)[..., -1] = False
-    return count, whole if other % m == 0 else _without_tail(whole, -3 - axis, other - other % m)
-
-
-def _without_tail(whole: NDArray[np.bool_], axis: int, start: int) -> NDArray[np.bool_]:
-    np.moveaxis(whole, axis, -1)[..., start:] = False
-    return whole
+    if pattern.transposable and other % m:
+        np.moveaxis(whole, -3 - axis, -1)[..., other - other % m :] = False
+    return count, whole
 
 
 def objective(scores: Scores, mask: NDArray[np.bool_]) -> float:
@@ -280,6 +280,7 @@ def _flat_duals(
         expected.append((*shape[:-2], rows // pattern.m, cols))
         found.append(() if duals.columns is None else duals.columns.shape)
     if found != expected or not all(np.isfinite(d).all() for d in (duals.rows, duals.columns) if d is not None):
-        raise InputError(f"duals of pattern {pattern} on shape {shape} are finite and have shapes {expected}, got {found}")
-    u = duals.rows.reshape(-1, cols // pattern.m)
-    return u, None if duals.columns is None else duals.columns.reshape(-1, cols)
+        raise SolverError(f"duals of pattern {pattern} on shape {shape} are finite and have shapes {expected}, got {found}")
+    batch = math.prod(shape[:-2])
+    u = duals.rows.reshape(batch * rows, cols // pattern.m)
+    return u, None if duals.columns is None else duals.columns.reshape(batch * rows // pattern.rows, cols)

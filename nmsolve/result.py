@@ -16,6 +16,8 @@ from nmsolve.validate import read_scores
 
 #: Two float64 sums of the same scores in another order agree to this, relative to the sum of magnitudes.
 SUMMATION = 1e-11
+#: Scores and duals down here are rounded to multiples of this.
+SUBNORMAL = 5e-324
 
 
 class Status(Enum):
@@ -113,7 +115,7 @@ class MaskResult:
         size = (
             objective(read, np.ones_like(mask)) if read.absolute else abs(true) + float(np.abs(read.array[mask]).sum(dtype=float))
         )
-        slack = SUMMATION * size
+        slack = SUMMATION * size + 4 * mask.size * SUBNORMAL
         _check("objective", self.objective, true, slack)
         proven, _ = dual_bound(read, self.pattern, self.padding, self.duals)
         tolerance = read.tolerance * max(abs(proven), abs(true)) + slack

@@ -108,7 +108,7 @@ def read_scores(weights: ArrayLike, scores: ArrayLike | None, pattern: Pattern) 
 
 def check_divisible(shape: tuple[int, ...], pattern: Pattern, padding: str) -> None:
     """Raise InputError if the shape leaves a remainder that `padding` does not allow."""
-    if padding not in PADDINGS:
+    if not isinstance(padding, str) or padding not in PADDINGS:
         raise InputError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
     if padding != "error":
         return

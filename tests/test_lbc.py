@@ -63,7 +63,13 @@ def plain_removal(scores, alive, removed):
     return after
 
 
-@given(seed=st.integers(0, 2**32 - 1), candidates=st.integers(1, 20), groups=st.integers(1, 6), levels=st.integers(1, 5), data=st.data())
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    candidates=st.integers(1, 20),
+    groups=st.integers(1, 6),
+    levels=st.integers(1, 5),
+    data=st.data(),
+)
 def test_removal_against_plain_python(seed, candidates, groups, levels, data):
     rng = np.random.default_rng(seed)
     dtype = data.draw(st.sampled_from([np.float32, np.float64, np.float16]))

@@ -18,6 +18,7 @@ evaluated in float64 on the scores as given.
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
@@ -69,7 +70,9 @@ def _stage(X, first_row, a_row, row_stride, ids, adjacent, absolute, g, m):  # t
         power = 1.0 if largest == 0.0 else max(float(g.power[lane]), smallest)
         out = power > limit or power < 1.0 / limit
         g.scale[lane] = power if out else 1.0
-        g.power[lane] = 1.0 if out else power
+        g.power[lane] = power
+        if out:  # a subnormal maximum is scaled too little to reach 1
+            g.power[lane] = math.ldexp(1.0, math.frexp(largest / power)[1] - 1)
         extreme |= out
     if extreme:
         for k in range(m * m):
@@ -203,7 +206,7 @@ def ascend(  # type: ignore[no-untyped-def]
         np.empty(m * line, dtype), np.empty(m * line, dtype), np.empty(m * m, np.uint16),
         np.empty(line, np.int32), np.empty(line, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32),
         np.zeros(LANES, np.int64), np.ones(LANES, np.float64), np.empty(LANES, np.float64), np.empty(LANES, np.float64),
-        np.empty(1, np.uint16), np.empty(1, np.uint16), top.view(dtype), top, np.empty((3 * m + 1, LANES), dtype),
+        np.empty(1, np.uint16), np.empty(1, np.uint16), top.view(dtype), top, np.empty((4 * m + 2, LANES), dtype),
     )  # fmt: skip
     queue = Queue(
         np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),

@@ -19,9 +19,9 @@ from nmsolve.solvers.compiled import part
 
 @part
 def read_block(X, row, column, absolute, S):  # type: ignore[no-untyped-def]
-    """Copy a block's scores to S (m, m); returns their sum (not finite if one of them is not) and the least of them."""
+    """Copy a block's scores to S (m, m); returns their sum, the least of them, and whether all are finite."""
     m = S.shape[0]
-    total, least = 0.0, np.inf
+    total, least, finite = 0.0, np.inf, True
     for i in range(m):
         for j in range(m):
             x = X[row + i, column + j]
@@ -29,7 +29,8 @@ def read_block(X, row, column, absolute, S):  # type: ignore[no-untyped-def]
             S[i, j] = x
             total += x
             least = min(least, x)
-    return total, least
+            finite &= np.isfinite(x)
+    return total, least, finite
 
 
 @part

@@ -48,8 +48,8 @@ def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, bu
     S, kept = np.empty((m, m)), np.empty((m, m), np.uint8)
     for r in range(first * m, last * m, m):
         for c in range(0, X.shape[1], m):
-            total, least = read_block(X, r, c, absolute, S)
-            if not np.isfinite(total):
+            total, least, finite = read_block(X, r, c, absolute, S)
+            if not finite:
                 return False
             sums[2] = 1.0 if least < 0.0 else sums[2]
             pruned = prune_lightest(S, n, at_most, kept)

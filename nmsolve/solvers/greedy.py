@@ -55,8 +55,8 @@ def greedy_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, b
     S, kept = np.empty((m, m)), np.empty((m, m), np.uint8)
     for r in range(first * m, last * m, m):
         for c in range(0, X.shape[1], m):
-            total, least = read_block(X, r, c, absolute, S)
-            if not np.isfinite(total):
+            _, least, finite = read_block(X, r, c, absolute, S)
+            if not finite:
                 return False
             sums[2] = 1.0 if least < 0.0 else sums[2]
             raw = keep_heaviest(S, n, at_most, kept)

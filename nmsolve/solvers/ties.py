@@ -81,9 +81,13 @@ def relax(S, bits, row_count, column_count, u, w, z, before, n, m, at_most, swee
 
     At most n adds u_i ≥ z ≥ w_j, with equality where a line keeps fewer than n; z stands for the dual 0.
     """
+    line = m * LANES
     for _ in range(sweeps):
-        for k in range(m * LANES):
+        for k in range(line):
             before[k] = w[k]
+            before[line + k] = u[k]
+        for lane in range(LANES):
+            before[2 * line + lane] = z[lane]
         if at_most:
             for k in range(m):
                 for lane in range(LANES):
@@ -101,18 +105,22 @@ def relax(S, bits, row_count, column_count, u, w, z, before, n, m, at_most, swee
             relax_row(S, i * m * LANES, bits, u, i * LANES, w, m)
         for j in range(m):
             relax_column(S, j, bits, u, w, m)
+        # Where no lane moved nothing moves any more, so that stopping changes no lane, whatever its neighbours do.
         moved = False
-        for k in range(m * LANES):
+        for k in range(line):
             moved |= before[k] != w[k]
+            moved |= before[line + k] != u[k]
+        for lane in range(LANES):
+            moved |= before[2 * line + lane] != z[lane]
         if not moved:
             break
 
 
 @part
 def unshift(S, bits, row_count, column_count, u, v, amount, power, good, work, n, m, at_most, sweeps):  # type: ignore[no-untyped-def]
-    """Replace the duals of feasible shifted lanes by duals for S itself. `work` (3 m + 1, LANES) is scratch."""
-    ru, rw, before = work[:m].reshape(-1), work[m : 2 * m].reshape(-1), work[2 * m : 3 * m].reshape(-1)
-    z = work[3 * m]
+    """Replace the duals of feasible shifted lanes by duals for S itself. `work` (4 m + 2, LANES) is scratch."""
+    ru, rw, z = work[:m].reshape(-1), work[m : 2 * m].reshape(-1), work[2 * m]
+    before = work[2 * m + 1 :].reshape(-1)
     for k in range(m):
         round_duals(u, v, k * LANES, power, GRID, ru, rw)
     z[:] = 0

@@ -1,0 +1,22 @@
+"""Hypothesis profile, and the repository root on the path for `reference`."""
+
+import os
+import sys
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+# The first example of a pattern compiles its kernel, so examples have no deadline.
+settings.register_profile(
+    "nmsolve",
+    deadline=None,
+    max_examples=15,
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("nmsolve")
