@@ -30,7 +30,16 @@ from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
 from nmsolve.solvers import Run, Tally
-from nmsolve.solvers.ascent_lanes import certify_row, half_step, judge_line, sign_row, stage_line, start_line, write_mask_row
+from nmsolve.solvers.ascent_lanes import (
+    certify_row,
+    copy_mask_row,
+    half_step,
+    judge_line,
+    sign_row,
+    stage_line,
+    start_line,
+    write_mask_row,
+)
 from nmsolve.solvers.augment import augment
 from nmsolve.solvers.compiled import BUILD, STORAGE, array, kernel, part, specialise
 from nmsolve.solvers.ties import FINE, HINT, LANES, SHRINK, flag_ties, offsets, shift, unshift
@@ -41,18 +50,21 @@ COUNTS = LEVELS + 3
 
 # One group in the lanes: scores, shifted scores, mask bits and counts, and per lane the block's place, scale and certificate.
 Group = namedtuple(
-    "Group", "S A bits row_count column_count equal zero places scale objective gap good everywhere power top relaxed"
+    "Group", "S A bits row_count column_count equal zero rows columns places scale objective gap good everywhere power top relaxed"
 )
 # Blocks that wait for a level, two groups' worth, in lane layout.
-Queue = namedtuple("Queue", "ids u v amount everywhere waiting")
+Queue = namedtuple("Queue", "rows columns u v amount everywhere waiting")
 
 
 @part
-def _stage(X, first_row, a_row, row_stride, ids, adjacent, absolute, g, m):  # type: ignore[no-untyped-def]
-    """Scores of the 16 blocks in `ids` into the lanes; extreme magnitudes scaled by a power of two. False if not finite."""
+def _stage(X, row_stride, adjacent, absolute, g, m):  # type: ignore[no-untyped-def]
+    """Scores of the 16 blocks at g.rows, g.columns into the lanes, extreme magnitudes scaled by a power of two.
+
+    Returns False if one is not finite.
+    """
     item = X.itemsize
     for lane in range(LANES):
-        g.places[lane] = ((first_row + ids[lane] // a_row) * m) * row_stride + (ids[lane] % a_row) * m
+        g.places[lane] = g.rows[lane] * row_stride + g.columns[lane]
     base = g.places[0] if adjacent else 0
     top = g.top
     top[:] = 0
@@ -140,11 +152,11 @@ def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
 
 
 @part
-def _enqueue(queue, level, block, g, u, v, amount, lane, feasible, m):  # type: ignore[no-untyped-def]
+def _enqueue(queue, level, g, u, v, amount, lane, feasible, m):  # type: ignore[no-untyped-def]
     """Hand a block to a level with its duals and the offset it is to run with there."""
     at = queue.waiting[level]
     half, slot = at // LANES, at % LANES
-    queue.ids[level, at] = block
+    queue.rows[level, at], queue.columns[level, at] = g.rows[lane], g.columns[lane]
     for k in range(m):
         queue.u[level, half, k * LANES + slot] = u[k * LANES + lane]
         queue.v[level, half, k * LANES + slot] = v[k * LANES + lane]
@@ -160,7 +172,7 @@ def _dequeue(queue, level, taken):  # type: ignore[no-untyped-def]
     """Drop the group that was solved; what waits behind it moves up."""
     rest = queue.waiting[level] - taken
     for k in range(rest):
-        queue.ids[level, k] = queue.ids[level, LANES + k]
+        queue.rows[level, k], queue.columns[level, k] = queue.rows[level, LANES + k], queue.columns[level, LANES + k]
     if rest > 0:
         queue.u[level, 0] = queue.u[level, 1]
         queue.v[level, 0] = queue.v[level, 1]
@@ -199,25 +211,26 @@ def ascend(  # type: ignore[no-untyped-def]
     """
     dtype = X.dtype
     row_stride, mask_stride = X.strides[0] // X.itemsize, mask.strides[0]
-    a_row = X.shape[1] // m
-    blocks = (last - first) * a_row
+    width = X.shape[1]
     line = m * LANES
     g = Group(
         np.empty(m * line, dtype), np.empty(m * line, dtype), np.empty(m * m, np.uint16),
         np.empty(line, np.int32), np.empty(line, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32),
-        np.zeros(LANES, np.int64), np.ones(LANES, np.float64), np.empty(LANES, np.float64), np.empty(LANES, np.float64),
-        np.empty(1, np.uint16), np.empty(1, np.uint16), top.view(dtype), top, np.empty((4 * m + 2, LANES), dtype),
+        np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64),
+        np.ones(LANES), np.empty(LANES), np.empty(LANES), np.empty(1, np.uint16), np.empty(1, np.uint16),
+        top.view(dtype), top, np.empty((4 * m + 2, LANES), dtype),
     )  # fmt: skip
     queue = Queue(
-        np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),
+        np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2 * LANES), np.int64),
+        np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),
         np.zeros((LEVELS, 2, LANES), dtype), np.zeros(LEVELS, np.int64), np.zeros(LEVELS, np.int64),
     )  # fmt: skip
-    ids, ignored, zeros = np.zeros(LANES, np.int64), np.empty(LANES, np.int32), np.zeros(line, dtype)
-    block, kept = np.empty((m, m), np.float64), np.empty((m, m), np.uint8)
+    ignored, zeros = np.empty(LANES, np.int32), np.zeros(line, dtype)
+    block, kept, tile = np.empty((m, m), np.float64), np.empty((m, m), np.uint8), np.empty(m * line, np.uint8)
     cu, cv, floats = np.empty(m, np.float64), np.empty(m, np.float64), np.empty(2 * m + 1, np.float64)
     integers = np.empty((4, 2 * m + 1), np.int64)
 
-    upcoming = 0
+    row, column = first * m, 0
     while True:
         # The deepest queue that fills a group goes first, one that does not only when nothing else is left.
         level = -1
@@ -226,11 +239,13 @@ def ascend(  # type: ignore[no-untyped-def]
                 level = q
                 break
         adjacent = False
-        if level < 0 and upcoming < blocks:
-            if upcoming % a_row + LANES > a_row:  # the end of a row, or a narrow matrix: blocks that are no neighbours
-                queue.ids[0, queue.waiting[0]] = upcoming
+        if column == width:
+            row, column = row + m, 0
+        if level < 0 and row < last * m:
+            if column + line > width:  # the end of a row, or a narrow matrix: blocks that are no neighbours
+                queue.rows[0, queue.waiting[0]], queue.columns[0, queue.waiting[0]] = row, column
                 queue.waiting[0] += 1
-                upcoming += 1
+                column += m
                 continue
             level, adjacent = 0, True
         if level < 0:
@@ -242,10 +257,12 @@ def ascend(  # type: ignore[no-untyped-def]
                 return True
         filled = LANES if adjacent else min(queue.waiting[level], LANES)
         for lane in range(LANES):
-            ids[lane] = upcoming + lane if adjacent else queue.ids[level, min(lane, filled - 1)]
+            from_queue = min(lane, filled - 1)
+            g.rows[lane] = row if adjacent else queue.rows[level, from_queue]
+            g.columns[lane] = column + lane * m if adjacent else queue.columns[level, from_queue]
         if adjacent:
-            upcoming += LANES
-        if not _stage(X, first, a_row, row_stride, ids, adjacent, absolute, g, m):
+            column += line
+        if not _stage(X, row_stride, adjacent, absolute, g, m):
             return False
 
         u, v, amount = queue.u[level, 0], queue.v[level, 0], queue.amount[level, 0]
@@ -264,28 +281,28 @@ def ascend(  # type: ignore[no-untyped-def]
             unshift(g.S, g.bits, g.row_count, g.column_count, u, v, amount, g.power, g.good, g.relaxed, n, m, at_most, sweeps)
         _certify(u, v, g, n, m, at_most)
 
-        in_place = adjacent and g.good[0] != 0
-        if in_place:
-            r, c = (first + ids[0] // a_row) * m, (ids[0] % a_row) * m
+        if g.good[0] != 0:
             for i in range(m):
-                in_place &= write_mask_row(g.bits, i, mask, (r + i) * mask_stride + c, m)
+                if adjacent:
+                    write_mask_row(g.bits, i, mask, (g.rows[0] + i) * mask_stride + g.columns[0], m)
+                else:
+                    write_mask_row(g.bits, i, tile, i * line, m)
         for lane in range(filled):
-            b = ids[lane]
-            r, c = (first + b // a_row) * m, (b % a_row) * m
+            r, c = g.rows[lane], g.columns[lane]
             feasible = (g.good[0] >> lane) & 1 == 1
             value, loose, scale = g.objective[lane], g.gap[lane], g.scale[lane]
             if feasible and loose <= tolerance * max(float(g.power[lane]), abs(value)):
                 counts[level] += 1
-                if not in_place:
+                if not adjacent:
                     for i in range(m):
-                        for j in range(m):
-                            mask[r + i, c + j] = (g.bits[i * m + j] >> lane) & 1
+                        copy_mask_row(tile, i * line + lane * m, mask, (r + i) * mask_stride + c, m)
                 if duals_u.shape[0] > 0:
+                    b = ((r // m - first) * width + c) // m
                     for k in range(m):
                         duals_u[b, k] = float(u[k * LANES + lane]) * scale
                         duals_v[b, k] = float(v[k * LANES + lane]) * scale
             elif level + 1 < LEVELS and (not feasible or amount[lane] > 0.0):
-                _enqueue(queue, level + 1, b, g, u, v, amount, lane, feasible, m)
+                _enqueue(queue, level + 1, g, u, v, amount, lane, feasible, m)
                 continue
             else:
                 value, loose, paths = _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
@@ -297,6 +314,7 @@ def ascend(  # type: ignore[no-untyped-def]
                     for j in range(m):
                         mask[r + i, c + j] = kept[i, j]
                 if duals_u.shape[0] > 0:
+                    b = ((r // m - first) * width + c) // m
                     for k in range(m):
                         duals_u[b, k] = cu[k] * scale
                         duals_v[b, k] = cv[k] * scale
@@ -309,7 +327,7 @@ def ascend(  # type: ignore[no-untyped-def]
 def schedule(m: int) -> tuple[tuple[int, ...], int, float]:
     """Rounds a level, Bellman–Ford sweeps, and over-relaxation: measured on N(0, 1), integers and pruned matrices."""
     if m <= 8:
-        return (7, 8, 12, 12), 6, 1.25
+        return (8, 6, 10, 12), 6, 1.25
     if m <= 16:
         return (9, 8, 12, 12), 8, 1.4
     if m <= 32:

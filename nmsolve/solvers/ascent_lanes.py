@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba.core import cgutils
+
 from nmsolve.solvers.lanes import (
     ELEMENT,
     LANES,
@@ -16,7 +18,6 @@ from nmsolve.solvers.lanes import (
     constant,
     data,
     gather,
-    interleave,
     intrinsic,
     ir,
     lane_offsets,
@@ -29,6 +30,7 @@ from nmsolve.solvers.lanes import (
     splat,
     store,
     store_bits,
+    store_mask,
     to_scores,
     types,
     unzip,
@@ -349,27 +351,30 @@ def certify_row(typingctx, S, start, bits, u, at, v, objective, gap, m):  # type
 
 @intrinsic(prefer_literal=True)
 def write_mask_row(typingctx, bits, row, mask, at, m):  # type: ignore[no-untyped-def]
-    """One mask row of 16 blocks that lie side by side, from bits to bytes. Returns False, and writes nothing, unless m is
-    4, 8, 16, …"""
-    sig = types.boolean(bits, row, mask, at, m)
+    """One mask row of 16 blocks that lie side by side, from bits to bytes."""
+    sig = types.void(bits, row, mask, at, m)
     size = number(m)
-    able = size >= 4 and size & (size - 1) == 0
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if not able:
-            return ir.Constant(ir.IntType(1), 0)
         bits, row, mask, at, _ = _pointers(context, builder, sig, args)
-        word = ELEMENT["i4"]
-        words = []
-        for q in range(size // 4):
-            packed = constant(builder, 0, word)
-            for byte in range(4):
-                index = builder.add(builder.mul(row, ir.Constant(row.type, size)), ir.Constant(row.type, 4 * q + byte))
-                kept = load_bits(builder, bits, index)
-                packed = packed | select(kept, constant(builder, 1 << (8 * byte), word), constant(builder, 0, word))
-            words.append(packed)
-        for q, packed in enumerate(interleave(words)):
-            store(builder, packed, mask, builder.add(at, ir.Constant(at.type, q * 4 * LANES)))
-        return ir.Constant(ir.IntType(1), 1)
+        first = builder.mul(row, ir.Constant(row.type, size))
+        kept = [load_bits(builder, bits, builder.add(first, ir.Constant(row.type, j))) for j in range(size)]
+        store_mask(builder, kept, mask, at)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_mask_row(typingctx, tile, start, mask, at, m):  # type: ignore[no-untyped-def]
+    """m bytes from tile to mask, as few moves as they take."""
+    sig = types.void(tile, start, mask, at, m)
+    size = number(m)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        tile, start, mask, at, _ = _pointers(context, builder, sig, args)
+        count = ir.Constant(ir.IntType(64), size)
+        cgutils.raw_memcpy(builder, builder.gep(mask, [at]), builder.gep(tile, [start]), count, 1)
+        return context.get_dummy_value()
 
     return sig, codegen

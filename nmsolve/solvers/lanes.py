@@ -241,6 +241,30 @@ def data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
     return context.make_array(array_type)(context, builder, array).data
 
 
+def store_mask(builder: Any, kept: list[Vec], mask: Any, at: Any) -> None:
+    """Bytes 0 and 1 to mask from `at` on: entry j of lane l at l * len(kept) + j.
+
+    Four booleans a lane make a 32-bit word, and words of a lane are interleaved, where their number is a power of two.
+    """
+    size = len(kept)
+    if size % 4 == 0 and size & (size - 1) == 0:
+        words = []
+        for q in range(0, size, 4):
+            word = constant(builder, 0, _I32)
+            for byte in range(4):
+                one = constant(builder, 1 << (8 * byte), _I32)
+                word = word | select(kept[q + byte], one, constant(builder, 0, _I32))
+            words.append(word)
+        for q, word in enumerate(interleave(words)):
+            store(builder, word, mask, builder.add(at, ir.Constant(at.type, 4 * LANES * q)))
+        return
+    for j, one in enumerate(kept):
+        as_bytes = one.widen(_I8).value
+        for lane in range(LANES):
+            byte = builder.extract_element(as_bytes, ir.Constant(_I32, lane))
+            builder.store(byte, builder.gep(mask, [builder.add(at, ir.Constant(at.type, lane * size + j))]))
+
+
 def number(literal: Any) -> int:
     """The value of a numba integer literal type."""
     return int(literal.literal_value)
@@ -266,6 +290,7 @@ __all__ = [
     "splat",
     "store",
     "store_bits",
+    "store_mask",
     "to_scores",
     "types",
     "unzip",

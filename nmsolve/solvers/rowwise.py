@@ -28,7 +28,6 @@ from nmsolve.solvers.lanes import (
     constant,
     data,
     gather,
-    interleave,
     intrinsic,
     ir,
     lane_offsets,
@@ -41,6 +40,7 @@ from nmsolve.solvers.lanes import (
     splat,
     store,
     store_bits,
+    store_mask,
     to_scores,
     unzip,
 )
@@ -104,23 +104,7 @@ def _keep_groups(typingctx, X, at, kind, absolute, mask, mask_at, sums, top, wro
             total = select(k, total + x.widen(double), total)
         store(builder, total, sums, origin)
 
-        word = ELEMENT["i4"]
-        if size % 4 == 0 and size & (size - 1) == 0:
-            packed = []
-            for q in range(size // 4):
-                value = constant(builder, 0, word)
-                for byte in range(4):
-                    one = constant(builder, 1 << (8 * byte), word)
-                    value = value | select(kept[4 * q + byte], one, constant(builder, 0, word))
-                packed.append(value)
-            for q, value in enumerate(interleave(packed)):
-                store(builder, value, mask, after(mask_at, 4 * LANES * q))
-        else:
-            for j, k in enumerate(kept):
-                as_bytes = k.widen(ELEMENT["i1"]).value
-                for lane in range(LANES):
-                    byte = builder.extract_element(as_bytes, ir.Constant(ir.IntType(32), lane))
-                    builder.store(byte, builder.gep(mask, [after(mask_at, lane * size + j)]))
+        store_mask(builder, kept, mask, mask_at)
         return context.get_dummy_value()
 
     return sig, codegen
