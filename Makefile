@@ -1,4 +1,5 @@
 # make demo | test | check | bench: each makes .venv on first use. Needs Python 3.11+ and make.
+# Another Python: make clean, then make demo PYTHON=/path/to/python3.12.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "nmsolve needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+		{ echo "$(PYTHON) does not run, or is older than the Python 3.11 that nmsolve needs; name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

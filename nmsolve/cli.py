@@ -34,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    return command
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nmsolve", description="The best N:M sparsity mask of a weight matrix, with a proof.")
     parser.add_argument("--version", action="version", version=f"nmsolve {nmsolve.__version__}")
@@ -46,12 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     }
     at_most: dict[str, Any] = {"action": "store_true", "default": None, "help": "allow fewer than n"}
 
-    command = commands.add_parser("demo", help="every method on a small trained network: a table, masks and a picture")
-    command.add_argument("--out", metavar="DIR", type=Path, default=Path("nmsolve-demo"), help="default: ./%(default)s")
+    command = _command(commands, "demo", "every method on a small trained network: a table, masks and a picture")
+    command.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("nmsolve-demo"), help="where masks and picture go; default: ./%(default)s"
+    )
     command.set_defaults(run=_demo)
 
-    command = commands.add_parser("solve", help="find the mask of an array of weights")
-    command.add_argument("weights", metavar="WEIGHTS.npy", type=Path)
+    command = _command(commands, "solve", "find the mask of an array of weights")
+    command.add_argument("weights", metavar="WEIGHTS.npy", type=Path, help="(..., rows, cols), as np.save writes it")
     command.add_argument("pattern", **pattern)
     command.add_argument("--method", choices=METHODS, default="auto", help="default: %(default)s, which is exact")
     command.add_argument("--at-most", **at_most)
@@ -60,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="MASK.npy", type=Path, help="where to write the mask (bool)")
     command.set_defaults(run=_solve)
 
-    command = commands.add_parser("verify", help="check a mask, or masked weights; exits with 1 if the pattern is violated")
+    command = _command(commands, "verify", "check a mask, or masked weights; exits with 1 if the pattern is violated")
     command.add_argument("mask", metavar="MASK.npy", type=Path, help="bool; numbers are taken as weights, at most n nonzero")
     command.add_argument("pattern", **pattern)
     command.add_argument("--weights", metavar="W.npy", type=Path, help="also compare the kept |W| with the optimum's")
@@ -68,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--padding", **padding)
     command.set_defaults(run=_verify)
 
-    command = commands.add_parser("diversity", help="how many masks a pattern allows")
+    command = _command(commands, "diversity", "how many masks a pattern allows")
     command.add_argument("pattern", **pattern)
-    command.add_argument("rows", metavar="ROWS", type=int)
-    command.add_argument("cols", metavar="COLS", type=int)
+    command.add_argument("rows", metavar="ROWS", type=int, help="of the matrix")
+    command.add_argument("cols", metavar="COLS", type=int, help="of the matrix")
     command.set_defaults(run=_diversity)
     return parser
 

@@ -108,7 +108,8 @@ def diversity(
     if rows % (height * pattern.rows) or cols % (width * pattern.m):
         unit = f"{height * pattern.rows} × {width * pattern.m}"
         raise InputError(
-            f"shape {sizes} is not a multiple of {unit}, the unit of pattern {pattern} with blocks of {(height, width)}"
+            f"shape {sizes} is not a multiple of {unit}, the unit of pattern {pattern}"
+            + ("" if (height, width) == (1, 1) else f" with blocks of {height} × {width}")
         )
     weights = math.prod(sizes)
     units = weights // (height * width)
