@@ -18,7 +18,7 @@ from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
 from nmsolve.result import MaskResult, Status, relative_gap
 from nmsolve.solvers import Run, Tally
-from nmsolve.validate import Scores, check_divisible, first_non_finite, non_finite_error, read_scores, thread_count
+from nmsolve.validate import Scores, check_divisible, check_flag, first_non_finite, non_finite_error, read_scores, thread_count
 
 METHODS = ("auto", "exact", "greedy", "cover", "min_cost_flow")
 
@@ -88,7 +88,7 @@ def solve(
     Notes
     -----
     Exact for every pattern up to m = 64. OPTIMAL means that dual bound and objective were evaluated in float64 and agree to
-    1e-6 (float32 and narrower) or 1e-12 (float64 and integers), relative to the objective, block by block. Ties: row-wise the
+    1e-6 (float32 and narrower) or 1e-12 (float64 and integers), relative to the magnitude kept, block by block. Ties: row-wise the
     lowest index first; transposable deterministic, and dependent on the block alone. Time is linear in the number of blocks.
 
     References
@@ -112,8 +112,9 @@ def solve(
     read = read_scores(weights, scores, pattern)
     check_divisible(read.array.shape, pattern, padding)
     workers = thread_count(threads)
+    check_flag(duals, "duals")
 
-    module = solvers.module_for(method, pattern)
+    module = solvers.module_for(method, pattern, read.absolute)
     mask = np.ones(read.array.shape, np.bool_) if padding == "dense" else np.empty(read.array.shape, np.bool_)
     tallies: list[Tally] = []
     for sheet in sheets(read, mask, pattern, padding):
@@ -134,7 +135,7 @@ def solve(
 
     potentials = None
     if duals or method == "min_cost_flow":
-        bound, potentials = dual_bound(read, pattern, padding, None, collect=duals)
+        bound, _, potentials = dual_bound(read, pattern, padding, None, collect=duals)
     status = _status(module, objective, bound, stats, read)
     if bound is not None:
         bound = max(bound, objective)
@@ -186,12 +187,11 @@ def _status(module: str, objective: float, bound: float | None, stats: dict[str,
 
 def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[Tally]:
     """Every task of a sheet, in order; raises InputError if a score is not finite."""
-    in_place = sheet.direct and read.kind in solvers.READS[module]
     wide = solvers.computed_kind(module, read.kind, read.absolute)
-    if wide == "f8" and module == "enumeration" and read.kind != "f8":
-        in_place = False
+    readable = read.kind in solvers.READS[module] and (wide == "f4" or read.kind == "f8" or module != "ascent")
+    in_place = sheet.direct and readable
     kind = read.kind if in_place else wide
-    run = solvers.make(module, sheet.pattern, kind, read.absolute, read.kind in ("i4", "i8"))
+    run = solvers.make(module, sheet.pattern, kind, read.absolute, read.tolerance)
     source = sheet.source.view(np.uint16) if in_place and kind in ("f16", "bf16") else sheet.source
 
     def work(task: tuple[int, int]) -> Tally | None:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from nmsolve.blocks import core_shape, remainders, sheets
 from nmsolve.errors import InputError, SolverError
 from nmsolve.pattern import Pattern
-from nmsolve.validate import Scores, check_divisible, is_bfloat16, non_finite_error
+from nmsolve.validate import Scores, check_divisible, is_bfloat16, non_finite_error, to_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +98,7 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
     True
     """
     pattern = Pattern.of(pattern, at_most)
-    try:
-        array = np.asarray(mask)
-    except ValueError as error:
-        raise InputError(f"a mask for pattern {pattern} has rows of equal length: {error}") from error
+    array = to_array(mask, "mask", f"pattern {pattern}")
     if array.ndim < 2 or array.size == 0:
         raise InputError(f"a mask for pattern {pattern} is (..., rows, cols) and not empty, got shape {array.shape}")
     if array.dtype == np.bool_:
@@ -178,15 +175,21 @@ def _values(scores: Scores, staged: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.abs(staged, out=staged) if scores.absolute else staged
 
 
-def evaluate(S: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64] | None, pattern: Pattern) -> float:
-    """The bound that duals prove for a matrix S (rows, cols): u (rows, cols / m), v (rows / m, cols) or None."""
+def evaluate(
+    S: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64] | None, pattern: Pattern
+) -> tuple[float, float]:
+    """The bound that duals prove for a matrix S (rows, cols), and what float64 may have rounded away of it.
+
+    u (rows, cols / m), v (rows / m, cols) or None.
+    """
     n, m = pattern.n, pattern.m
     rest = S.reshape(S.shape[0], -1, m) - u[:, :, None]
-    total = n * float(u.sum())
+    total, size = n * float(u.sum()), float(np.abs(u).sum())
     if v is not None:
         rest -= np.repeat(v, m, axis=0).reshape(rest.shape)
         total += n * float(v.sum())
-    return total + float(np.maximum(rest, 0.0, out=rest).sum())
+        size += float(np.abs(v).sum())
+    return total + float(np.maximum(rest, 0.0, out=rest).sum()), 2.0**-50 * (n + m) * size
 
 
 def _potentials(S: NDArray[np.float64], pattern: Pattern, narrow: bool) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
@@ -201,26 +204,27 @@ def _potentials(S: NDArray[np.float64], pattern: Pattern, narrow: bool) -> tuple
         if pattern.at_most:
             u = np.zeros_like(u)
         return u, np.zeros((S.shape[0] // m, S.shape[1]))
-    from nmsolve.solvers.ascent import EXACT_GAP, FLOAT_GAP, solve_range
+    from nmsolve.solvers.ascent import solve_range
 
     block_rows, a_row = S.shape[0] // m, S.shape[1] // m
     u, v = np.zeros((block_rows * a_row, m)), np.zeros((block_rows * a_row, m))
     source: NDArray[Any] = S.astype(np.float32) if narrow else S
-    gap = FLOAT_GAP if narrow else EXACT_GAP
+    gap = 2.5e-7 if narrow else 2.5e-13
     solve_range(source, np.zeros(S.shape, np.uint8), 0, block_rows, pattern, False, gap, (u, v))
     return u.reshape(block_rows, a_row, m).transpose(0, 2, 1).reshape(S.shape[0], a_row), v.reshape(block_rows, S.shape[1])
 
 
 def dual_bound(
     scores: Scores, pattern: Pattern, padding: str, duals: Duals | None, collect: bool = False
-) -> tuple[float, Duals | None]:
-    """A certified upper bound on the score of every mask of the pattern, from `duals` or, without, from duals made here.
+) -> tuple[float, float, Duals | None]:
+    """An upper bound on the score of every mask of the pattern, and the rounding it may be off by.
 
-    With `collect` these are returned too.
+    From `duals` or, without, from duals made here; with `collect` these are returned too.
     """
     shape = scores.array.shape
     scratch = np.empty(shape, np.bool_)  # never written: only its shape is used
     parts = [remainder_score(scores, pattern, padding)]
+    roundings = [0.0]
     given = None if duals is None else _flat_duals(duals, shape, pattern, padding)
     made: list[tuple[NDArray[np.float64], NDArray[np.float64] | None]] = []
     row, block_row = 0, 0
@@ -230,7 +234,7 @@ def dual_bound(
             if not np.isfinite(S).all():
                 raise non_finite_error(scores, pattern)
             if given is None:
-                u, v = _potentials(S, pattern, scores.kind in ("f4", "f16", "bf16"))
+                u, v = _potentials(S, pattern, scores.absolute and scores.kind in ("f4", "f16", "bf16"))
             else:
                 u = given[0][row : row + S.shape[0]]
                 v = None if given[1] is None else given[1][block_row : block_row + last - first]
@@ -239,18 +243,20 @@ def dual_bound(
                 u, v = np.maximum(u, 0.0), None if v is None else np.maximum(v, 0.0)
             if collect:
                 made.append((u, v))
-            parts.append(evaluate(S, u, v, pattern))
-    bound = math.fsum(parts)
+            bound, rounding = evaluate(S, u, v, pattern)
+            parts.append(bound)
+            roundings.append(rounding)
+    bound, rounding = math.fsum(parts), math.fsum(roundings)
     if not collect:
-        return bound, None
+        return bound, rounding, None
     rows, cols = _solved_shape(shape, pattern, padding)
     u_all = np.concatenate([u for u, _ in made]) if made else np.zeros((0, 0))
     shape_u = (*shape[:-2], rows, cols // pattern.m)
     shape_v = (*shape[:-2], rows // pattern.rows, cols)
     if not pattern.transposable:
-        return bound, Duals(rows=u_all.reshape(shape_u), columns=None)
+        return bound, rounding, Duals(rows=u_all.reshape(shape_u), columns=None)
     v_all = np.concatenate([v for _, v in made if v is not None]) if made else np.zeros((0, 0))
-    return bound, Duals(rows=u_all.reshape(shape_u), columns=v_all.reshape(shape_v))
+    return bound, rounding, Duals(rows=u_all.reshape(shape_u), columns=v_all.reshape(shape_v))
 
 
 def _dense(scores: Scores, part: NDArray[Any]) -> NDArray[np.float64]:

@@ -3,7 +3,8 @@ can be done.
 
 For a tensor of T weights: unstructured C(T, k); row-wise C(m, n)^(T / m); transposable A(m, n)^(T / m²), where A is the number
 of 0/1 matrices of side m whose rows and columns all sum to n. The paper's transposable formula,
-(m! (m−1)! … (m−n+1)!)^(T / m²), counts the ways to fill one row after the other, and is an upper bound, exact only for n = 1.
+(m! (m−1)! … (m−n+1)!)^(T / m²), is another number: exact for n = 1, far too large where n is a fair share of m, too small
+for 2:10T.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from functools import cache
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
+from nmsolve.validate import check_flag
 
-#: Transposable blocks are counted exactly while a half-filled block has at most this many distinct states: 16 × 16 and below.
-STATES = 20_000
+#: Transposable blocks are counted exactly while the states of a half-filled block, times its rows, are at most this many: m ≤ 16.
+STATES = 150_000
 #: Counts are given as integers up to this many bits (Python prints no longer ones); the logarithm is given always.
 COUNT_BITS = 14_000
 
@@ -33,7 +35,7 @@ class Diversity:
     log2 : its binary logarithm. bits_per_weight : log2 over the number of weights. count : the number itself, None if it is
     too long
     or not known exactly. exact : whether log2 comes from an exact count; else log2_error bounds its error. paper_log2 : what
-    the paper's formula gives, which overestimates transposable patterns (None for at most, which it does not cover).
+    the paper's formula gives, which differs for transposable patterns (None for at most, which it does not cover).
     """
 
     constraint: str
@@ -102,8 +104,11 @@ def diversity(
     True
     """
     pattern = Pattern.of(pattern, at_most)
+    check_flag(unstructured, "unstructured")
     sizes = _sizes(shape, pattern)
-    height, width = _sizes(block, pattern)
+    height, width = _sizes(block, pattern)[-2:]
+    if isinstance(block, set) or len(block) != 2:
+        raise InputError(f"a block is (rows, cols), got {block!r}")
     rows, cols = sizes[-2:]
     if rows % (height * pattern.rows) or cols % (width * pattern.m):
         unit = f"{height * pattern.rows} × {width * pattern.m}"
@@ -135,9 +140,9 @@ def diversity(
 def _sizes(shape: tuple[int, ...], pattern: Pattern) -> tuple[int, ...]:
     try:
         sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
+    except (TypeError, ValueError):
         sizes = ()
-    if len(sizes) < 2 or min(sizes) < 1:
+    if len(sizes) < 2 or min(sizes) < 1 or math.prod(sizes) > 2**100:
         raise InputError(f"pattern {pattern} needs a shape (..., rows, cols) of positive integers, got {shape!r}")
     return sizes
 
@@ -173,9 +178,10 @@ def _unstructured(total: int, kept: int, at_most: bool) -> tuple[float, int | No
     log2 = _log2_choose(total, kept)
     if at_most:  # terms fall away from the largest, at 'kept' or at total / 2, geometrically or like a normal density
         peak = min(kept, total // 2)
-        spread = range(max(0, peak - 40 * math.isqrt(total)), min(kept, peak + 40 * math.isqrt(total)) + 1)
+        step = max(1, math.isqrt(total) // 100)  # terms change slowly on this scale, so that one stands for `step` of them
+        spread = range(min(kept, peak + 4000 * step), max(0, peak - 4000 * step), -step)
         top = _log2_choose(total, peak)
-        log2 = top + math.log2(math.fsum(2.0 ** (_log2_choose(total, k) - top) for k in spread))
+        log2 = top + math.log2(step * math.fsum(2.0 ** (_log2_choose(total, k) - top) for k in spread))
     return log2, None
 
 
@@ -185,8 +191,8 @@ def _log2_choose(total: int, k: int) -> float:
 
 def _countable(n: int, m: int, at_most: bool) -> bool:
     if at_most:
-        return math.comb(m + n, n) * m <= STATES
-    return _half_states(min(n, m - n), m) <= STATES
+        return n == m or math.comb(m + n, n) * m <= STATES // 8
+    return n == m or _half_states(min(n, m - n), m) * (m // 2) <= STATES
 
 
 @cache
@@ -206,7 +212,7 @@ def _half_states(n: int, m: int) -> int:
 def count_blocks(n: int, m: int, at_most: bool) -> int:
     """The number of 0/1 matrices of side m whose rows and columns all sum to n (at most: to n or less)."""
     if at_most:
-        return sum(_filled(n, m, m, True).values())
+        return 2 ** (m * m) if n == m else sum(_filled(n, m, m, True).values())
     n = min(n, m - n)  # complements
     if n == 0:
         return 1

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
+from nmsolve.validate import to_array
 
 #: Bytes that a table of candidates may take.
 TABLE_LIMIT = 2**30
@@ -100,12 +101,16 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
     >>> [removed_by(6, t, start=0, end=4) for t in range(6)]
     [0, 3, 5, 5, 5, 5]
     """
-    if candidates < 1 or not start < end or not power > 0 or math.isnan(t):
+    numbers = all(isinstance(x, (int, float, np.integer, np.floating)) for x in (t, start, end, power))
+    counted = isinstance(candidates, (int, np.integer)) and not isinstance(candidates, bool)
+    if not counted or not numbers or candidates < 1 or not start < end or not power > 0 or math.isnan(t):
         raise InputError(
             f"a removal schedule needs candidates >= 1, start < end and power > 0, got candidates={candidates}, t={t}, "
             f"start={start}, end={end}, power={power}"
         )
-    progress = min(1.0, max(0.0, (t - start) / (end - start)))
+    if t >= end:
+        return int(candidates) - 1
+    progress = max(0.0, (t - start) / (end - start))
     # Powers of decimal fractions miss integers by an ulp; that must not round up to the next candidate.
     share = 1.0 - math.pow(1.0 - progress, power)
     return math.ceil((candidates - 1) * share - 1e-9)
@@ -142,12 +147,18 @@ def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) 
     >>> remove_lowest(np.array([[0.3, 0.1, 0.2, 0.9, 0.1, 0.5]]), alive, 3)
     array([[ True, False, False,  True, False,  True]])
     """
-    scores = np.asarray(scores)
-    if scores.ndim != 2 or scores.dtype.kind != "f" or not isinstance(alive, np.ndarray) or alive.dtype != np.bool_:
+    scores = to_array(scores, "scores", "removing candidates")
+    if (
+        scores.ndim != 2
+        or scores.dtype.kind != "f"
+        or scores.itemsize > 8
+        or not isinstance(alive, np.ndarray)
+        or alive.dtype != np.bool_
+    ):
         raise InputError(f"scores are a float (groups, C) array and alive a bool one, got {scores.dtype} {scores.shape}")
     if alive.shape != scores.shape or not alive.flags.writeable:
         raise InputError(f"alive is a writeable array of the scores' shape {scores.shape}, got {alive.shape}")
-    if not 0 <= removed < scores.shape[1]:
+    if not isinstance(removed, (int, np.integer)) or isinstance(removed, bool) or not 0 <= removed < scores.shape[1]:
         raise InputError(f"of {scores.shape[1]} candidates 0 to {scores.shape[1] - 1} can be removed, got {removed}")
     lost = np.isnan(scores) & alive
     if lost.any():
@@ -184,7 +195,7 @@ def survivor_mask(alive: NDArray[np.bool_], candidates: NDArray[np.bool_]) -> ND
     >>> survivor_mask(np.array([[True, False, False, True, False, False]]), combinations("2:4"))
     array([[ True,  True,  True, False]])
     """
-    alive, candidates = np.asarray(alive), np.asarray(candidates)
+    alive, candidates = to_array(alive, "alive", "a survivor mask"), to_array(candidates, "candidates", "a survivor mask")
     if alive.dtype != np.bool_ or candidates.dtype != np.bool_ or alive.ndim != 2 or candidates.ndim != 2:
         raise InputError(f"alive (groups, C) and candidates (C, m) are bool, got {alive.dtype} {alive.shape}")
     if alive.shape[1] != candidates.shape[0]:

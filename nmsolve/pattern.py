@@ -51,7 +51,7 @@ class Pattern:
             value = getattr(self, name)
             try:
                 number = operator.index(value)
-            except TypeError:
+            except (TypeError, ValueError):
                 number = None
             if number is None or isinstance(value, bool):
                 raise PatternError(f"{name} must be an integer, got {value!r}; a pattern is Pattern(2, 4) or '2:4'")

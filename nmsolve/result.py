@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -104,6 +104,7 @@ class MaskResult:
             have, need = ("weights", "scores=") if scores is None else ("scores", "only the weights")
             raise InputError(f"this result was found for {self.scored}, and {have} were given: pass {need} as to solve()")
         read = read_scores(weights, scores, self.pattern)
+        self._check_fields()
         mask = np.asarray(self.mask)
         if mask.dtype != np.bool_ or mask.shape != read.array.shape:
             raise SolverError(f"the mask is {mask.dtype} {mask.shape}, the {read.name} have shape {read.array.shape}")
@@ -112,13 +113,12 @@ class MaskResult:
             raise SolverError(f"the mask is not feasible: {report}")
 
         true = objective(read, mask)
-        size = (
-            objective(read, np.ones_like(mask)) if read.absolute else abs(true) + float(np.abs(read.array[mask]).sum(dtype=float))
-        )
-        slack = SUMMATION * size + 4 * mask.size * SUBNORMAL
+        size = objective(replace(read, absolute=True), mask)
+        slack = SUMMATION * size
         _check("objective", self.objective, true, slack)
-        proven, _ = dual_bound(read, self.pattern, self.padding, self.duals)
-        tolerance = read.tolerance * max(abs(proven), abs(true)) + slack
+        proven, rounding, _ = dual_bound(read, self.pattern, self.padding, self.duals)
+        slack += rounding + 4 * mask.size * SUBNORMAL
+        tolerance = read.tolerance * max(abs(proven), size) + slack
         if true > proven + tolerance:
             raise SolverError(f"objective {true!r} exceeds the dual bound {proven!r}: the certificate code is wrong")
         if self.bound is None:
@@ -138,6 +138,18 @@ class MaskResult:
                 raise SolverError(f"status optimal is claimed for objective {true!r}, but only the bound {proven!r} is proven")
             _check("bound", self.bound, proven, tolerance)
         return report
+
+    def _check_fields(self) -> None:
+        """Raise SolverError for fields that are not of their kind."""
+        numbers = {"objective": self.objective, "bound": self.bound, "gap": self.gap}
+        for name, value in numbers.items():
+            if not isinstance(value, float) and (value is not None or name == "objective"):
+                raise SolverError(f"{name} {value!r} is not a float")
+        if not isinstance(self.status, Status):
+            raise SolverError(f"status {self.status!r} is not a Status")
+        arrays = [] if self.duals is None else [getattr(self.duals, name, None) for name in ("rows", "columns")]
+        if arrays and (not isinstance(arrays[0], np.ndarray) or not isinstance(arrays[1], (np.ndarray, type(None)))):
+            raise SolverError(f"duals {type(self.duals).__name__} are not Duals of arrays")
 
 
 def _check(what: str, claimed: float, true: float, slack: float) -> None:

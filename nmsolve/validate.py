@@ -53,16 +53,27 @@ def _kind(dtype: np.dtype[Any]) -> str | None:
     return None
 
 
-def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any], str]:
+def to_array(values: ArrayLike, name: str, purpose: str) -> NDArray[Any]:
+    """Any array-like as an array; InputError for what NumPy cannot read and for masked arrays."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise InputError(
-            f"{name} is a masked array of shape {values.shape}, and pattern {pattern} has no meaning for missing entries; "
+            f"{name} is a masked array of shape {values.shape}, and {purpose} has no meaning for missing entries; "
             f"fill them, for example with {name}.filled(0)"
         )
     try:
-        array = np.asarray(values)
+        return np.asarray(values)
     except Exception as error:
-        raise InputError(f"{name} for pattern {pattern} is not an array: {error}") from error
+        raise InputError(f"{name} for {purpose} is not an array: {error}") from error
+
+
+def check_flag(value: object, name: str) -> None:
+    """Raise InputError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, got {value!r}")
+
+
+def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any], str]:
+    array = to_array(values, name, f"pattern {pattern}")
     if array.dtype == object:
         raise InputError(
             f"{name} has dtype object and shape {array.shape}: pattern {pattern} needs numbers in rows of equal length; "
@@ -155,7 +166,7 @@ def thread_count(threads: int | None) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         count = operator.index(threads)
-    except TypeError:
+    except (TypeError, ValueError):
         count = 0
     if count < 1 or isinstance(threads, bool):
         raise InputError(f"threads must be a positive integer or None (all processors), got {threads!r}")

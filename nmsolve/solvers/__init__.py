@@ -1,6 +1,6 @@
 """The solvers: one algorithm a file, arrays in and arrays out. Nothing here checks user input.
 
-Each module offers `make(pattern, kind, absolute, exact_sums) -> Run`, which compiles what it needs; a `Run` solves a range of
+Each module offers `make(pattern, kind, absolute, tolerance) -> Run`, which compiles what it needs; a `Run` solves a range of
 block rows. Modules import numba (or OR-tools), so they are loaded on first use.
 """
 
@@ -40,21 +40,21 @@ def guarantees(pattern: Pattern) -> dict[str, str]:
     return {"auto": OPTIMUM, "exact": OPTIMUM, "greedy": GREEDY, "cover": COVER, "min_cost_flow": flow}
 
 
-def module_for(method: str, pattern: Pattern) -> str:
+def module_for(method: str, pattern: Pattern, absolute: bool) -> str:
     """The module that serves a method: for groups, and blocks that keep every entry, all of them are one selection."""
     if not pattern.transposable or (pattern.n == pattern.m and method != "min_cost_flow"):
         return "rowwise"
     if method in ("auto", "exact"):
-        return "enumeration" if pattern.m == 4 and not pattern.at_most else "ascent"
+        return "enumeration" if pattern.m == 4 and not pattern.at_most and absolute else "ascent"
     return method
 
 
-def make(module: str, pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+def make(module: str, pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     """A module's solver for scores stored as `kind` (see `READS`).
 
-    absolute : whether signs are dropped. exact_sums : whether float sums of a block's scores are exact (small integers).
+    absolute : whether signs are dropped. tolerance : the relative gap up to which the result counts as optimal.
     """
-    run: Run = import_module(f"nmsolve.solvers.{module}").make(pattern, kind, absolute, exact_sums)
+    run: Run = import_module(f"nmsolve.solvers.{module}").make(pattern, kind, absolute, tolerance)
     return run
 
 
@@ -72,7 +72,7 @@ READS = {
 def computed_kind(module: str, kind: str, absolute: bool) -> str:
     """What scores of a kind are widened to when they are not read in place.
 
-    Sums of signed float32 scores cancel, so the enumeration's bound on their rounding needs float64.
+    Signed scores cancel in sums and may be penalties far larger than what matters, so blocks of them are solved in float64.
     """
-    signed_sums = module == "enumeration" and not absolute and kind != "i4"
+    signed_sums = module == "ascent" and not absolute
     return "f8" if kind in ("f8", "i8") or "f4" not in READS[module] or signed_sums else "f4"

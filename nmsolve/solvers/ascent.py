@@ -47,10 +47,14 @@ from nmsolve.solvers.ties import FINE, HINT, LANES, SHRINK, flag_ties, offsets, 
 LEVELS = 4
 #: What `ascend` counts: blocks proven at each level, finished by augmenting paths, the paths, blocks left unproven.
 COUNTS = LEVELS + 3
+#: Float64's unit, doubled for what summing adds.
+ROUNDING = 2.0**-51
 
 # One group in the lanes: scores, shifted scores, mask bits and counts, and per lane the block's place, scale and certificate.
 Group = namedtuple(
-    "Group", "S A bits row_count column_count equal zero rows columns places scale objective gap good everywhere power top relaxed"
+    "Group",
+    "S A bits row_count column_count equal zero rows columns places scale objective size gap slack good everywhere power top "
+    "relaxed",
 )
 # Blocks that wait for a level, two groups' worth, in lane layout.
 Queue = namedtuple("Queue", "rows columns u v amount everywhere waiting")
@@ -113,11 +117,20 @@ def _ascend_group(T, u, v, rounds, fresh, omega, g, n, m, at_most):  # type: ign
 
 @part
 def _certify(u, v, g, n, m, at_most):  # type: ignore[no-untyped-def]
-    """Objective and gap of every lane in float64, from the scores, masks and duals as they stand."""
+    """Objective, its magnitude and gap of every lane in float64, from the scores, masks and duals as they stand.
+
+    S − u − v is rounded twice, by at most 2 ε |r| + ε |v_j|. The slack is what that may hide: nothing, but for duals so
+    large that they swallow scores.
+    """
     g.objective[:] = 0.0
+    g.size[:] = 0.0
     g.gap[:] = 0.0
+    g.slack[:] = 0.0
     for i in range(m):
-        certify_row(g.S, i * m * LANES, g.bits, u, i * LANES, v, g.objective, g.gap, m)
+        certify_row(g.S, i * m * LANES, g.bits, u, i * LANES, v, g.objective, g.size, g.gap, m)
+    for k in range(m):
+        for lane in range(LANES):
+            g.slack[lane] += ROUNDING * m * abs(float(v[k * LANES + lane]))
     if at_most:
         for k in range(m):
             for lane in range(LANES):
@@ -127,7 +140,7 @@ def _certify(u, v, g, n, m, at_most):  # type: ignore[no-untyped-def]
 
 @part
 def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats):  # type: ignore[no-untyped-def]
-    """One lane by augmenting paths: mask to `kept`, duals to cu, cv. Returns objective, gap and paths (-1: none found)."""
+    """One lane by augmenting paths: mask to `kept`, duals to cu, cv. Returns as `_certify`, and paths (-1: none)."""
     for i in range(m):
         cu[i] = u[i * LANES + lane]
         cv[i] = v[i * LANES + lane]
@@ -138,7 +151,7 @@ def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
         block, cu, cv, n, at_most == 1, kept, integers[0, :m], integers[0, m : 2 * m], integers[1, :size], floats,
         integers[2, :size], integers[3, :size],
     )  # fmt: skip
-    value, loose = 0.0, 0.0
+    value, size, loose, slack = 0.0, 0.0, 0.0, 0.0
     for i in range(m):
         in_row, in_column = 0, 0
         for j in range(m):
@@ -146,9 +159,24 @@ def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
             in_row += kept[i, j]
             in_column += kept[j, i]
             value += block[i, j] if kept[i, j] else 0.0
+            size += abs(block[i, j]) if kept[i, j] else 0.0
             loose += max(0.0, -rest if kept[i, j] else rest)
         loose += cu[i] * (n - in_row) + cv[i] * (n - in_column)
-    return value, loose, paths
+        slack += ROUNDING * m * abs(cv[i])
+    return value, size, loose, slack, paths
+
+
+@part
+def _closed(g, lane, size, gap, tolerance, m):  # type: ignore[no-untyped-def]
+    """Whether a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
+    if gap <= tolerance * size:
+        return True
+    least = np.inf
+    for k in range(m * m):
+        x = abs(float(g.S[k * LANES + lane]))
+        if 0.0 < x < least:
+            least = x
+    return gap <= tolerance * least
 
 
 @part
@@ -205,8 +233,9 @@ def ascend(  # type: ignore[no-untyped-def]
     """Solve block rows first … last − 1 of X (rows, cols) into mask (rows, cols) uint8.
 
     X float32 or float64, elements of a row adjacent; n, m and at_most (0 or 1) are literals; top (16,) is integer scratch
-    of X's width. `rounds` a level; `tolerance` the gap up to which a block counts as proven, as a share of its objective (or
-    largest score). Writes duals (blocks, m) unless the arrays are empty; adds objective and gap to sums, and to counts (COUNTS,).
+    of X's width. `rounds` a level; `tolerance` the gap up to which a block counts as proven, as a share of the
+    magnitude it keeps. Writes duals (blocks, m) unless the arrays are empty; adds objective and gap to sums, and to counts
+    (COUNTS,).
     Returns False, with part of the mask written, if a score is not finite.
     """
     dtype = X.dtype
@@ -217,7 +246,8 @@ def ascend(  # type: ignore[no-untyped-def]
         np.empty(m * line, dtype), np.empty(m * line, dtype), np.empty(m * m, np.uint16),
         np.empty(line, np.int32), np.empty(line, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32),
         np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64),
-        np.ones(LANES), np.empty(LANES), np.empty(LANES), np.empty(1, np.uint16), np.empty(1, np.uint16),
+        np.ones(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(1, np.uint16),
+        np.empty(1, np.uint16),
         top.view(dtype), top, np.empty((4 * m + 2, LANES), dtype),
     )  # fmt: skip
     queue = Queue(
@@ -291,7 +321,7 @@ def ascend(  # type: ignore[no-untyped-def]
             r, c = g.rows[lane], g.columns[lane]
             feasible = (g.good[0] >> lane) & 1 == 1
             value, loose, scale = g.objective[lane], g.gap[lane], g.scale[lane]
-            if feasible and loose <= tolerance * max(float(g.power[lane]), abs(value)):
+            if feasible and _closed(g, lane, g.size[lane], loose + g.slack[lane], tolerance, m):
                 counts[level] += 1
                 if not adjacent:
                     for i in range(m):
@@ -305,11 +335,12 @@ def ascend(  # type: ignore[no-untyped-def]
                 _enqueue(queue, level + 1, g, u, v, amount, lane, feasible, m)
                 continue
             else:
-                value, loose, paths = _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
+                value, size, loose, slack, paths = _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
                 counts[LEVELS] += 1
                 counts[LEVELS + 1] += max(paths, 0)
-                if paths < 0 or not loose <= tolerance * max(float(g.power[lane]), abs(value)):
+                if paths < 0 or not _closed(g, lane, size, loose + slack, tolerance, m):
                     counts[LEVELS + 2] += 1
+                    loose += slack
                 for i in range(m):
                     for j in range(m):
                         mask[r + i, c + j] = kept[i, j]
@@ -333,10 +364,6 @@ def schedule(m: int) -> tuple[tuple[int, ...], int, float]:
     if m <= 32:
         return (14, 10, 14, 20), 10, 1.45
     return (20, 14, 20, 30), 14, 1.5
-
-
-#: The gap up to which a block counts as proven, as a share of its objective: a quarter of what results are held to.
-FLOAT_GAP, EXACT_GAP = 2.5e-7, 2.5e-13
 
 
 @cache
@@ -369,9 +396,9 @@ def solve_range(
     return (float(sums[0]), float(sums[1]), counts) if finite else None
 
 
-def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
-    """The exact solver of a transposable pattern with n < m."""
-    gap = EXACT_GAP if kind == "f8" or exact_sums else FLOAT_GAP
+def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
+    """The exact solver of a transposable pattern with n < m. Blocks are held to a quarter of the result's tolerance."""
+    gap = tolerance / 4
     _compiled(kind, pattern.n, pattern.m, int(pattern.at_most))
 
     def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:

@@ -319,30 +319,33 @@ def relax_column(typingctx, S, column, bits, u, w, m):  # type: ignore[no-untype
 
 
 @intrinsic(prefer_literal=True)
-def certify_row(typingctx, S, start, bits, u, at, v, objective, gap, m):  # type: ignore[no-untyped-def]
-    """Add one row's kept scores, and what its entries leave between them and the dual bound, in float64.
+def certify_row(typingctx, S, start, bits, u, at, v, objective, size, gap, m):  # type: ignore[no-untyped-def]
+    """Add one row's kept scores, their magnitudes, and what its entries leave between them and the dual bound, in float64.
 
     bound − objective = Σ pruned max(0, r) + Σ kept max(0, −r) with r = S − u − v, when every line keeps n.
     """
-    sig = types.void(S, start, bits, u, at, v, objective, gap, m)
-    size = number(m)
+    sig = types.void(S, start, bits, u, at, v, objective, size, gap, m)
+    length = number(m)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        S, start, bits, u, at, v, objective, gap, _ = _pointers(context, builder, sig, args)
+        S, start, bits, u, at, v, objective, size, gap, _ = _pointers(context, builder, sig, args)
         lanes, double = ir.Constant(start.type, LANES), ELEMENT["f8"]
         zero = constant(builder, 0.0, double)
         origin = ir.Constant(ir.IntType(64), 0)
         total, loose = load(builder, objective, origin), load(builder, gap, origin)
+        magnitude = load(builder, size, origin)
         potential = load(builder, u, at).widen(double)
-        columns = _row(builder, v, size)
-        for j, x in enumerate(_walk(builder, S, start, lanes, size)):
+        columns = _row(builder, v, length)
+        for j, x in enumerate(_walk(builder, S, start, lanes, length)):
             index = builder.add(builder.udiv(start, lanes), ir.Constant(start.type, j))
             kept = load_bits(builder, bits, index)
             score = x.widen(double)
             r = score - potential - columns[j].widen(double)
             total = select(kept, total + score, total)
+            magnitude = select(kept, magnitude + maximum(score, zero - score), magnitude)
             loose = loose + maximum(select(kept, zero - r, r), zero)
         store(builder, total, objective, origin)
+        store(builder, magnitude, size, origin)
         store(builder, loose, gap, origin)
         return context.get_dummy_value()
 

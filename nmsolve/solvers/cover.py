@@ -67,6 +67,6 @@ def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, bu
     return True
 
 
-def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     """Cover for a transposable pattern."""
     return approximation(compiled(cover_blocks), pattern, absolute)

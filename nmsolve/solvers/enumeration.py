@@ -219,11 +219,12 @@ def _compiled(kind: str, n: int) -> Callable[..., None]:
     )  # fmt: skip
 
 
-def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
-    """The exact solver of 1:4T, 2:4T and 3:4T, exactly n."""
+def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
+    """The exact solver of 1:4T, 2:4T and 3:4T, exactly n, for scores ≥ 0 (sums of others cancel, which voids the bound)."""
     n, wide = pattern.n, kind == "f8"
     solve = _compiled(kind, n)
-    rounding = 0.0 if exact_sums and not wide else ROUNDINGS * (2.0**-53 if wide else 2.0**-24)
+    exact_sums = not wide and tolerance < 1e-6  # small integers
+    rounding = 0.0 if exact_sums else ROUNDINGS * (2.0**-53 if wide else 2.0**-24)
 
     def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
         top, sums = np.zeros(LANES, np.int64 if wide else np.int32), np.zeros(2 * LANES)
@@ -234,8 +235,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
             return None
         blocks = (last - first) * (X.shape[1] // M)
         objective, best = float(sums[:LANES].sum()), float(sums[LANES:].sum())
-        # Signed scores cancel, so their rounding is bounded by the largest of them; n entries in each of 4 rows.
-        size = best if absolute else M * n * blocks * float(top.view(np.float64 if wide else np.float32).max())
-        return Tally(objective, max(objective, best + rounding * size), {"enumerated": blocks, "unproven": 0})
+        return Tally(objective, max(objective, best * (1.0 + rounding)), {"enumerated": blocks, "unproven": 0})
 
     return run

@@ -84,7 +84,7 @@ def compiled(blocks: Any) -> Callable[..., bool]:
     )  # fmt: skip
 
 
-def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     """Keep-greedy for a transposable pattern."""
     return approximation(compiled(greedy_blocks), pattern, absolute)
 

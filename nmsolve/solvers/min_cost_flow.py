@@ -61,7 +61,7 @@ def solve_block(S: NDArray[np.float64], n: int, at_most: bool) -> tuple[NDArray[
     return mask, math.ldexp(n * m, -exponent)
 
 
-def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     """OR-tools for a transposable pattern. The bound is left to the caller, who proves it with duals."""
     _flow()
     n, m = pattern.n, pattern.m

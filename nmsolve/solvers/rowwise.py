@@ -149,7 +149,7 @@ def _compiled(kind: str, n: int, m: int, at_most: int) -> Callable[..., None]:
     )  # fmt: skip
 
 
-def make(pattern: Pattern, kind: str, absolute: bool, exact_sums: bool) -> Run:
+def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     """The exact solver of row-wise patterns, and of m:mT, which keeps every (positive) entry."""
     n, m, at_most, wide = pattern.n, pattern.m, int(pattern.at_most), kind == "f8"
     solve = _compiled(kind, n, m, at_most)
