@@ -20,7 +20,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(MAKE) test
+	@$(MAKE) --no-print-directory test
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
