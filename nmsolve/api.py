@@ -188,8 +188,7 @@ def _status(module: str, objective: float, bound: float | None, stats: dict[str,
 def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[Tally]:
     """Every task of a sheet, in order; raises InputError if a score is not finite."""
     wide = solvers.computed_kind(module, read.kind, read.absolute)
-    readable = read.kind in solvers.READS[module] and (wide == "f4" or read.kind == "f8" or module != "ascent")
-    in_place = sheet.direct and readable
+    in_place = sheet.direct and solvers.reads_in_place(module, read.kind, read.absolute)
     kind = read.kind if in_place else wide
     run = solvers.make(module, sheet.pattern, kind, read.absolute, read.tolerance)
     source = sheet.source.view(np.uint16) if in_place and kind in ("f16", "bf16") else sheet.source

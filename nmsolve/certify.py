@@ -192,7 +192,7 @@ def evaluate(
     return total + float(np.maximum(rest, 0.0, out=rest).sum()), 2.0**-50 * (n + m) * size
 
 
-def _potentials(S: NDArray[np.float64], pattern: Pattern, narrow: bool) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+def _potentials(S: NDArray[np.float64], pattern: Pattern, scores: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Duals of a matrix (rows, cols) of whole blocks. Where they come from does not matter to what they prove."""
     n, m = pattern.n, pattern.m
     grouped = S.reshape(S.shape[0], -1, m)
@@ -204,13 +204,13 @@ def _potentials(S: NDArray[np.float64], pattern: Pattern, narrow: bool) -> tuple
         if pattern.at_most:
             u = np.zeros_like(u)
         return u, np.zeros((S.shape[0] // m, S.shape[1]))
+    from nmsolve.solvers import computed_kind
     from nmsolve.solvers.ascent import solve_range
 
     block_rows, a_row = S.shape[0] // m, S.shape[1] // m
     u, v = np.zeros((block_rows * a_row, m)), np.zeros((block_rows * a_row, m))
-    source: NDArray[Any] = S.astype(np.float32) if narrow else S
-    gap = 2.5e-7 if narrow else 2.5e-13
-    solve_range(source, np.zeros(S.shape, np.uint8), 0, block_rows, pattern, False, gap, (u, v))
+    source: NDArray[Any] = S.astype(np.float32) if computed_kind("ascent", scores.kind, scores.absolute) == "f4" else S
+    solve_range(source, np.zeros(S.shape, np.uint8), 0, block_rows, pattern, False, scores.tolerance / 4, (u, v))
     return u.reshape(block_rows, a_row, m).transpose(0, 2, 1).reshape(S.shape[0], a_row), v.reshape(block_rows, S.shape[1])
 
 
@@ -234,7 +234,7 @@ def dual_bound(
             if not np.isfinite(S).all():
                 raise non_finite_error(scores, pattern)
             if given is None:
-                u, v = _potentials(S, pattern, scores.absolute and scores.kind in ("f4", "f16", "bf16"))
+                u, v = _potentials(S, pattern, scores)
             else:
                 u = given[0][row : row + S.shape[0]]
                 v = None if given[1] is None else given[1][block_row : block_row + last - first]

@@ -33,9 +33,8 @@ class Diversity:
     """How many masks a constraint allows.
 
     log2 : its binary logarithm. bits_per_weight : log2 over the number of weights. count : the number itself, None if it is
-    too long
-    or not known exactly. exact : whether log2 comes from an exact count; else log2_error bounds its error. paper_log2 : what
-    the paper's formula gives, which differs for transposable patterns (None for at most, which it does not cover).
+    too long or not known exactly. exact : whether log2 comes from an exact count; else log2_error bounds its error.
+    paper_log2 : what the paper's formula gives, which differs for transposable patterns (None for at most, which it does not cover).
     """
 
     constraint: str

@@ -335,3 +335,15 @@ def test_one_worse_block_among_many_fails():
         assert 0 < loss < 0.01 * result.objective
         with pytest.raises(SolverError):
             replace(result, mask=mask, objective=value, bound=value, gap=0.0).verify(W)
+
+
+def test_enumeration_is_optimal_only_if_its_bound_closes(monkeypatch):
+    """A planted fault, a bound that allows for far too much rounding: the status must follow the numbers."""
+    from nmsolve.solvers import enumeration
+
+    W = np.random.default_rng(2).standard_normal((64, 64)).astype(np.float32)
+    assert nmsolve.solve(W, "2:4T").status is nmsolve.Status.OPTIMAL
+    monkeypatch.setattr(enumeration, "ROUNDINGS", 100)
+    loose = nmsolve.solve(W, "2:4T")
+    assert loose.gap > 1e-6
+    assert loose.status is nmsolve.Status.FEASIBLE

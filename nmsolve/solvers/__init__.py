@@ -69,6 +69,11 @@ READS = {
 }
 
 
+def reads_in_place(module: str, kind: str, absolute: bool) -> bool:
+    """Whether a module solves scores of a kind as they are stored."""
+    return kind in READS[module] and (kind == "f8" or computed_kind(module, kind, absolute) == "f4")
+
+
 def computed_kind(module: str, kind: str, absolute: bool) -> str:
     """What scores of a kind are widened to when they are not read in place.
 

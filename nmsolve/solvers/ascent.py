@@ -57,7 +57,7 @@ Group = namedtuple(
     "relaxed",
 )
 # Blocks that wait for a level, two groups' worth, in lane layout.
-Queue = namedtuple("Queue", "rows columns u v amount everywhere waiting")
+Queue = namedtuple("Queue", "rows columns u v amount waiting")
 
 
 @part
@@ -253,7 +253,7 @@ def ascend(  # type: ignore[no-untyped-def]
     queue = Queue(
         np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2 * LANES), np.int64),
         np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),
-        np.zeros((LEVELS, 2, LANES), dtype), np.zeros(LEVELS, np.int64), np.zeros(LEVELS, np.int64),
+        np.zeros((LEVELS, 2, LANES), dtype), np.zeros(LEVELS, np.int64),
     )  # fmt: skip
     ignored, zeros = np.empty(LANES, np.int32), np.zeros(line, dtype)
     block, kept, tile = np.empty((m, m), np.float64), np.empty((m, m), np.uint8), np.empty(m * line, np.uint8)

@@ -4,9 +4,8 @@ The lightest entries first, each pruned if its row **or** its column has pruned 
 section 4, "2-approximation": the pruned entries must cover every row and column m − n times).
 
 Guarantee, for scores ≥ 0: the pruned score is less than twice the optimum's. (An entry is pruned because some line still
-needs it; charge
-it to the entries the optimum prunes in that line, none of which is lighter when it is charged, and every optimal entry
-lies in two lines.) The rule prunes at least m − n in every line, so it yields an at-most mask; for exactly n it is
+needs it; charge it to the entries the optimum prunes in that line, none of which is lighter when it is charged, and every
+optimal entry lies in two lines.) The rule prunes at least m − n in every line, so it yields an at-most mask; for exactly n it is
 completed (`complete`).
 """
 

@@ -235,6 +235,8 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
             return None
         blocks = (last - first) * (X.shape[1] // M)
         objective, best = float(sums[:LANES].sum()), float(sums[LANES:].sum())
-        return Tally(objective, max(objective, best * (1.0 + rounding)), {"enumerated": blocks, "unproven": 0})
+        bound = max(objective, best * (1.0 + rounding))
+        closed = bound - objective <= tolerance * objective
+        return Tally(objective, bound, {"enumerated": blocks, "unproven": 0 if closed else blocks})
 
     return run

@@ -1,10 +1,9 @@
 """Keep-greedy: the heaviest entries first, each kept if its row and its column have room.
 
 Guarantee, for scores ≥ 0: the kept score is at least 1/2 of the at-most optimum's, and so of the exactly-n optimum's.
-(Every entry of an
-optimal mask that greedy passes over was blocked by a full row or column whose n entries are all at least as heavy; each kept
-entry is charged once by its row and once by its column.) At most n is what the rule itself yields; 2 to 7 % of rows are
-then left below n, and for exactly n they are completed (`complete`).
+(Every entry of an optimal mask that greedy passes over was blocked by a full row or column whose n entries are all at least as
+heavy; each kept entry is charged once by its row and once by its column.) At most n is what the rule itself yields, which
+leaves some rows and columns below n; for exactly n they are completed (`complete`).
 
 The 2021 code of the transposable-masks paper calls this rule its 2-approximation; the algorithm that the paper describes is
 `cover`.

@@ -4,9 +4,8 @@
 
 The threshold t, the n-th largest score, is found by a selection network on 16 groups at once; what is larger is
 kept, and of what equals t the lowest indices until n are kept. At most n keeps only positive scores of these. With u = t
-(at most: max(t, 0))
-the dual bound n u + Σ max(0, S_j − u) equals the kept sum, so the threshold is the certificate; each group checks that its t
-separates n scores.
+(at most: max(t, 0)) the dual bound n u + Σ max(0, S_j − u) equals the kept sum, so the threshold is the certificate; each
+group checks that its t separates n scores.
 """
 
 from __future__ import annotations
