@@ -34,7 +34,7 @@ class Diversity:
 
     log2 : its binary logarithm. bits_per_weight : log2 over the number of weights. count : the number itself, None if it is
     too long or not known exactly. exact : whether log2 comes from an exact count; else log2_error bounds its error.
-    paper_log2 : what the paper's formula gives, which differs for transposable patterns (None for at most, which it does not cover).
+    paper_log2 : what the paper's formula gives, another number for transposable patterns (None for at most: not covered).
     """
 
     constraint: str
