@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) does not run, or is older than the Python 3.11 that nmsolve needs; name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch # first and from the pinned version alone, so that a CPU build is taken where one is at hand
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 

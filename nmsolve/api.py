@@ -108,7 +108,7 @@ def solve(
     """
     started = time.perf_counter()
     pattern = Pattern.of(pattern, at_most)
-    _check_method(method, pattern)
+    check_method(method, pattern)
     read = read_scores(weights, scores, pattern)
     check_divisible(read.array.shape, pattern, padding)
     workers = thread_count(threads)
@@ -121,13 +121,13 @@ def solve(
         tallies += _solve_sheet(sheet, read, module, workers)
     with np.errstate(over="ignore", invalid="ignore"):
         kept = remainder_score(read, pattern, padding)
-    objective = _total([kept, *(tally.objective for tally in tallies)])
+    objective = total([kept, *(tally.objective for tally in tallies)])
     if not math.isfinite(objective):
         if first_non_finite(read) is not None:  # in the remainder, which no kernel reads
             raise non_finite_error(read, pattern)
         raise InputError(f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale them down")
     bounds = [tally.bound for tally in tallies]
-    bound = None if None in bounds else _total([kept, *(b for b in bounds if b is not None)])
+    bound = None if None in bounds else total([kept, *(b for b in bounds if b is not None)])
     stats: dict[str, float] = {}
     for tally in tallies:
         for key, value in tally.stats.items():
@@ -156,7 +156,7 @@ def solve(
     )
 
 
-def _total(parts: list[float]) -> float:
+def total(parts: list[float]) -> float:
     """The exact sum, rounded once; infinite if it is too large for a float."""
     try:
         return math.fsum(parts)
@@ -164,7 +164,8 @@ def _total(parts: list[float]) -> float:
         return math.inf
 
 
-def _check_method(method: str, pattern: Pattern) -> None:
+def check_method(method: str, pattern: Pattern) -> None:
+    """Raise InputError for a method that does not exist, PatternError for one that cannot serve the pattern."""
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     serving = solvers.guarantees(pattern)

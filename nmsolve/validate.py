@@ -153,10 +153,15 @@ def non_finite_error(scores: Scores, pattern: Pattern) -> InputError:
     value: Any = scores.array[index]
     if scores.kind == "bf16":
         value = (np.asarray([value], np.uint32) << 16).view(np.float32)[0]
+    return non_finite_message(scores.name, index, float(value), scores.array.shape, pattern)
+
+
+def non_finite_message(name: str, index: tuple[int, ...], value: float, shape: tuple[int, ...], pattern: Pattern) -> InputError:
+    """The error for a score that is NaN or infinite, given where the first is."""
     place = ", ".join(map(str, index))
     return InputError(
-        f"{scores.name}[{place}] is {float(value)}: pattern {pattern} on shape {scores.array.shape} needs finite values; "
-        f"find what produced it, or replace it with np.nan_to_num({scores.name})"
+        f"{name}[{place}] is {value}: pattern {pattern} on shape {shape} needs finite values; "
+        f"find what produced it, or replace it with nan_to_num({name})"
     )
 
 

@@ -210,6 +210,14 @@ def enumerate_blocks(X, top, kind, absolute, mask, first, last, n, tile, tile_ma
                     mask[r + i, c + j] = tile_mask[i, lane * M + j]
 
 
+def prove(objective: float, best: float, wide: bool, tolerance: float) -> tuple[float, bool]:
+    """The bound that the sum of best values proves, and whether it closes. wide: whether they were summed in float64."""
+    exact_sums = not wide and tolerance < 1e-6  # small integers
+    rounding = 0.0 if exact_sums else ROUNDINGS * (2.0**-53 if wide else 2.0**-24)
+    bound = max(objective, best * (1.0 + rounding))
+    return bound, bound - objective <= tolerance * objective
+
+
 @cache
 def _compiled(kind: str, n: int) -> Callable[..., None]:
     stored, integer = STORAGE[kind]
@@ -223,8 +231,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     """The exact solver of 1:4T, 2:4T and 3:4T, exactly n, for scores ≥ 0 (sums of others cancel, which voids the bound)."""
     n, wide = pattern.n, kind == "f8"
     solve = _compiled(kind, n)
-    exact_sums = not wide and tolerance < 1e-6  # small integers
-    rounding = 0.0 if exact_sums else ROUNDINGS * (2.0**-53 if wide else 2.0**-24)
 
     def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
         top, sums = np.zeros(LANES, np.int64 if wide else np.int32), np.zeros(2 * LANES)
@@ -235,8 +241,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
             return None
         blocks = (last - first) * (X.shape[1] // M)
         objective, best = float(sums[:LANES].sum()), float(sums[LANES:].sum())
-        bound = max(objective, best * (1.0 + rounding))
-        closed = bound - objective <= tolerance * objective
+        bound, closed = prove(objective, best, wide, tolerance)
         return Tally(objective, bound, {"enumerated": blocks, "unproven": 0 if closed else blocks})
 
     return run

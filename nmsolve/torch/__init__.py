@@ -1,0 +1,18 @@
+"""The PyTorch layer: masks of tensors, and 2:4 matrix products on sparse tensor cores.
+
+>>> import nmsolve.torch as nmt
+
+Needs nmsolve[torch].
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as _error:
+    from nmsolve.errors import MissingDependencyError
+
+    raise MissingDependencyError("nmsolve.torch needs PyTorch 2.8 or later: pip install nmsolve[torch]") from _error
+
+from nmsolve.torch.masks import solve, verify
+from nmsolve.torch.result import MaskResult, TensorDuals
+
+__all__ = ["MaskResult", "TensorDuals", "solve", "verify"]

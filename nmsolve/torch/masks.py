@@ -1,0 +1,256 @@
+"""`solve` and `verify` for tensors: on a CPU through the core without a copy, elsewhere on the tensor's own device."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from nmsolve import api, certify
+from nmsolve.blocks import core_shape
+from nmsolve.certify import Report
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+from nmsolve.result import Status, relative_gap
+from nmsolve.torch.result import MaskResult, TensorDuals
+from nmsolve.torch.tensors import as_array, as_matrices, check_tensor, explain_layout, from_matrices, tolerance
+from nmsolve.validate import check_divisible, check_flag, non_finite_message, thread_count
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Solving is no graph of tensor operations: compiled code calls the function as it is.
+
+    That is torch.compiler.disable, which imports the compiler, a second's work; so only where someone else did.
+    """
+    disabled: list[Callable[P, R]] = []
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
+
+    return call
+
+
+@_outside_graphs
+def solve(
+    weights: Tensor,
+    pattern: Pattern | str,
+    scores: Tensor | None = None,
+    method: str = "auto",
+    at_most: bool | None = None,
+    threads: int | None = None,
+    padding: str = "error",
+    *,
+    duals: bool = False,
+) -> MaskResult:
+    r"""Find the best n:M mask of a weight tensor, and prove that it is the best: `nmsolve.solve` for tensors.
+
+    .. math:: \max_X \sum_{ij} S_{ij} X_{ij}, \quad X \in \{0, 1\}^{rows \times cols}
+
+    where every m consecutive entries of a row, and for a transposable pattern every row and column of every m × m block, keep
+    exactly n (with `at_most`: n or fewer), and S = |weights| unless `scores` are given.
+
+    Parameters
+    ----------
+    weights : (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
+        float16, bfloat16, float32, float64 or integers, any strides, on any device, requiring grad or not. Groups run along
+        cols. Tensors of four and five axes are convolution weights: one (out, in) matrix a kernel position, groups along
+        `in`. A weight of a Conv1d is passed as weight.unsqueeze(2), which has four.
+    scores : tensor, optional
+        What is maximised instead of |weights|, signs kept. Same shape and device.
+    pattern, method, at_most, threads, padding, duals
+        As in `nmsolve.solve`. The approximate methods run on the host wherever the tensor is.
+
+    Returns
+    -------
+    MaskResult
+        With `mask` a bool tensor of the weights' shape on their device, `duals` of tensors, and `verify` for tensors.
+
+    Raises
+    ------
+    PatternError, InputError, MissingDependencyError
+        As `nmsolve.solve`; meta, sparse, quantized, complex and wrapped tensors are refused by name.
+
+    Notes
+    -----
+    CPU tensors are read where they are, bfloat16 through its bits. Others are solved on their device, with Triton kernels
+    where there is Triton and with torch operations elsewhere; certificates are evaluated there in float64. Only blocks that
+    eight levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them; devices without
+    float64 do so altogether). Row-wise masks are the same on every device, transposable ones score the same;
+    each is deterministic. Workspace on the device: at most 2²⁶ weights of it at a time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    >>> result = solve(W, "4:8T")
+    >>> result.status.value, result.mask.float().mean().item()
+    ('optimal', 0.5)
+    >>> result.verify(W).ok
+    True
+    """
+    pattern = Pattern.of(pattern, at_most)
+    purpose = f"pattern {pattern}"
+    weights = check_tensor(weights, "weights", purpose)
+    if scores is not None:
+        scores = check_tensor(scores, "scores", purpose)
+        if scores.shape != weights.shape:
+            raise InputError(
+                f"scores have shape {tuple(scores.shape)}, weights {tuple(weights.shape)}: {purpose} needs one score a weight"
+            )
+        if scores.device != weights.device:
+            raise InputError(
+                f"scores are on {scores.device}, weights on {weights.device}: move them with scores.to(weights.device)"
+            )
+    read = weights if scores is None else scores
+    if read.dtype == torch.bool:
+        raise InputError(
+            f"{'weights' if scores is None else 'scores'} are bool: {purpose} needs numbers; convert with .to(torch.uint8)"
+        )
+    try:
+        api.check_method(method, pattern)
+        if weights.device.type in ("cpu", "mps") or method not in ("auto", "exact"):
+            return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
+        return solve_on_device(
+            weights, scores, pattern, method, threads, padding, duals, import_module(f"nmsolve.torch.device.{engine_name(weights)}")
+        )
+    except InputError as error:
+        raise explain_layout(error, weights) from None
+
+
+def engine_name(tensor: Tensor) -> str:
+    """Which engine serves a tensor's device: Triton's compiler knows GPUs, torch operations run anywhere."""
+    return "triton" if tensor.device.type in ("cuda", "xpu") and find_spec("triton") is not None else "plain"
+
+
+def _solve_on_host(
+    weights: Tensor, scores: Tensor | None, pattern: Pattern, method: str, threads: int | None, padding: str, duals: bool
+) -> MaskResult:
+    """The core's solve on the tensors' own memory (of other devices: on copies)."""
+    arrays = [None if tensor is None else as_array(as_matrices(tensor.cpu())) for tensor in (weights, scores)]
+    given, given_scores = arrays
+    assert given is not None
+    result = api.solve(given, pattern, given_scores, method, None, threads, padding, duals=duals)
+    tensors = None
+    if result.duals is not None:
+        columns = None if result.duals.columns is None else torch.from_numpy(result.duals.columns).to(weights.device)
+        tensors = TensorDuals(rows=torch.from_numpy(result.duals.rows).to(weights.device), columns=columns)
+    return MaskResult(
+        mask=from_matrices(torch.from_numpy(result.mask).to(weights.device), weights),
+        status=result.status,
+        objective=result.objective,
+        bound=result.bound,
+        gap=result.gap,
+        method=result.method,
+        stats=result.stats,
+        pattern=result.pattern,
+        padding=result.padding,
+        scored=result.scored,
+        duals=tensors,
+    )
+
+
+def solve_on_device(
+    weights: Tensor, scores: Tensor | None, pattern: Pattern, method: str, threads: int | None, padding: str, duals: bool,
+    engine: ModuleType,
+) -> MaskResult:  # fmt: skip
+    """The exact solver by an engine, on the device where the scores are."""
+    started = time.perf_counter()
+    name = "weights" if scores is None else "scores"
+    given = as_matrices(weights if scores is None else scores)
+    check_divisible(tuple(given.shape), pattern, padding)
+    check_flag(duals, "duals")
+    workers = thread_count(threads)
+    from nmsolve.torch.device.pieces import solve_matrices
+
+    X = given.reshape(-1, *given.shape[-2:])
+    rows, cols = core_shape(tuple(X.shape), pattern, padding)
+    part = X[:, :rows, :cols]
+    with torch.no_grad():
+        found = solve_matrices(engine, part, pattern, name == "weights", tolerance(X.dtype), duals, workers)
+        kept = [] if found is None else _remainder_scores(X, rows, cols, name == "weights")
+    if found is None or not all(map(math.isfinite, (*kept, *found.objectives))):
+        index = torch.nonzero(~torch.isfinite(given))
+        if not len(index):
+            raise InputError(f"the {name} of shape {tuple(given.shape)} are too large for a float64 sum; scale them down")
+        first = tuple(index[0].tolist())
+        raise non_finite_message(name, first, float(given[first]), tuple(given.shape), pattern)
+    mask = found.mask[:, :rows, :cols]
+    if (rows, cols) != X.shape[1:]:
+        mask = torch.ones(X.shape, dtype=torch.bool, device=X.device)
+        mask[:, :rows, :cols] = found.mask
+    objective = api.total([*kept, *found.objectives])
+    bound = max(api.total([*kept, *found.bounds]), objective)
+    seconds = time.perf_counter() - started
+    return MaskResult(
+        mask=from_matrices(mask.reshape(given.shape), weights),
+        status=Status.FEASIBLE if found.stats.get("unproven", 0) else Status.OPTIMAL,
+        objective=objective,
+        bound=bound,
+        gap=relative_gap(objective, bound),
+        method="exact",
+        stats=found.stats | {"threads": workers, "seconds": seconds, "weights_per_second": X.numel() / seconds},
+        pattern=pattern,
+        padding=padding,
+        scored=name,
+        duals=found.duals(given.shape[:-2]) if duals else None,
+    )
+
+
+def _remainder_scores(X: Tensor, rows: int, cols: int, absolute: bool) -> list[float]:
+    """What the entries outside the solved part are worth."""
+    parts = [part.double() for part in (X[:, :rows, cols:], X[:, rows:]) if part.numel()]
+    return [float((part.abs() if absolute else part).sum()) for part in parts]
+
+
+@_outside_graphs
+def verify(mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error") -> Report:
+    """Whether a mask tensor, or a tensor of weights, satisfies a pattern: `nmsolve.verify` for tensors, on the host.
+
+    Parameters
+    ----------
+    mask : (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
+        A bool mask, or weights of any other dtype, of which at most n of a group may be nonzero. Laid out as for `solve`.
+    pattern, at_most, padding
+        As in `nmsolve.verify`.
+
+    Returns
+    -------
+    Report
+        Its indices for convolution weights are those of the matrices (kernel …, out, in).
+
+    Raises
+    ------
+    PatternError, InputError
+        If the pattern or the shape cannot be checked, or the tensor has no values (meta, sparse, …).
+
+    Examples
+    --------
+    >>> import torch
+    >>> verify(torch.tensor([[True, False, True, False]]), "2:4").ok
+    True
+    """
+    pattern = Pattern.of(pattern, at_most)
+    tensor = check_tensor(mask, "mask", f"pattern {pattern}")
+    # Weights count by what is not zero, which is all that needs to cross to the host.
+    matrices = as_matrices(tensor if tensor.dtype == torch.bool else (tensor != 0).to(torch.uint8))
+    try:
+        return certify.verify(matrices.cpu().numpy(), pattern, padding=padding)
+    except InputError as error:
+        raise explain_layout(error, tensor) from None

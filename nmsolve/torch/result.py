@@ -1,0 +1,71 @@
+"""What `nmsolve.torch.solve` returns: the core's result, with tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nmsolve import result as core
+from nmsolve.certify import Duals, Report
+from nmsolve.errors import SolverError
+from nmsolve.torch.tensors import as_array, as_matrices, check_tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorDuals:
+    """Potentials of every group or block, float64, on the weights' device; axes as in `nmsolve.Duals`.
+
+    Convolution weights (out, in, kernel …) have theirs for the matrices (kernel …, out, in).
+    """
+
+    rows: Tensor
+    columns: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MaskResult(core.MaskResult):
+    """A mask and what is known about it; the fields of `nmsolve.MaskResult`, with `mask` a bool tensor.
+
+    mask : bool tensor of the weights' shape, on their device. duals : TensorDuals or None.
+    """
+
+    mask: Tensor  # type: ignore[assignment]
+    duals: TensorDuals | None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        text = core.MaskResult.__str__(self)
+        return text.replace(str(self.mask.shape), str(tuple(self.mask.shape)))
+
+    def verify(self, weights: Tensor, scores: Tensor | None = None) -> Report:  # type: ignore[override]
+        """Recompute feasibility, objective and bound from the weights, on the host, trusting nothing in this result.
+
+        Parameters, errors and return value as in `nmsolve.MaskResult.verify`, with tensors on any device.
+        """
+        if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
+            raise SolverError(f"the mask is a {type(self.mask).__name__}, not a bool tensor")
+        duals = None
+        if self.duals is not None:
+            columns = None if self.duals.columns is None else self.duals.columns.cpu().numpy()
+            duals = Duals(rows=self.duals.rows.cpu().numpy(), columns=columns)
+        arrays = [
+            None if tensor is None else as_array(as_matrices(check_tensor(tensor, name, f"pattern {self.pattern}")).cpu())
+            for tensor, name in ((weights, "weights"), (scores, "scores"))
+        ]
+        result = core.MaskResult(
+            mask=as_matrices(self.mask).cpu().numpy(),
+            status=self.status,
+            objective=self.objective,
+            bound=self.bound,
+            gap=self.gap,
+            method=self.method,
+            stats=self.stats,
+            pattern=self.pattern,
+            padding=self.padding,
+            scored=self.scored,
+            duals=duals,
+        )
+        given, given_scores = arrays
+        assert given is not None
+        return result.verify(given, given_scores)

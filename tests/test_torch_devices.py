@@ -1,0 +1,294 @@
+"""The device solvers against the oracles, the core and each other: on a CPU through torch operations and Triton's interpreter."""
+
+import numpy as np
+import pytest
+import torch
+from engines import PLACES, TRITON, engine_of, on_every_place, solve, tensor
+from families import (
+    FAMILIES,
+    HALF_FAMILIES,
+    NARROW,
+    assert_optimal,
+    draw,
+    feasible,
+    magnitude,
+    matrix,
+    parse,
+    split,
+    tolerance,
+)
+
+import nmsolve
+import nmsolve.torch as nmt
+from nmsolve.solvers.ascent import ROUNDING, schedule
+from nmsolve.torch.device import ascent, plain
+
+ROWS = ("1:1", "1:2", "2:3", "1:4", "2:4", "3:4", "<=2:4", "4:4", "3:5", "<=4:8", "8:16", "16:32", "40:64")
+BLOCKS = ("1:2T", "2:3T", "1:4T", "2:4T", "3:4T", "<=2:4T", "3:6T", "4:8T", "<=4:8T", "4:4T", "<=4:4T")
+#: Too slow for the interpreter as a whole; their kernels are tested step by step below.
+DEEP = ("5:12T", "8:16T", "<=8:16T", "16:32T", "33:64T")
+#: Not float32, so each in a matrix of its own.
+OTHERS = ("normal64", "int8", "int32", "uint8", "int64_ties", "large64", "small64", "nearly_equal64", "denormal64")
+
+
+def mixed(pattern, seed, each=3):
+    """Blocks of every float32 family in one matrix, in an order that puts unlike blocks side by side."""
+    blocks = np.concatenate([draw(name, seed + k, (each, pattern.rows, pattern.m)) for k, name in enumerate(NARROW)])
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    return matrix(blocks[order], len(NARROW))
+
+
+def as_numpy(result):
+    """The core's view of a result, for the families' checks."""
+
+    class View:
+        mask = result.mask.cpu().numpy()
+        objective = result.objective
+
+    return View
+
+
+def check(place, W, text, relative):
+    result = solve(place, tensor(W), text)
+    assert result.status is nmsolve.Status.OPTIMAL
+    assert result.mask.device.type == place[0]
+    assert_optimal(as_numpy(result), magnitude(W), parse(text), relative)
+    assert result.verify(tensor(W))
+    return result
+
+
+@on_every_place
+@pytest.mark.parametrize("text", BLOCKS)
+def test_blocks_are_optimal(place, text):
+    check(place, mixed(parse(text), 1), text, 1e-6)
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ROWS)
+def test_groups_are_optimal_and_the_core_keeps_the_same(place, text):
+    W = mixed(parse(text), 2)
+    result = check(place, W, text, 1e-12)
+    assert np.array_equal(result.mask.cpu().numpy(), nmsolve.solve(W, text).mask)
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_large_blocks_are_optimal(text):
+    check(PLACES[0].values[0] if not torch.cuda.is_available() else TRITON.values[0], mixed(parse(text), 3, 2), text, 1e-6)
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "3:6T"])
+@pytest.mark.parametrize("name", [*OTHERS, *HALF_FAMILIES])
+def test_dtypes(place, text, name):
+    pattern = parse(text)
+    W = matrix(draw(name, 4, (8, pattern.rows, pattern.m)), 4)
+    result = check(place, W, text, tolerance(W))
+    if not pattern.transposable:
+        assert np.array_equal(result.mask.cpu().numpy(), nmsolve.solve(W, text).mask)
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "<=2:4", "2:4T", "<=2:4T", "2:5T", "3:3T", "<=3:3T"])
+def test_signed_scores(place, text):
+    pattern = parse(text)
+    S = matrix(draw("signed_integers", 5, (12, pattern.rows, pattern.m)), 4) + matrix(
+        draw("normal64", 6, (12, pattern.rows, pattern.m)), 4
+    )
+    result = solve(place, torch.zeros(S.shape), text, scores=tensor(S))
+    assert result.scored == "scores"
+    assert_optimal(as_numpy(result), S, pattern, 1e-12)
+    assert result.verify(torch.zeros(S.shape), tensor(S))
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "<=2:4", "2:4T", "3:4T", "<=4:8T", "3:3T", "<=3:3T"])
+@pytest.mark.parametrize("padding", ["pad", "dense"])
+def test_padding_and_duals(place, text, padding):
+    rng = np.random.default_rng(7)
+    W = rng.standard_normal((2, 9, 14)).astype(np.float32)
+    result = solve(place, tensor(W), text, padding=padding, duals=True)
+    expected = nmsolve.solve(W, text, padding=padding, duals=True)
+    assert result.mask.shape == W.shape
+    assert abs(result.objective - expected.objective) <= 1e-6 * expected.objective
+    assert result.duals.rows.shape == expected.duals.rows.shape
+    assert (result.duals.columns is None) == (expected.duals.columns is None)
+    if result.duals.columns is not None:
+        assert result.duals.columns.shape == expected.duals.columns.shape
+    assert result.verify(tensor(W))
+
+
+@on_every_place
+def test_nothing_but_a_remainder(place):
+    W = torch.arange(1.0, 7.0).view(2, 3)
+    result = solve(place, W, "2:4T", padding="dense", duals=True)
+    assert result.mask.all()
+    assert result.objective == 21.0
+    assert result.verify(W)
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "3:6T"])
+def test_any_strides(place, text):
+    pattern = parse(text)
+    base = torch.from_numpy(draw("normal32", 8, (2, 4 * pattern.m, 6 * pattern.m))).to(place[0])
+    views = [
+        base.transpose(1, 2),
+        base[:, ::2, ::3],
+        base[:, :, pattern.m :],
+        base[:1].expand(2, -1, -1),
+        base[0].flip(0),
+        base.movedim(0, 2)[..., 0],
+    ]
+    for view in views:
+        assert torch.equal(
+            solve(place, view, text).mask, solve(place, view.clone(memory_format=torch.contiguous_format), text).mask
+        )
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "4:8T", "<=2:4T"])
+def test_a_block_does_not_see_its_neighbours(place, text):
+    pattern = parse(text)
+    W = mixed(pattern, 9, 2)
+    together = split(solve(place, tensor(W), text).mask.cpu(), pattern.rows, pattern.m)
+    blocks = split(W, pattern.rows, pattern.m)
+    for k in range(0, len(blocks), 5):
+        alone = solve(place, tensor(blocks[k]), text).mask.cpu().numpy()
+        assert np.array_equal(together[k], alone)
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "4:8T"])
+@pytest.mark.parametrize("shape", [(5, 16, 24), (1, 48, 8)])
+def test_pieces_make_no_difference(place, text, shape, monkeypatch):
+    W = torch.from_numpy(draw("integers", 10, shape))
+    whole = solve(place, W, text, duals=True)
+    monkeypatch.setattr(engine_of(place), "PIECE", 300)
+    pieces = solve(place, W, text, duals=True)
+    assert torch.equal(whole.mask, pieces.mask)
+    assert torch.equal(whole.duals.rows, pieces.duals.rows)
+    assert abs(whole.objective - pieces.objective) <= 1e-12 * whole.objective
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "4:8T"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_named(place, text, bad):
+    W = torch.ones(2, 16, 16)
+    W[1, 9, 3] = bad
+    with pytest.raises(nmsolve.InputError, match=r"weights\[1, 9, 3\] is -?(nan|inf)"):
+        solve(place, W, text)
+    with pytest.raises(nmsolve.InputError, match=r"weights\[1, 9, 3\] is -?(nan|inf)"):
+        solve(place, W[:, :10, :6], text, padding="dense")
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["4:8T", "<=4:8T"])
+def test_the_last_resort_is_the_host(place, text, monkeypatch):
+    """With one round a level most blocks are left to the core, which must find its way back into masks, sums and duals."""
+    monkeypatch.setattr(ascent, "schedule", lambda m: ((1, 1), *schedule(m)[1:]))
+    monkeypatch.setattr(ascent, "EXTRA", ())
+    W = tensor(mixed(parse(text), 11, 2))
+    result = solve(place, W, text, duals=True)
+    assert 10 < result.stats["solved_on_host"] < W.numel() // 64
+    assert_optimal(as_numpy(result), magnitude(W.numpy()), parse(text), 1e-6)
+    assert result.verify(W)
+
+
+@on_every_place
+def test_most_blocks_stay_on_the_device(place):
+    blocks = draw("normal32", 12, (200, 8, 8))
+    result = solve(place, tensor(matrix(blocks, 20)), "4:8T")
+    assert result.stats.get("solved_on_host", 0) == 0
+    assert result.stats["proven_at_level_0"] > 180
+
+
+def test_no_block_of_the_usual_families_visits_the_host():
+    for text in ("4:8T", "8:16T"):
+        m = parse(text).m
+        for name in ("normal32", "bf16_rounded", "integers", "zeros60", "column_scaled"):
+            result = solve(("cpu", "plain"), tensor(matrix(draw(name, 13, (400, m, m)), 20)), text)
+            assert result.stats.get("solved_on_host", 0) <= 2, (text, name, result.stats)
+
+
+# The kernels one by one against plain torch, for blocks that the interpreter is too slow to solve.
+
+
+def staged(place, text, dtype, seed=14):
+    pattern = parse(text)
+    m = pattern.m
+    W = mixed(pattern, seed, 1)[:, : 4 * m]
+    X = tensor(W, place[0])[None].to(dtype)
+    mask = torch.empty(X.shape, dtype=torch.bool, device=place[0])
+    return pattern, X, mask, plain.stage(X, mask, m, True, torch.float32 if dtype != torch.float64 else dtype)
+
+
+def unpack(words, m):
+    return ((words[:, None] >> torch.arange(m, device=words.device)[None, :, None]) & 1).bool()
+
+
+@pytest.mark.parametrize("place", [TRITON])
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("2:3T", torch.float32),
+        ("5:12T", torch.float64),
+        ("8:16T", torch.bfloat16),
+        ("<=8:16T", torch.float32),
+        ("16:32T", torch.bfloat16),
+        ("<=7:33T", torch.float32),  # more columns than a 32-bit word has bits
+    ],
+    ids=str,
+)
+def test_kernels_do_what_plain_torch_does(place, text, dtype):
+    kernels = engine_of(place)
+    pattern, X, mask, S = staged(place, text, dtype)
+    n, m, at_most, compute = pattern.n, pattern.m, pattern.at_most, S.dtype
+    assert torch.equal(kernels.stage(X, mask, m, True, compute).to(compute), S)
+    S = S / S.abs().amax(0).clamp_min(1e-30)
+
+    v, equal, zero = plain.start(S, n, m, at_most, compute)
+    for ours, theirs in zip(kernels.start(S, n, m, at_most, compute), (v, equal, zero), strict=True):
+        assert torch.equal(ours, theirs)
+
+    u = torch.zeros_like(v)
+    ku, kv = u.clone(), v.clone()
+    kept, good = plain.ascend(S, u, v, 2, True, 1.25, n, m, at_most)
+    words, kernel_good = kernels.ascend(S, ku, kv, 2, True, 1.25, n, m, at_most)
+    assert torch.allclose(ku, u, atol=1e-5)
+    assert torch.allclose(kv, v, atol=1e-5)
+    # From the same duals, without a round: the same signs.
+    kept, good = plain.ascend(S, u, v, 0, False, 1.25, n, m, at_most)
+    words, kernel_good = kernels.ascend(S, u, v, 0, False, 1.25, n, m, at_most)
+    assert torch.equal(unpack(words, m), kept)
+    assert torch.equal(kernel_good, good)
+
+    power = torch.ones_like(S[0])
+    chosen = torch.arange(S.shape[1], device=S.device) % 3 != 0
+    for sweeps in (0, 2):
+        pu, pv, ku, kv = u.clone(), v.clone(), u.clone(), v.clone()
+        plain.relax(S, kept, pu, pv, chosen, power, n, m, at_most, sweeps)
+        kernels.relax(S, words, ku, kv, chosen, power, n, m, at_most, sweeps)
+        assert torch.equal(ku, pu)
+        assert torch.equal(kv, pv)
+        assert torch.equal(ku[:, ~chosen], u[:, ~chosen])
+    for ours, theirs in zip(
+        kernels.certify(S, words, u, v, n, m, at_most, ROUNDING), plain.certify(S, kept, u, v, n, m, at_most, ROUNDING), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    other = torch.empty_like(mask)
+    kernels.write_masks(words, mask, m)
+    plain.write_masks(kept, other, m)
+    assert torch.equal(mask, other)
+
+
+def test_masks_from_a_device_satisfy_loops():
+    W = tensor(draw("zeros60", 15, (1, 16, 16))[0])
+    for block in split(solve(("cpu", "plain"), W, "4:8T").mask, 8, 8):
+        assert feasible(block, parse("4:8T"))
+
+
+def test_families_are_all_here():
+    assert set(NARROW) | set(OTHERS) >= set(FAMILIES) - {"signed_integers"}
+    assert nmt.solve(tensor(mixed(parse("2:4T"), 0)), "2:4T").status is nmsolve.Status.OPTIMAL
