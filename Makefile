@@ -1,4 +1,4 @@
-# make demo | test | check | bench: each makes .venv on first use. Needs Python 3.11+ and make.
+# make demo | test | check | bench | gpu: each makes .venv on first use. Needs Python 3.11+ and make.
 # Another Python: make clean, then make demo PYTHON=/path/to/python3.12.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ SOURCES := nmsolve tests reference benchmarks docs
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench figures format clean
+.PHONY: demo test check bench gpu figures format clean
 
 demo: $(STAMP)
 	$(BIN)/nmsolve demo
@@ -24,6 +24,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu
 
 figures: $(STAMP)
 	$(BIN)/python docs/figures.py

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import ortools
 import scipy
+import torch
 
 import nmsolve
 
@@ -41,6 +42,7 @@ def describe() -> dict[str, Any]:
             "llvmlite": llvmlite.__version__,
             "ortools": ortools.__version__,
             "scipy": scipy.__version__,
+            "torch": torch.__version__,
         },
     }
 

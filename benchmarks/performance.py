@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import nmsolve
+import nmsolve.torch as nmt
 from benchmarks import instances, processes
 from benchmarks.comparison import rival_case
 from benchmarks.rivals import KEEP_GREEDY, ORTOOLS
 from benchmarks.settings import Settings
-from benchmarks.timing import Case, check_result, copy_case, interleave, solve_case
+from benchmarks.timing import Case, WrongResult, check_result, copy_case, interleave, solve_case
 
 Matrix = NDArray[np.float32]
 
@@ -52,6 +54,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     yield from _rowwise_against_copy(weights, settings)
     for pattern, target in (("4:8T", 1.8), ("2:4T", None), ("8:16T", None)):
         yield from _two_threads(weights, pattern, target, settings)
+    yield from _tensors(weights, settings)
     yield from _in_new_processes(settings)
 
 
@@ -109,6 +112,28 @@ def _rowwise_against_copy(weights: Matrix, settings: Settings) -> Iterator[Row]:
     rates = _rates([copy_case("copy", weights), *(solve_case(pattern, weights, pattern) for pattern in targets)], settings)
     for pattern, target in targets.items():
         yield _ratio(f"{pattern} row-wise / np.copyto", rates, pattern, "copy", target)
+
+
+def _tensors(weights: Matrix, settings: Settings) -> Iterator[Row]:
+    """A tensor and an array on the same memory."""
+    tensor = torch.from_numpy(weights)
+    brain = tensor.bfloat16()
+    bits = brain.view(torch.int16).numpy().view(np.uint16).view(nmsolve.bfloat16)
+    pairs = {"float32": (tensor, weights), "bfloat16": (brain, bits)}
+    for pattern, name in (("2:4T", "float32"), ("4:8T", "float32"), ("2:4T", "bfloat16")):
+        given, array = pairs[name]
+        rates = _rates([_tensor_case(given, array, pattern), solve_case("nmsolve.solve", array, pattern)], settings)
+        what = f"{pattern} {name}, time of nmsolve.torch.solve / of nmsolve.solve"
+        yield Row(what, rates["nmsolve.solve"] / rates["nmt.solve"], "×", 1.05, at_least=False, rates=rates)
+
+
+def _tensor_case(tensor: torch.Tensor, array: Matrix, pattern: str) -> Case:
+    def check(result: nmt.MaskResult) -> None:
+        result.verify(tensor)
+        if not np.array_equal(result.mask.numpy(), nmsolve.solve(array, pattern).mask):
+            raise WrongResult(f"{pattern}: tensor and array have different masks")
+
+    return Case("nmt.solve", tensor.numel(), lambda: nmt.solve(tensor, pattern, threads=1), check)
 
 
 def _two_threads(weights: Matrix, pattern: str, target: float | None, settings: Settings) -> Iterator[Row]:

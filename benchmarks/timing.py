@@ -70,7 +70,7 @@ def _same(left: Any, right: Any) -> bool:
 def _masks(output: Any) -> list[NDArray[Any]]:
     """The arrays in what a case returned: a MaskResult, an array, or several of them."""
     if isinstance(output, nmsolve.MaskResult):
-        return [output.mask]
+        return [np.asarray(output.mask)]
     if isinstance(output, np.ndarray):
         return [output]
     return [array for part in output for array in _masks(part)]

@@ -20,7 +20,7 @@ CASES = (
     (4, 8, True, "fp32", 80),
     (3, 6, False, "fp64", 90),
     (8, 16, False, "fp16", 90),
-    (8, 33, True, "fp32", 90),
+    (8, 32, True, "fp32", 90),
 )
 GEOMETRY = ("total", "a_row", "rows_a_batch", "blocks_a_batch", "rows", "cols", "batch_stride", "row_stride", "col_stride", "units")
 NUMBERS = {"rounds": "i32", "sweeps": "i32", "first_step": "fp32", "omega": "fp32", "grain": "fp32", "rounding": "fp32"}

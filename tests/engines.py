@@ -18,6 +18,8 @@ if torch.cuda.is_available():
 else:
     PLACES.append(pytest.param(("cpu", "triton"), id="interpreter"))
 TRITON = PLACES[1]
+#: Where blocks that the interpreter is too slow for are solved as a whole.
+COMPILED = [place for place in PLACES if place.id != "interpreter"]
 on_every_place = pytest.mark.parametrize("place", PLACES)
 
 

@@ -23,6 +23,7 @@ HEAVY = {
     "numba",
     "llvmlite",
     "torch",
+    "triton",
     "ortools",
     "scipy",
     "matplotlib",

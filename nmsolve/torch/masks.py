@@ -89,11 +89,11 @@ def solve(
 
     Notes
     -----
-    CPU tensors are read where they are, bfloat16 through its bits. Others are solved on their device, with Triton kernels
-    where there is Triton and with torch operations elsewhere; certificates are evaluated there in float64. Only blocks that
-    eight levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them; devices without
-    float64 do so altogether). Row-wise masks are the same on every device, transposable ones score the same;
-    each is deterministic. Workspace on the device: at most 2²⁶ weights of it at a time.
+    CPU tensors are read where they are, bfloat16 through its bits. Others are solved on their device: by Triton kernels where
+    there is Triton and m is 32 or less, by torch operations elsewhere. Certificates are evaluated there, in float64. Only blocks
+    that six levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); devices without
+    float64 (mps) leave everything to it. Row-wise masks are the same on every device, transposable ones score the same; each is
+    deterministic and depends on its block alone. Workspace on the device: that of 2²⁶ weights at most.
 
     Examples
     --------
@@ -127,16 +127,16 @@ def solve(
         api.check_method(method, pattern)
         if weights.device.type in ("cpu", "mps") or method not in ("auto", "exact"):
             return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
-        return solve_on_device(
-            weights, scores, pattern, method, threads, padding, duals, import_module(f"nmsolve.torch.device.{engine_name(weights)}")
-        )
+        engine = import_module(f"nmsolve.torch.device.{engine_name(weights, pattern)}")
+        return solve_on_device(weights, scores, pattern, method, threads, padding, duals, engine)
     except InputError as error:
         raise explain_layout(error, weights) from None
 
 
-def engine_name(tensor: Tensor) -> str:
-    """Which engine serves a tensor's device: Triton's compiler knows GPUs, torch operations run anywhere."""
-    return "triton" if tensor.device.type in ("cuda", "xpu") and find_spec("triton") is not None else "plain"
+def engine_name(tensor: Tensor, pattern: Pattern) -> str:
+    """Which engine serves a tensor: Triton's kernels a GPU, up to the m whose lines fit registers; torch operations the rest."""
+    compiled = tensor.device.type in ("cuda", "xpu") and pattern.m <= 32 and find_spec("triton") is not None
+    return "triton" if compiled else "plain"
 
 
 def _solve_on_host(

@@ -166,6 +166,8 @@ def relax(
     S: Tensor, kept: Tensor, u: Tensor, v: Tensor, chosen: Tensor, power: Tensor, n: int, m: int, at_most: bool, sweeps: int
 ) -> None:
     """Bellman–Ford: where chosen, replace u, v by duals that prove `kept` for S, if there are any (nmsolve.solvers.ties)."""
+    if not bool(chosen.any()):
+        return
     grid = S.to(u.dtype).view(m, m, -1)
     grain = power * rounding_shift(u.dtype)
     ru, rw = u + grain - grain, grain - (v + grain)

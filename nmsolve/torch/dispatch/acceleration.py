@@ -1,0 +1,107 @@
+"""What `accelerate_` decided, layer by layer, and the rule by which measured times decide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+Decision = Literal["sparse", "masked dense", "dense"]
+#: A sparse layer has to be this much faster than dense to be chosen: less is within what timings scatter.
+MARGIN = 0.02
+_WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """A backend at the recorded shapes, in microseconds a run of the model; failure says why it cannot be used."""
+
+    dense_us: float | None
+    sparse_us: float | None
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDecision:
+    """One row of the table.
+
+    name : module path. shape : the weight's. tokens : rows of input it was given in all. backend : the one that was chosen or, of
+    those that were not, came closest; None if there was none. dense_us, sparse_us : of all its calls together, None unless
+    measured. decision : "sparse", "masked dense" (training: a SparseLinear that multiplies densely) or "dense" (untouched).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    tokens: int
+    backend: str | None
+    dense_us: float | None
+    sparse_us: float | None
+    decision: Decision
+    reason: str
+
+
+class Acceleration(Sequence[LayerDecision]):
+    """What became of every layer with a weight matrix. Prints as a table."""
+
+    def __init__(self, layers: Iterable[LayerDecision]) -> None:
+        self.layers = tuple(layers)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerDecision: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerDecision, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerDecision | tuple[LayerDecision, ...]:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerDecision]:
+        return iter(self.layers)
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "no layer with a weight matrix"
+        head = ("layer", "shape", "tokens", "backend", "dense µs", "sparse µs", "decision")
+        rows = [head, *(_cells(layer) for layer in self.layers)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        right = {2, 4, 5}
+        lines = []
+        for row, reason in zip(rows, ["reason", *(layer.reason for layer in self.layers)], strict=True):
+            left = "  ".join(
+                cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            wrapped = textwrap.wrap(reason, max(20, _WIDTH - len(left) - 2)) or [""]
+            lines.append(f"{left}  {wrapped[0]}".rstrip())
+            lines += [" " * (len(left) + 2) + more for more in wrapped[1:]]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _cells(layer: LayerDecision) -> tuple[str, ...]:
+    name = layer.name if len(layer.name) <= 28 else "…" + layer.name[-27:]
+    times = ("-" if us is None else f"{us:.1f}" for us in (layer.dense_us, layer.sparse_us))
+    return name, "×".join(map(str, layer.shape)), str(layer.tokens), layer.backend or "-", *times, layer.decision
+
+
+def choose(timings: Mapping[str, Timing], only_if_faster: bool) -> tuple[str | None, str | None, str]:
+    """Which backend to use (None: dense), which one to show, and the reason.
+
+    Examples
+    --------
+    >>> choose({"cutlass": Timing(dense_us=10.0, sparse_us=20.0, failure=None)}, True)
+    (None, 'cutlass', 'slower: 0.50 × the speed of dense')
+    """
+    right = {name: t for name, t in timings.items() if t.failure is None and t.sparse_us is not None and t.dense_us is not None}
+    if not right:
+        shown = next(iter(timings), None)
+        return None, shown, "; ".join(f"{name}: {t.failure}" for name, t in timings.items()) or "no backend"
+    best = min(right, key=lambda name: right[name].sparse_us or 0.0)
+    dense, sparse = right[best].dense_us or 0.0, right[best].sparse_us or 0.0
+    if sparse <= (1 - MARGIN) * dense:
+        return best, best, f"{dense / sparse:.2f} × the speed of dense"
+    ratio = f"{dense / sparse:.2f} × the speed of dense"
+    slower = "slower" if sparse > dense else "not faster"
+    return (None, best, f"{slower}: {ratio}") if only_if_faster else (best, best, f"{slower}, but asked for: {ratio}")

@@ -1,0 +1,183 @@
+"""`masked_linear`: y = x (W∘M)ᵀ + b on sparse tensor cores, forward and backward, from a dense W and our own mask.
+
+Both products are opaque operators that pack inside, so nothing packed outlives a call: a checkpoint's recomputation, an
+optimizer step or a sharded parameter cannot leave a stale copy behind, and `torch.compile` sees one operator of known shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmsolve.errors import InputError
+from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, warn_once, why_not
+from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    *,
+    backend: str = "dense",
+    straight_through: bool = False,
+) -> Tensor:
+    r"""A linear layer whose weight is masked, differentiable.
+
+    .. math:: y = x (W \circ M)^T + b, \quad
+              dx = dy (W \circ M), \quad dW = M \circ (dy^T x), \quad db = \textstyle\sum dy
+
+    Parameters
+    ----------
+    x : (..., in_features) tensor
+    weight : (out_features, in_features) tensor
+        The dense parameter; not changed.
+    mask : (out_features, in_features) bool tensor
+        True = keep. For a backend other than "dense" it **must be transposable 2:4** (at most 2 of 4 in rows and columns, see
+        `is_2to4`): W∘M and its transpose are packed without another check, which would cost more than the packing.
+    bias : (out_features,) tensor, optional
+    backend : {"dense", "cusparselt", "cutlass"}
+        Who multiplies. What a backend cannot serve (a CPU, float32, a shape) is multiplied densely by the masked weight, and said
+        once a process.
+    straight_through : bool
+        Leave dW unmasked, so that dropped weights go on learning (STE, SR-STE).
+
+    Returns
+    -------
+    (..., out_features) tensor
+
+    Raises
+    ------
+    InputError
+        If shapes, dtypes or devices do not fit together, or the backend does not exist.
+
+    Notes
+    -----
+    Under autocast x, W and b are cast as `torch.nn.functional.linear` would. Twice differentiable. Dropped values are replaced,
+    not multiplied by zero: a NaN or infinity among them does no harm.
+
+    Examples
+    --------
+    >>> x, W = torch.ones(3, 4), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    >>> masked_linear(x, W, W > 2).tolist()
+    [[7.0], [7.0], [7.0]]
+    """
+    if backend != "dense" and backend not in SPARSE_BACKENDS:
+        raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
+    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
+    _check_operands(x, weight, mask, bias)
+    y: Tensor = sparse_linear(x.reshape(-1, x.shape[-1]), weight, mask, bias, backend, straight_through)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """W∘M, contiguous; what is dropped becomes +0 whatever it was."""
+    return torch.where(mask, weight, 0).contiguous()
+
+
+def autocast(tensor: Tensor) -> Tensor:
+    """The tensor as `torch.nn.functional.linear` would cast it: operators of our own are unknown to autocast."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
+def _check_operands(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+    if weight.dim() != 2 or mask.shape != weight.shape or mask.dtype != torch.bool:
+        raise InputError(
+            f"weight is (out_features, in_features) and mask bool of the same shape, got {tuple(weight.shape)} and "
+            f"{mask.dtype} {tuple(mask.shape)}"
+        )
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise InputError(f"x must be (..., {weight.shape[1]}) for a weight of shape {tuple(weight.shape)}, got {tuple(x.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(f"bias must be ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, got {tuple(bias.shape)}")
+    for name, tensor in (("x", x), ("bias", bias)):
+        if tensor is not None and tensor.dtype != weight.dtype:
+            raise InputError(f"{name} must have the weight's {weight.dtype}, got {tensor.dtype}; convert it, or use autocast")
+    for name, tensor in (("x", x), ("mask", mask), ("bias", bias)):
+        if tensor is not None and tensor.device != weight.device:
+            raise InputError(f"{name} must be on the weight's device {weight.device}, is on {tensor.device}")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    """x weightᵀ + b by a backend, or densely where it cannot serve; the weight is 2:4 already."""
+    with torch.autocast(x.device.type, enabled=False):  # operands were cast, or not, by whoever called
+        if backend == "dense":
+            return F.linear(x, weight, bias)
+        reason = why_not(backend, tuple(weight.shape), weight.dtype, weight.device)
+        if reason is None:
+            packed = pack_unchecked(weight, backend)
+            assert packed.packed is not None
+            return packed_linear(x, packed.packed, packed.meta, bias, (weight.shape[0], weight.shape[1]), backend)
+        warn_once("masked dense", f"nmsolve multiplies by the masked dense weight where {backend} cannot serve; here: {reason}")
+        return F.linear(x, weight, bias)
+
+
+# Schemas are spelled out: torch cannot derive them where annotations are strings.
+@torch.library.custom_op(
+    "nmsolve::sparse_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor mask, Tensor? bias, str backend, bool straight_through) -> Tensor",
+)
+def sparse_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, backend: str, straight_through: bool) -> Tensor:
+    """x (W∘M)ᵀ + b for x (tokens, in_features)."""
+    return _product(x, masked(weight, mask), bias, backend)
+
+
+@torch.library.custom_op(
+    "nmsolve::sparse_linear_grad_input",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor weight, Tensor mask, str backend, bool straight_through) -> Tensor",
+)
+def sparse_linear_grad_input(dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool) -> Tensor:
+    """dy (W∘M) for dy (tokens, out_features): the product with the packed transpose."""
+    return _product(dy, masked(weight, mask).t().contiguous(), None, backend)
+
+
+@sparse_linear.register_fake
+def _(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, backend: str, straight_through: bool) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+@sparse_linear_grad_input.register_fake
+def _(dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool) -> Tensor:
+    return dy.new_empty((dy.shape[0], weight.shape[1]))
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, mask: Tensor, straight_through: bool) -> Tensor:
+    gradient = dy.t() @ x
+    return gradient if straight_through else torch.where(mask, gradient, 0)
+
+
+def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    moving, weight, mask = inputs[:3]
+    ctx.options = inputs[-2:]
+    # Of each operand only the other's gradient needs it: a frozen weight keeps no activations.
+    ctx.save_for_backward(moving if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None, mask)
+
+
+def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mask = ctx.saved_tensors
+    backend, straight_through = ctx.options
+    dx = None if weight is None else sparse_linear_grad_input(dy, weight, mask, backend, straight_through)
+    dw = None if x is None else _weight_gradient(dy, x, mask, straight_through)
+    return dx, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None
+
+
+def _grad_input_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """dx = dy (W∘M) is linear in dy and in W: its own gradients are g (W∘M)ᵀ and M ∘ (dyᵀ g)."""
+    dy, weight, mask = ctx.saved_tensors
+    backend, straight_through = ctx.options
+    ddy = None if weight is None else sparse_linear(g, weight, mask, None, backend, straight_through)
+    dw = None if dy is None else _weight_gradient(dy, g, mask, straight_through)
+    return ddy, dw, None, None, None
+
+
+sparse_linear.register_autograd(_linear_backward, setup_context=_save_operands)
+sparse_linear_grad_input.register_autograd(_grad_input_backward, setup_context=_save_operands)

@@ -1,0 +1,240 @@
+"""`PackedLinear`: a 2:4 linear layer for inference that keeps the packed weight alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmsolve.errors import InputError
+from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, warn_once, why_not
+from nmsolve.torch.dispatch.masked_linear import autocast
+from nmsolve.torch.dispatch.packing import is_2to4, pack, packed_linear, unpack, wrap
+from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+
+
+class PackedLinear(nn.Module):
+    r"""A linear layer for inference whose weight is 2:4 and packed: 9/16 of the dense weight's memory.
+
+    .. math:: y = x W^T + b
+
+    Made by `from_linear`. Where the backend cannot serve (on a CPU, say) the weight is kept dense, with the same numbers; moved to
+    a device or dtype that it can serve, the layer packs again.
+
+    Attributes
+    ----------
+    in_features, out_features : int
+    backend : {"dense", "cusparselt", "cutlass"}
+        Who multiplies wherever it can.
+    bias : nn.Parameter or None
+        Not trained.
+
+    Notes
+    -----
+    `state_dict` holds what a plain nn.Linear would, the weight dense with its zeros. A weight that is not 2:4 is not loaded.
+    Gradients reach the input, by the unpacked weight; the weight has none.
+
+    Examples
+    --------
+    >>> linear = nn.Linear(4, 2)
+    >>> _ = linear.load_state_dict({"weight": torch.tensor([[1.0, 0, 0, 2.0], [0, 3.0, 0, 0]]), "bias": torch.zeros(2)})
+    >>> PackedLinear.from_linear(linear, "dense")(torch.ones(1, 4)).tolist()
+    [[3.0, 3.0]]
+    """
+
+    in_features: int
+    out_features: int
+    backend: str
+    bias: nn.Parameter | None
+    # Exactly one of _dense and _values is there. Packed parts are kept apart, not as torch's tensor class, which can neither be
+    # converted nor loaded and which a compiler has to know; its own operators see them again in `packing.wrap`.
+    _dense: Tensor | None
+    _values: Tensor | None
+    _meta: Tensor | None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, backend: str) -> Self:
+        """A layer with the weight (of a SparseLinear: the masked weight), bias and hooks of an nn.Linear.
+
+        Raises
+        ------
+        InputError
+            If the weight is not 2:4, or the backend does not exist.
+        """
+        if backend != "dense" and backend not in SPARSE_BACKENDS:
+            raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
+        weight = linear.masked_weight if isinstance(linear, SparseLinear) else linear.weight.detach()
+        report = is_2to4(weight)
+        if not report:
+            raise InputError(f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops")
+        new = cls()
+        # Hooks, by the very dictionaries, so that handles given out before still remove them.
+        new.__dict__.update({name: value for name, value in linear.__dict__.items() if "_hook" in name})
+        new.training = linear.training
+        new.in_features, new.out_features, new.backend = linear.in_features, linear.out_features, backend
+        bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        new.register_parameter("bias", bias)
+        new._store(weight)
+        return new
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weight is packed at present."""
+        return self._values is not None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight; unpacked by every access, if packed."""
+        return self._unpacked()
+
+    def _unpacked(self) -> Tensor:
+        if self._values is None:
+            assert self._dense is not None
+            return self._dense
+        return unpack(wrap((self.out_features, self.in_features), self._values, self._meta, self.backend))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y for input (..., in_features)."""
+        if self._values is not None:
+            x = autocast(input)
+            if x.dtype == self._values.dtype and x.dim() and x.shape[-1] == self.in_features:
+                bias = None if self.bias is None else autocast(self.bias)
+                y: Tensor = packed_product(
+                    x.reshape(-1, self.in_features),
+                    self._values,
+                    self._meta,
+                    bias,
+                    self.out_features,
+                    self.in_features,
+                    self.backend,
+                )
+                return y.reshape(*x.shape[:-1], self.out_features)
+        # Also for an input that does not fit, which this refuses in torch's words.
+        return F.linear(input, self._unpacked(), self.bias)
+
+    def extra_repr(self) -> str:
+        """As nn.Linear's, and who multiplies."""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{shape}, pattern=2:4, backend={self.backend if self.packed else 'dense'}"
+
+    def _store(self, weight: Tensor) -> None:
+        """Keep a 2:4 weight, packed where the backend can."""
+        self._dense, self._values, self._meta = weight, None, None
+        if self.backend == "dense":
+            return
+        reason = why_not(self.backend, tuple(weight.shape), weight.dtype, weight.device)
+        if reason is not None:
+            warn_once("masked dense", f"nmsolve keeps 2:4 weights dense where {self.backend} cannot serve; here: {reason}")
+            return
+        packed = pack(weight, self.backend)
+        self._dense, self._values, self._meta = None, packed.packed, packed.meta
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        weight = fn(self.weight)
+        if weight.device.type == "cuda" and not is_2to4(weight):
+            # Only to_empty() makes values up; what is loaded next is checked.
+            weight = torch.zeros_like(weight)
+        self._store(weight)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Dense, so that a copy can be opened on a machine that has no such backend.
+        return {**self.__dict__, "_dense": self.weight, "_values": None, "_meta": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        assert self._dense is not None
+        self._store(self._dense)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        key = prefix + "weight"
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        loaded = state_dict.get(key)
+        if loaded is None:
+            if strict:
+                missing_keys.append(key)
+            return
+        loaded = loaded.detach()
+        expected = (self.out_features, self.in_features)
+        if tuple(loaded.shape) != expected:
+            error_msgs.append(f"size mismatch for {key}: the checkpoint has {tuple(loaded.shape)}, the layer {expected}")
+        elif not loaded.is_meta and not (report := is_2to4(loaded)):
+            error_msgs.append(f"{key} cannot be loaded into a PackedLinear: {report}; load it into an nn.Linear")
+        elif local_metadata.get("assign_to_params_buffers", False):
+            self._store(loaded)
+        else:
+            current = self._dense if self._values is None else self._values
+            assert current is not None
+            # A copy, as loading is everywhere: the layer must not follow the checkpoint's tensor.
+            self._store(loaded.to(current.device, current.dtype, copy=True))
+
+
+@torch.library.custom_op(
+    "nmsolve::packed_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int out_features, int in_features, str backend) -> Tensor",
+)
+def packed_product(
+    x: Tensor, values: Tensor, meta: Tensor | None, bias: Tensor | None, out_features: int, in_features: int, backend: str
+) -> Tensor:
+    """x Wᵀ + b for x (tokens, in_features) and the parts of a packed W."""
+    with torch.autocast(x.device.type, enabled=False):
+        return packed_linear(x, values, meta, bias, (out_features, in_features), backend)
+
+
+@torch.library.custom_op(
+    "nmsolve::packed_linear_grad_input",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor values, Tensor? meta, int out_features, int in_features, str backend) -> Tensor",
+)
+def packed_product_grad_input(
+    dy: Tensor, values: Tensor, meta: Tensor | None, out_features: int, in_features: int, backend: str
+) -> Tensor:
+    """dy W for dy (tokens, out_features). The transpose is not packed in inference, so W is unpacked."""
+    with torch.autocast(dy.device.type, enabled=False):
+        return dy @ unpack(wrap((out_features, in_features), values, meta, backend))
+
+
+@packed_product.register_fake
+def _(
+    x: Tensor, values: Tensor, meta: Tensor | None, bias: Tensor | None, out_features: int, in_features: int, backend: str
+) -> Tensor:
+    return x.new_empty((x.shape[0], out_features))
+
+
+@packed_product_grad_input.register_fake
+def _(dy: Tensor, values: Tensor, meta: Tensor | None, out_features: int, in_features: int, backend: str) -> Tensor:
+    return dy.new_empty((dy.shape[0], in_features))
+
+
+def _save_parts(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, values, meta, _, *ctx.options = inputs
+    ctx.save_for_backward(values, meta)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, meta = ctx.saved_tensors
+    dx = packed_product_grad_input(dy, values, meta, *ctx.options) if ctx.needs_input_grad[0] else None
+    return dx, None, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None
+
+
+packed_product.register_autograd(_backward, setup_context=_save_parts)

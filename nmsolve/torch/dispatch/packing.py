@@ -1,0 +1,203 @@
+"""Dense 2:4 weights to torch's semi-structured tensors and back. A value is never dropped: what is not 2:4 is refused.
+
+Packing in torch keeps two entries of every group whatever is in it, without an error, so the check is ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+
+from nmsolve.certify import Report
+from nmsolve.errors import InputError, SolverError
+from nmsolve.pattern import Pattern
+from nmsolve.torch.dispatch.backends import why_not
+
+#: cuSPARSELt's descriptors promise this alignment of every operand, in bytes.
+_ALIGNMENT = 16
+#: Tokens are padded to a multiple of this: both backends ask it of the dense operand in float16 and bfloat16.
+_TOKENS = 8
+
+
+def is_2to4(weight: Tensor, transposable: bool = False) -> Report:
+    """Whether at most 2 of every 4 consecutive entries of a row (transposable: also of a column of a block) are nonzero.
+
+    Parameters
+    ----------
+    weight : (rows, cols) tensor
+        Weights, or a bool mask. On any device; one value a group is computed there, and one flag an axis comes back.
+    transposable : bool
+        Also check columns, so that the transpose can be packed too.
+
+    Returns
+    -------
+    nmsolve.Report
+
+    Raises
+    ------
+    InputError
+        If the shape does not consist of whole groups.
+    """
+    pattern = Pattern(2, 4, transposable=transposable)
+    if weight.dim() != 2 or weight.numel() == 0 or weight.shape[1] % 4 or (transposable and weight.shape[0] % 4):
+        block = "rows and columns are multiples" if transposable else "columns are a multiple"
+        raise InputError(f"pattern {pattern} needs a matrix whose {block} of 4, got shape {tuple(weight.shape)}")
+    kept = weight.detach() != 0
+    rows, cols = kept.shape
+    groups, violations = 0, 0
+    first: tuple[tuple[int, ...], int] | None = None
+    for axis, grouped in (
+        (1, kept.view(rows, cols // 4, 4)),
+        *([(0, kept.view(rows // 4, 4, cols))] if transposable else []),
+    ):
+        count = grouped.sum(dim=2 if axis == 1 else 1, dtype=torch.uint8)
+        wrong = count > 2
+        groups += count.numel()
+        if wrong.any():
+            violations += int(wrong.sum())
+            if first is None:
+                row, col = divmod(int(wrong.flatten().to(torch.uint8).argmax()), wrong.shape[1])
+                index = (row, 4 * col) if axis == 1 else (4 * row, col)
+                first = index, int(count[row, col])
+    return Report(
+        ok=violations == 0,
+        pattern=pattern,
+        shape=tuple(weight.shape),
+        groups=groups,
+        violations=violations,
+        first=first,
+        density=float(kept.sum()) / kept.numel(),
+    )
+
+
+def pack(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
+    """A dense 2:4 weight as one of torch's semi-structured tensors.
+
+    Parameters
+    ----------
+    weight : (out_features, in_features) tensor, float16 or bfloat16, on a GPU
+        At most 2 of every 4 consecutive entries of a row are nonzero.
+    backend : {"cusparselt", "cutlass"}
+
+    Returns
+    -------
+    SparseSemiStructuredTensor
+        Checked: `unpack` gives the weight back bit for bit, except that −0 may come back as 0.
+
+    Raises
+    ------
+    InputError
+        If the weight is not 2:4, or the backend cannot serve its shape, dtype or device.
+    SolverError
+        If what was packed does not unpack to the weight.
+    """
+    reason = why_not(backend, tuple(weight.shape), weight.dtype, weight.device)
+    if reason is not None:
+        raise InputError(f"cannot pack a {weight.dtype} weight of shape {tuple(weight.shape)} for {backend}: {reason}")
+    _check_values(weight)
+    packed = pack_unchecked(weight.detach(), backend)
+    check_round_trip(packed, weight)
+    return packed
+
+
+def unpack(packed: SparseSemiStructuredTensor) -> Tensor:
+    """The dense weight of a packed one, exactly.
+
+    Notes
+    -----
+    cuSPARSELt's layout is not documented, so it is multiplied by the identity: one product with 1 and zeros a sum, hence exact.
+    """
+    with torch.no_grad(), torch.autocast(packed.device.type, enabled=False):
+        return packed.to_dense()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def pack_unchecked(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
+    """`pack` for a weight that is 2:4 by construction; drops values of any other."""
+    weight = aligned(weight)
+    if backend == "cusparselt":
+        with _no_prototype_warning(SparseSemiStructuredTensorCUSPARSELT):
+            return SparseSemiStructuredTensorCUSPARSELT.from_dense(weight)
+    # What from_dense of the CUTLASS class does, on any device, so that it is tested on every machine.
+    return wrap(tuple(weight.shape), *_to_cutlass(weight), backend)
+
+
+def wrap(shape: tuple[int, ...], values: Tensor, meta: Tensor | None, backend: str) -> SparseSemiStructuredTensor:
+    """Torch's tensor around packed parts, `.packed` and `.meta`, that were kept apart from it."""
+    kind: Any = SparseSemiStructuredTensorCUSPARSELT if backend == "cusparselt" else SparseSemiStructuredTensorCUTLASS
+    with _no_prototype_warning(kind):
+        return kind(  # type: ignore[no-any-return]
+            torch.Size(shape), packed=values, meta=meta, packed_t=None, meta_t=None, compressed_swizzled_bitmask=None
+        )
+
+
+def check_round_trip(packed: SparseSemiStructuredTensor, weight: Tensor) -> None:
+    """Raises SolverError unless a packed weight unpacks to a dense one."""
+    # −0 == 0 here, on purpose: a dropped −0 comes back as 0.
+    if not torch.equal(unpack(packed), weight.detach()):
+        raise SolverError(
+            f"a {weight.dtype} weight of shape {tuple(weight.shape)} does not survive packing by {type(packed).__name__}; "
+            "keep this layer dense and report it"
+        )
+
+
+def packed_linear(
+    x: Tensor, values: Tensor, meta: Tensor | None, bias: Tensor | None, shape: tuple[int, int], backend: str
+) -> Tensor:
+    """x Wᵀ + b, (tokens, out_features), contiguous, for x (tokens, in_features) of any strides and any number of tokens.
+
+    values, meta, shape : the parts of a packed weight (`.packed`, `.meta`), and the shape of the dense one.
+    """
+    tokens = x.shape[0]
+    if tokens == 0:
+        return x.new_empty((0, shape[0]))
+    x = aligned(F.pad(x, (0, 0, 0, -tokens % _TOKENS)) if tokens % _TOKENS else x)
+    bias = None if bias is None else aligned(bias)
+    if backend == "cusparselt":
+        # Through F.linear older versions of torch write y transposed and leave a copy to do; the kernel can do it itself.
+        y = torch._cslt_sparse_mm(values, x.t(), bias=bias, transpose_result=True)
+    else:
+        y = F.linear(x, wrap(shape, values, meta, backend), bias)
+    return y[:tokens].contiguous()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and starting where the kernels may read it: a view into a flat buffer may not."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+
+
+def _check_values(weight: Tensor) -> None:
+    report = is_2to4(weight)
+    if not report:
+        raise InputError(f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops")
+    if not bool(torch.isfinite(weight).all()):
+        row, col = divmod(int((~torch.isfinite(weight)).flatten().to(torch.uint8).argmax()), weight.shape[1])
+        raise InputError(
+            f"a weight of shape {tuple(weight.shape)} with {float(weight[row, col])} at index [{row}, {col}] cannot be packed"
+        )
+
+
+def _to_cutlass(weight: Tensor) -> tuple[Tensor, Tensor]:
+    from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
+
+    values, meta = sparse_semi_structured_from_dense_cutlass(weight)  # type: ignore[no-untyped-call]
+    return values, meta
+
+
+@contextlib.contextmanager
+def _no_prototype_warning(kind: Any) -> Iterator[None]:
+    """Silences torch's warning that its tensor class is a prototype: the library's choice, not its user's."""
+    if kind._PROTOTYPE_WARNING_SHOWN:
+        # Filters belong to the process, and backward passes run in other threads: leave them alone once it is over.
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructuredTensor")
+        yield
