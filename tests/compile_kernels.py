@@ -22,6 +22,7 @@ CASES = (
     (8, 16, False, "fp16", 90),
     (8, 32, True, "fp32", 90),
 )
+ELEMENTS = {"fp16": tl.float16, "bf16": tl.bfloat16}
 GEOMETRY = ("total", "a_row", "rows_a_batch", "blocks_a_batch", "rows", "cols", "batch_stride", "row_stride", "col_stride", "units")
 NUMBERS = {"rounds": "i32", "sweeps": "i32", "first_step": "fp32", "omega": "fp32", "grain": "fp32", "rounding": "fp32"}
 
@@ -61,13 +62,17 @@ def main():
         constants = {
             "N": n, "M": m, "AT_MOST": at_most, "ABSOLUTE": True, "COMPUTE": engine._compute(dtype), "BLOCK": engine.LANES,
             "WORD": tl.int64 if m > 31 else tl.int32, "WIDTH": 4 if m % 4 == 0 else 1, "FLAT": n == 2, "WORDS": m % 4 == 0,
-            "COLLECT": True, **middle, "PATTERNS": row_patterns(2), "PAIRS": pairs, "FIRST": first, "HUGE": 2.0**120,
+            "COLLECT": True, **middle, "PATTERNS": row_patterns(2), "PAIRS": pairs, "FIRST": first, "EDGES": True, "SCALED": True,
+            "INFINITE": engine.INFINITE[dtype], "HUGE": engine.HUGE[dtype], "ELEMENT": ELEMENTS.get(stored), "TILES": engine.TILES,
         }  # fmt: skip
         for name in ("stage", "start", "ascend", "relax", "certify", "write_masks"):
             build(name, arguments, constants, capability)
         build("keep_groups", arguments, constants | {"NETWORK": engine._network(m, (n - 1,))}, capability)
         if m == 4:
             build("enumerate_blocks", arguments, constants, capability)
+            words = arguments | {"X": "*i64"}
+            build("enumerate_blocks", words, constants | {"EDGES": False, "SCALED": False}, capability)
+            build("keep_groups", words, constants | {"NETWORK": engine._network(m, (n - 1,))}, capability)
 
 
 if __name__ == "__main__":

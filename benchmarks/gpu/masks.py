@@ -129,9 +129,9 @@ def _kernel_us(matrices: list[Tensor], text: str) -> float:
 
     def call(i: int) -> None:
         if pattern.transposable:
-            engine.enumerate_blocks(views[i], mask, pattern.n, True, torch.float32)
+            engine.enumerate_blocks(views[i], mask, pattern.n, True, torch.float32, False)
         else:
-            engine.keep_groups(views[i], mask, pattern.n, pattern.m, False, True, torch.float32)
+            engine.keep_groups(views[i], mask, pattern.n, pattern.m, False, True, torch.float32, False)
 
     call(0)
     if not torch.equal(mask[0], nmt.solve(matrices[0], text).mask):

@@ -12,12 +12,45 @@ import triton.language as tl
 
 
 @triton.jit
-def _load(X, batch, row, col, batch_stride, row_stride, col_stride, inside, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr):
-    place = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride + col.to(tl.int64) * col_stride
+def _load(X, place, inside, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr):
     score = tl.load(X + place, mask=inside, other=0.0).to(COMPUTE)
     if ABSOLUTE:
         score = tl.abs(score)
     return score
+
+
+@triton.jit
+def _load_four(X, place, inside, ABSOLUTE: tl.constexpr, ELEMENT: tl.constexpr):
+    """Four 16-bit scores of a row from one 64-bit word of it."""
+    word = tl.load(X + place, mask=inside, other=0)
+    values = ()
+    for k in tl.static_range(4):
+        score = (word >> (16 * k)).to(tl.int16).to(ELEMENT, bitcast=True).to(tl.float32)
+        if ABSOLUTE:
+            score = tl.abs(score)
+        values = values + (score,)
+    return values
+
+
+@triton.jit
+def _magnitude_bits(score, COMPUTE: tl.constexpr):
+    """|score| as an integer that orders like it, with infinity and NaN above all numbers."""
+    if COMPUTE == tl.float64:
+        bits = score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+    else:
+        bits = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return bits
+
+
+@triton.jit
+def _store_totals(sums, objective, bound, largest, INFINITE: tl.constexpr, HUGE: tl.constexpr):
+    """A program's row of sums (programs, 4): objective, bound, 1 if a score is not finite, 1 if one is huge."""
+    row = sums + 4 * tl.program_id(0)
+    tl.store(row, tl.sum(objective, 0))
+    tl.store(row + 1, tl.sum(bound, 0))
+    top = tl.max(largest, 0)
+    tl.store(row + 2, (top >= INFINITE).to(tl.float64))
+    tl.store(row + 3, (top > HUGE).to(tl.float64))
 
 
 @triton.jit
@@ -33,62 +66,90 @@ def _select(places, NETWORK: tl.constexpr):
 
 
 @triton.jit
-def keep_groups(
-    X, mask, thresholds, sums, total, a_row, rows_a_batch, rows, cols, batch_stride, row_stride, col_stride,
-    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, ABSOLUTE: tl.constexpr, NETWORK: tl.constexpr,
-    FLAT: tl.constexpr, WORDS: tl.constexpr, COLLECT: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Row-wise n:m, one group a lane. FLAT: groups lie one after the other; WORDS: mask is int32, four entries a word."""
-    group = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = group < total
-    values = ()
-    wrong = group < 0
-    for j in tl.static_range(M):
-        if FLAT:
-            score = tl.load(X + group * M + j, mask=inside, other=0.0).to(COMPUTE)
-            if ABSOLUTE:
-                score = tl.abs(score)
-        else:
-            row = group // a_row
-            col = (group - row * a_row) * M + j
-            batch = row // rows_a_batch
-            here = inside & (row - batch * rows_a_batch < rows) & (col < cols)
-            score = _load(X, batch, row - batch * rows_a_batch, col, batch_stride, row_stride, col_stride, here, ABSOLUTE, COMPUTE)
-        values = values + (score,)
-        wrong = wrong | ~(tl.abs(score) < float("inf"))
-    threshold = _select(values, NETWORK)[N - 1]
+def _ordered(score, ABSOLUTE: tl.constexpr):
+    """A 16-bit float, widened, as an int32 that orders like it, its five lowest bits 0."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)  # −0 is 0
+    if not ABSOLUTE:
+        bits = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) & -32
+    return bits
 
-    room = tl.full((BLOCK,), N, tl.int32)
+
+@triton.jit
+def _from_ordered(order, ABSOLUTE: tl.constexpr):
+    """The inverse of `_ordered`, whatever the five lowest bits are."""
+    bits = order & -32
+    if not ABSOLUTE:
+        bits = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) & -32
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def keep_groups(
+    X, mask, thresholds, sums, total, a_row, rows_a_batch, cols, batch_stride, row_stride, col_stride,
+    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, ABSOLUTE: tl.constexpr, NETWORK: tl.constexpr,
+    FLAT: tl.constexpr, ELEMENT: tl.constexpr, WORDS: tl.constexpr, COLLECT: tl.constexpr, INFINITE: tl.constexpr,
+    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Row-wise n:m, one group a lane. FLAT: groups lie one after the other; WORDS: mask is int32, four entries a word.
+
+    ELEMENT: None, or the 16-bit float that X stores. Such scores are compared as integers whose lowest bits count down along the
+    group, so that no two are equal and the lowest index wins. If X is int64, a word of it is four of them.
+    """
+    group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = group < total
+    largest = _magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
+    values = ()
+    if X.dtype.element_ty == tl.int64:
+        for j in tl.static_range(M // 4):
+            values = values + _load_four(X, group.to(tl.int64) * (M // 4) + j, inside, ABSOLUTE, ELEMENT)
+    else:
+        for j in tl.static_range(M):
+            if FLAT:
+                score = _load(X, group.to(tl.int64) * M + j, inside, ABSOLUTE, COMPUTE)
+            else:
+                row = group // a_row
+                col = (group - row * a_row) * M + j
+                batch = row // rows_a_batch
+                place = batch.to(tl.int64) * batch_stride + (row - batch * rows_a_batch).to(tl.int64) * row_stride
+                score = _load(X, place + col.to(tl.int64) * col_stride, inside & (col < cols), ABSOLUTE, COMPUTE)
+            values = values + (score,)
     for j in tl.static_range(M):
-        room -= (values[j] > threshold).to(tl.int32)
+        largest = tl.maximum(largest, _magnitude_bits(values[j], COMPUTE))
+    if ELEMENT is None:
+        threshold = _select(values, NETWORK)[N - 1]
+        room = tl.full((BLOCK,), N, tl.int32)
+        for j in tl.static_range(M):
+            room -= (values[j] > threshold).to(tl.int32)
+    else:
+        keys = ()
+        for j in tl.static_range(M):
+            keys = keys + (_ordered(values[j], ABSOLUTE) | (31 - j),)
+        least = _select(keys, NETWORK)[N - 1]
+        threshold = _from_ordered(least, ABSOLUTE)
+
     kept_sum = tl.zeros((BLOCK,), tl.float64)
     word = tl.zeros((BLOCK,), tl.int32)
     for j in tl.static_range(M):
-        tied = values[j] == threshold
-        kept = (values[j] > threshold) | (tied & (room > 0))
-        room -= tied.to(tl.int32)
+        if ELEMENT is None:
+            tied = values[j] == threshold
+            kept = (values[j] > threshold) | (tied & (room > 0))
+            room -= tied.to(tl.int32)
+        else:
+            kept = keys[j] >= least
         if AT_MOST:
             kept = kept & (values[j] > 0)
         kept_sum += tl.where(kept, values[j], 0.0).to(tl.float64)
         if WORDS:
             word = word | (kept.to(tl.int32) << (8 * (j % 4)))
             if j % 4 == 3:
-                tl.store(mask + group * (M // 4) + j // 4, word, mask=inside)
+                tl.store(mask + group.to(tl.int64) * (M // 4) + j // 4, word, mask=inside)
                 word = tl.zeros((BLOCK,), tl.int32)
         else:
-            tl.store(mask + group * M + j, kept.to(tl.int8), mask=inside)
+            tl.store(mask + group.to(tl.int64) * M + j, kept.to(tl.int8), mask=inside)
     if COLLECT:
         tl.store(thresholds + group, threshold, mask=inside)
-    kept_total = tl.sum(tl.where(inside, kept_sum, 0.0), 0)
-    _store_totals(sums, kept_total, kept_total, wrong & inside)
-
-
-@triton.jit
-def _store_totals(sums, objective, bound, wrong):
-    """A program's row of sums (programs, 3): objective, bound, and 0 if every score was finite."""
-    tl.store(sums + 3 * tl.program_id(0), objective)
-    tl.store(sums + 3 * tl.program_id(0) + 1, bound)
-    tl.store(sums + 3 * tl.program_id(0) + 2, tl.max(wrong.to(tl.int32), 0).to(tl.float64))
+    kept_sum = tl.where(inside, kept_sum, 0.0)
+    _store_totals(sums, kept_sum, kept_sum, largest, INFINITE, INFINITE)
 
 
 @triton.jit
@@ -106,60 +167,79 @@ def _best_pair(upper, lower, PAIRS: tl.constexpr, BEGIN: tl.constexpr, END: tl.c
 @triton.jit
 def enumerate_blocks(
     X, mask, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
-    PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, HUGE: tl.constexpr, ABSOLUTE: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+    PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr, SCALED: tl.constexpr,
+    INFINITE: tl.constexpr, HUGE: tl.constexpr, ABSOLUTE: tl.constexpr, ELEMENT: tl.constexpr, COMPUTE: tl.constexpr,
+    TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Transposable n:4, one block a lane, as a two-stage maximum. mask is int32, a row of a block in a word.
 
-    Part 2 c of PAIRS are those of class c in the upper rows, part 2 c + 1 in the lower; FIRST says where parts begin.
+    Part 2 c of PAIRS are those of class c in the upper rows, part 2 c + 1 in the lower; FIRST says where parts begin. EDGES: X ends
+    inside blocks. SCALED: blocks of huge scores, whose sums would overflow, are scaled first. If X is int64, a word of it is four
+    ELEMENTs.
     """
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
-    block_row = block // a_row
-    batch = block_row // blocks_a_batch
-    row = (block_row - batch * blocks_a_batch) * 4
-    col = (block - block_row * a_row) * 4
-    grid = ()
-    largest = tl.zeros((BLOCK,), COMPUTE)
-    wrong = block < 0
-    for i in tl.static_range(4):
-        for j in tl.static_range(4):
-            here = inside & (row + i < rows) & (col + j < cols)
-            score = _load(X, batch, row + i, col + j, batch_stride, row_stride, col_stride, here, ABSOLUTE, COMPUTE)
-            grid = grid + (score,)
-            largest = tl.maximum(largest, score)
-            wrong = wrong | ~(tl.abs(score) < float("inf"))
-    scale = tl.where(largest > HUGE, 0.00390625, 1.0).to(COMPUTE)
-
-    lines = ()
-    for i in tl.static_range(4):
-        line = ()
-        for p in tl.static_range(len(PATTERNS)):
-            value = grid[4 * i + PATTERNS[p][0]] * scale
-            for k in tl.static_range(1, len(PATTERNS[p])):
-                value += grid[4 * i + PATTERNS[p][k]] * scale
-            line = line + (value,)
-        lines = lines + (line,)
-    best, code = _best_pair(lines[0], lines[1], PAIRS, FIRST[0], FIRST[1])
-    low, low_code = _best_pair(lines[2], lines[3], PAIRS, FIRST[1], FIRST[2])
-    best += low
-    code = code | (low_code << 8)
-    for c in tl.static_range(1, len(FIRST) // 2):
-        high, high_code = _best_pair(lines[0], lines[1], PAIRS, FIRST[2 * c], FIRST[2 * c + 1])
-        low, low_code = _best_pair(lines[2], lines[3], PAIRS, FIRST[2 * c + 1], FIRST[2 * c + 2])
-        code = tl.where(high + low > best, high_code | (low_code << 8), code)
-        best = tl.maximum(high + low, best)
-
     kept_sum = tl.zeros((BLOCK,), tl.float64)
-    for i in tl.static_range(4):
-        for j in tl.static_range(4):
-            kept_sum += tl.where((code >> (4 * i + j)) & 1 == 1, grid[4 * i + j], 0.0).to(tl.float64)
-        nibble = (code >> (4 * i)) & 15
-        word = (nibble | (nibble << 7) | (nibble << 14) | (nibble << 21)) & 0x01010101
-        tl.store(mask + (block_row * 4 + i) * a_row + (block - block_row * a_row), word, mask=inside)
-    back = tl.where(largest > HUGE, 256.0, 1.0).to(tl.float64)
-    kept_total = tl.sum(tl.where(inside, kept_sum, 0.0), 0)
-    _store_totals(sums, kept_total, tl.sum(tl.where(inside, best.to(tl.float64) * back, 0.0), 0), wrong & inside)
+    best_sum = tl.zeros((BLOCK,), tl.float64)
+    largest = _magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
+    for tile in range(TILES):
+        block = (tl.program_id(0) * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
+        inside = block < total
+        block_row = block // a_row
+        batch = block_row // blocks_a_batch
+        row = (block_row - batch * blocks_a_batch) * 4
+        col = (block - block_row * a_row) * 4
+        origin = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
+        grid = ()
+        for i in tl.static_range(4):
+            if X.dtype.element_ty == tl.int64:
+                grid = grid + _load_four(X, origin + i * row_stride + col // 4, inside, ABSOLUTE, ELEMENT)
+            else:
+                for j in tl.static_range(4):
+                    here = inside
+                    if EDGES:
+                        here = inside & (row + i < rows) & (col + j < cols)
+                    place = origin + i * row_stride + (col + j).to(tl.int64) * col_stride
+                    grid = grid + (_load(X, place, here, ABSOLUTE, COMPUTE),)
+        top = _magnitude_bits(grid[0], COMPUTE)
+        for k in tl.static_range(1, 16):
+            top = tl.maximum(top, _magnitude_bits(grid[k], COMPUTE))
+        largest = tl.maximum(largest, top)
+        scores = grid
+        if SCALED:
+            scores = ()
+            for k in tl.static_range(16):
+                scores = scores + (grid[k] * tl.where(top > HUGE, 0.00390625, 1.0).to(COMPUTE),)
+
+        lines = ()
+        for i in tl.static_range(4):
+            line = ()
+            for p in tl.static_range(len(PATTERNS)):
+                value = scores[4 * i + PATTERNS[p][0]]
+                for k in tl.static_range(1, len(PATTERNS[p])):
+                    value += scores[4 * i + PATTERNS[p][k]]
+                line = line + (value,)
+            lines = lines + (line,)
+        best, code = _best_pair(lines[0], lines[1], PAIRS, FIRST[0], FIRST[1])
+        low, low_code = _best_pair(lines[2], lines[3], PAIRS, FIRST[1], FIRST[2])
+        best += low
+        code = code | low_code
+        for c in tl.static_range(1, len(FIRST) // 2):
+            high, high_code = _best_pair(lines[0], lines[1], PAIRS, FIRST[2 * c], FIRST[2 * c + 1])
+            low, low_code = _best_pair(lines[2], lines[3], PAIRS, FIRST[2 * c + 1], FIRST[2 * c + 2])
+            code = tl.where(high + low > best, high_code | low_code, code)
+            best = tl.maximum(high + low, best)
+
+        for i in tl.static_range(4):
+            for j in tl.static_range(4):
+                kept = inside & ((code >> (4 * i + j)) & 1 == 1)
+                kept_sum += tl.where(kept, grid[4 * i + j], 0.0).to(tl.float64)
+            nibble = (code >> (4 * i)) & 15
+            word = (nibble | (nibble << 7) | (nibble << 14) | (nibble << 21)) & 0x01010101
+            tl.store(mask + (block_row * 4 + i).to(tl.int64) * a_row + (block - block_row * a_row), word, mask=inside)
+        if SCALED:
+            best_sum += best.to(tl.float64) * tl.where(top > HUGE, 256.0, 1.0).to(tl.float64)
+        else:
+            best_sum += best.to(tl.float64)
+    _store_totals(sums, kept_sum, best_sum, largest, INFINITE, HUGE)
 
 
 @triton.jit
@@ -168,24 +248,25 @@ def stage(
     M: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Blocks of X side by side: entry (i, j) of block b to S[(i M + j) total + b]."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = block < total
     block_row = block // a_row
     batch = block_row // blocks_a_batch
     row = (block_row - batch * blocks_a_batch) * M
     col = (block - block_row * a_row) * M
+    origin = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
     stride = tl.cast(total, tl.int64)
     for i in range(M):
         for j in tl.static_range(M):
             here = inside & (row + i < rows) & (col + j < cols)
-            score = _load(X, batch, row + i, col + j, batch_stride, row_stride, col_stride, here, ABSOLUTE, COMPUTE)
-            tl.store(S + (i * M + j) * stride + block, score.to(S.dtype.element_ty), mask=inside)
+            place = origin + tl.cast(i, tl.int64) * row_stride + (col + j).to(tl.int64) * col_stride
+            tl.store(S + (i * M + j) * stride + block, _load(X, place, here, ABSOLUTE, COMPUTE).to(S.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def write_masks(words, mask, total, a_row, units, M: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Words (M, total) to bytes: a lane writes WIDTH (4 or 1) entries of a row of mask (rows, a_row M) at once."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = unit < units
     a_line = a_row * (M // WIDTH)
     row = unit // a_line

@@ -91,12 +91,14 @@ def solve_matrices(
                 found.columns.append(outcome.duals[1])
             continue
         if module == "enumeration":
-            sums = engine.enumerate_blocks(piece, mask, n, absolute, dtype)
+            sums = engine.enumerate_blocks(piece, mask, n, absolute, dtype, False)
         else:
-            sums = engine.keep_groups(piece, mask, n, m, pattern.at_most, absolute, dtype)
-        objective, bound, wrong = sums.totals.tolist()
+            sums = engine.keep_groups(piece, mask, n, m, pattern.at_most, absolute, dtype, collect)
+        objective, bound, wrong, huge = sums.totals.tolist()
         if wrong:
             return None
+        if huge and module == "enumeration":
+            objective, bound, _, _ = engine.enumerate_blocks(piece, mask, n, absolute, dtype, True).totals.tolist()
         stats: dict[str, float] = {}
         if module == "enumeration":
             blocks = mask.numel() // 16

@@ -20,8 +20,8 @@ PIECE = 2**22
 class Sums(NamedTuple):
     """What a call that writes masks itself came to.
 
-    totals : (3,) float64 on the device: objective, bound, and 0 if every score was finite. thresholds : (batch, rows, groups), the
-    n-th largest score of each group, or None.
+    totals : (4,) float64 on the device: objective, bound, 0 if every score is finite, 0 if none is so large that sums overflow.
+    thresholds : (batch, rows, groups), the n-th largest score of each group, or None.
     """
 
     totals: Tensor
@@ -45,7 +45,7 @@ def _scores(X: Tensor, mask: Tensor, absolute: bool, dtype: torch.dtype) -> Tens
     return torch.nn.functional.pad(S, (0, cols, 0, rows)) if rows or cols else S
 
 
-def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute: bool, dtype: torch.dtype) -> Sums:
+def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute: bool, dtype: torch.dtype, collect: bool) -> Sums:
     """Row-wise n:m of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m)."""
     S = _scores(X, mask, absolute, dtype).reshape(*mask.shape[:2], -1, m)
     order = torch.sort(S, dim=3, descending=True, stable=True)
@@ -54,7 +54,8 @@ def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute
         kept &= S > 0
     mask.copy_(kept.flatten(2))
     objective = torch.where(kept, S, 0).sum(dtype=torch.float64)
-    return Sums(torch.stack([objective, objective, _non_finite(S)]), order.values[..., n - 1])
+    thresholds = order.values[..., n - 1] if collect else None
+    return Sums(torch.stack([objective, objective, _count(~torch.isfinite(S)), torch.zeros_like(objective)]), thresholds)
 
 
 def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -> Tensor:
@@ -71,13 +72,17 @@ def write_masks(kept: Tensor, mask: Tensor, m: int) -> None:
     mask.copy_(kept.view(m, m, batch, rows // m, cols // m).permute(2, 3, 0, 4, 1).reshape(batch, rows, cols))
 
 
-def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype) -> Sums:
-    """Transposable n:4, exactly, as a two-stage maximum over all masks (see nmsolve.solvers.enumeration)."""
+def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, scaled: bool) -> Sums:
+    """Transposable n:4, exactly, as a two-stage maximum over all masks (see nmsolve.solvers.enumeration).
+
+    scaled : whether blocks of huge scores are scaled first, which takes longer; without, their sums may overflow.
+    """
     S = stage(X, mask, 4, absolute, dtype).view(4, 4, -1)
     patterns = row_patterns(n)
     huge = S.amax((0, 1)) > (2.0**1000 if dtype == torch.float64 else 2.0**120)
-    scaled = S * torch.where(huge, 2.0**-8, 1.0).to(dtype)
-    rows = [[sum((scaled[i, j] for j in p[1:]), scaled[i, p[0]]) for p in patterns] for i in range(4)]
+    scale = torch.where(huge, 2.0**-8, 1.0).to(dtype) if scaled else torch.ones_like(S[0, 0])
+    T = S * scale
+    rows = [[sum((T[i, j] for j in p[1:]), T[i, p[0]]) for p in patterns] for i in range(4)]
 
     def best_pair(upper: int, pairs: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
         value = rows[upper][pairs[0][0]] + rows[upper + 1][pairs[0][1]]
@@ -103,12 +108,12 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
     kept = torch.stack([(code >> bit) & 1 for bit in range(16)]).bool().view(4, 4, -1)
     write_masks(kept, mask, 4)
     objective = torch.where(kept, S, 0).sum(dtype=torch.float64)
-    bound = (best.double() * torch.where(huge, 2.0**8, 1.0)).sum()
-    return Sums(torch.stack([objective, bound, _non_finite(S)]), None)
+    bound = (best.double() / scale).sum()
+    return Sums(torch.stack([objective, bound, _count(~torch.isfinite(S)), _count(huge)]), None)
 
 
-def _non_finite(S: Tensor) -> Tensor:
-    return (~torch.isfinite(S)).sum(dtype=torch.float64)
+def _count(true: Tensor) -> Tensor:
+    return true.sum(dtype=torch.float64)
 
 
 def pair_code(n: int, pair: tuple[int, int]) -> int:

@@ -20,6 +20,8 @@ from nmsolve.torch.device.plain import Certificate, Sums, pair_code, rounding_sh
 PIECE = 2**26
 #: Lanes of a program, four warps of them.
 LANES = 128
+#: Groups of lanes that a program of the enumeration solves one after the other, before it adds up.
+TILES = 4
 #: Triton's interpreter runs program after program in NumPy, so fewer and wider ones are faster there.
 INTERPRETED_LANES = 4096
 
@@ -50,25 +52,41 @@ def _middle(n: int, m: int) -> dict[str, Any]:
     return {"UPPER": ranks[0], "LOWER": ranks[1], "NETWORK": _network(m, ranks)}
 
 
-def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute: bool, dtype: torch.dtype) -> Sums:
+#: The bits of infinity, and of the magnitude from which sums of eight could overflow.
+INFINITE = {torch.float32: 0x7F800000, torch.float64: 0x7FF << 52}
+HUGE = {torch.float32: (127 + 120) << 23, torch.float64: (1023 + 1000) << 52}
+HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def _in_words(X: Tensor) -> Tensor:
+    """16-bit floats as 64-bit words of four where memory allows, else as they are."""
+    aligned = X.stride(2) == 1 and X.shape[2] % 4 == 0 and X.data_ptr() % 8 == 0
+    if X.dtype in HALF and aligned and all(stride % 4 == 0 for stride in X.stride()[:2]):
+        return X.view(torch.int64)
+    return X
+
+
+def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute: bool, dtype: torch.dtype, collect: bool) -> Sums:
     """Row-wise n:m of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m)."""
     X = _readable(X, dtype)
     batch, rows, cols = X.shape
     a_row = mask.shape[2] // m
     total = batch * rows * a_row
     flat = X.is_contiguous() and cols == mask.shape[2]
-    lanes = _lanes(X, 2 * LANES)
+    element = HALF.get(X.dtype)
+    source = _in_words(X) if flat and m % 4 == 0 else X
+    lanes = _lanes(X, max(LANES, 8 * LANES * 4 // m))
     programs = _programs(total, lanes)
-    sums = torch.empty((*programs, 3), dtype=torch.float64, device=X.device)
-    thresholds = torch.empty((batch, rows, a_row), dtype=dtype, device=X.device)
+    sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
+    thresholds = torch.empty((batch, rows, a_row) if collect else (1, 1, 1), dtype=dtype, device=X.device)
     words = m % 4 == 0
     with _on(X):
         kernels.keep_groups[programs](
-            X, mask.view(torch.int32) if words else mask.view(torch.int8), thresholds, sums, total, a_row, rows, rows, cols,
+            source, mask.view(torch.int32) if words else mask.view(torch.int8), thresholds, sums, total, a_row, rows, cols,
             *X.stride(), N=n, M=m, AT_MOST=at_most, ABSOLUTE=absolute, NETWORK=_network(m, (n - 1,)), FLAT=flat,
-            WORDS=words, COLLECT=True, COMPUTE=_compute(dtype), BLOCK=lanes,
+            ELEMENT=element, WORDS=words, COLLECT=collect, INFINITE=INFINITE[dtype], COMPUTE=_compute(dtype), BLOCK=lanes,
         )  # fmt: skip
-    return Sums(sums.sum(0), thresholds)
+    return Sums(sums.sum(0), thresholds if collect else None)
 
 
 @cache
@@ -76,23 +94,25 @@ def _pairs(n: int) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]:
     """The row-pattern pairs of every class, upper and lower half in turn, and where each such part begins."""
     parts = [half for split in classes(n) for half in split]
     first = (0, *accumulate(len(part) for part in parts))
-    return tuple((*pair, pair_code(n, pair)) for part in parts for pair in part), first
+    return tuple((*pair, pair_code(n, pair) << 8 * (k % 2)) for k, part in enumerate(parts) for pair in part), first
 
 
-def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype) -> Sums:
+def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, scaled: bool) -> Sums:
     """Transposable n:4, exactly, as a two-stage maximum over all masks (see nmsolve.solvers.enumeration)."""
     X = _readable(X, dtype)
     a_row, block_rows = mask.shape[2] // 4, mask.shape[1] // 4
     total = mask.shape[0] * block_rows * a_row
+    edges = X.shape[1:] != mask.shape[1:]
+    source = X if edges else _in_words(X)
     lanes = _lanes(X)
-    programs = _programs(total, lanes)
-    sums = torch.empty((*programs, 3), dtype=torch.float64, device=X.device)
+    programs = _programs(total, lanes * TILES)
+    sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
     pairs, first = _pairs(n)
     with _on(X):
         kernels.enumerate_blocks[programs](
-            X, mask.view(torch.int32), sums, total, a_row, block_rows, *X.shape[1:], *X.stride(),
-            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, HUGE=2.0**1000 if dtype == torch.float64 else 2.0**120,
-            ABSOLUTE=absolute, COMPUTE=_compute(dtype), BLOCK=lanes,
+            source, mask.view(torch.int32), sums, total, a_row, block_rows, *X.shape[1:], *source.stride(),
+            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges, SCALED=scaled, INFINITE=INFINITE[dtype],
+            HUGE=HUGE[dtype], ABSOLUTE=absolute, ELEMENT=HALF.get(X.dtype), COMPUTE=_compute(dtype), TILES=TILES, BLOCK=lanes,
         )  # fmt: skip
     return Sums(sums.sum(0), None)
 
