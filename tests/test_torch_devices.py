@@ -191,8 +191,8 @@ def test_what_is_not_finite_is_named(place, text, bad):
 @pytest.mark.parametrize("text", ["4:8T", "<=4:8T"])
 def test_the_last_resort_is_the_host(place, text, monkeypatch):
     """With one round a level most blocks are left to the core, which must find its way back into masks, sums and duals."""
-    monkeypatch.setattr(ascent, "schedule", lambda m: ((1, 1), *schedule(m)[1:]))
-    monkeypatch.setattr(ascent, "EXTRA", ())
+    monkeypatch.setattr(ascent, "schedule", lambda m: ((1, 1, 0), *schedule(m)[1:]))
+    monkeypatch.setattr(ascent, "LAST", ())
     W = tensor(mixed(parse(text), 11, 2))
     result = solve(place, W, text, duals=True)
     assert 10 < result.stats["solved_on_host"] < W.numel() // 64

@@ -91,7 +91,7 @@ def solve(
     -----
     CPU tensors are read where they are, bfloat16 through its bits. Others are solved on their device: by Triton kernels where
     there is Triton and m is 32 or less, by torch operations elsewhere. Certificates are evaluated there, in float64. Only blocks
-    that six levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); devices without
+    that five levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); devices without
     float64 (mps) leave everything to it. Row-wise masks are the same on every device, transposable ones score the same; each is
     deterministic and depends on its block alone. Workspace on the device: that of 2²⁶ weights at most.
 

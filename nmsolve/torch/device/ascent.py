@@ -22,8 +22,9 @@ from nmsolve.solvers.ascent import ROUNDING, schedule
 from nmsolve.solvers.ties import COARSE, FINE, HINT, LATTICE, SHRINK, ZEROS, offsets
 from nmsolve.torch.device.plain import Certificate
 
-#: Rounds of the levels that a device adds to the core's: they cost few blocks' time, a path on the host costs a transfer.
-EXTRA = (40, 80)
+#: Rounds of the last levels. A device is never full there, so that rounds are cheap, and levels, whose steps have to be launched
+#: one by one, are not: these are fewer and longer than the core's.
+LAST = (40, 60, 80)
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ def solve_piece(
     objective, gap = 0.0, 0.0
     stats: dict[str, float] = {}
     delta = torch.as_tensor(offsets(m), device=X.device).to(dtype)[:, None]
-    for level, some in enumerate((*rounds, *EXTRA)):
+    for level, some in enumerate((rounds[0], rounds[1] + rounds[2], *LAST)):
         A = _shift(blocks, delta) if level or bool((blocks.amount > 0).any()) else blocks.S
         found, good = engine.ascend(A, blocks.u, blocks.v, some, level == 0, omega, n, m, at_most)
         engine.relax(blocks.S, found, blocks.u, blocks.v, good & (blocks.amount > 0), blocks.power, n, m, at_most, sweeps)
