@@ -6,7 +6,7 @@ half-steps: what one thread of a program stores another may load.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005  (Triton's language does not unpack into tuples)
+# ruff: noqa: RUF005, SIM300  (Triton's language does not unpack into tuples; constants are upper case without being left operands)
 import triton
 import triton.language as tl
 
