@@ -157,10 +157,10 @@ def solve(
 
 
 def total(parts: list[float]) -> float:
-    """The exact sum, rounded once; infinite if it is too large for a float."""
+    """The exact sum, rounded once; not finite if it, or a part, is too large for a float."""
     try:
         return math.fsum(parts)
-    except OverflowError:
+    except (OverflowError, ValueError):  # ValueError: −inf + inf
         return math.inf
 
 

@@ -63,7 +63,9 @@ def to_array(values: ArrayLike, name: str, purpose: str) -> NDArray[Any]:
     try:
         return np.asarray(values)
     except Exception as error:
-        raise InputError(f"{name} for {purpose} is not an array: {error}") from error
+        tensor = type(values).__module__.partition(".")[0] == "torch"
+        remedy = "; it is a tensor: nmsolve.torch takes those, on any device" if tensor else ""
+        raise InputError(f"{name} for {purpose} is not an array: {error}{remedy}") from error
 
 
 def check_flag(value: object, name: str) -> None:

@@ -105,12 +105,12 @@ def test_training_on_an_mlp():
     assert model[0].training
     assert [layer.decision for layer in table][2] == "dense"
     assert reasons(table)["4"] == "not 2:4: 10×8 does not consist of groups of 4"
-    assert len(seen) == 1  # by the run with example_inputs
+    assert len(seen) == 2  # by the runs with example_inputs, before and after
     x = torch.randn(5, 16)
     model.eval()
     dense.eval()
     torch.testing.assert_close(model(x), dense(x))
-    assert len(seen) == 2
+    assert len(seen) == 3
     handle.remove()
     model(x).square().sum().backward()
     dense(x).square().sum().backward()
@@ -187,7 +187,7 @@ def test_tied_weights(training):
     assert found["unused"] == "not called by example_inputs"
     assert model.head.weight is model.embedding.weight
     assert model.body is model.again
-    assert isinstance(model.unused, SparseLinear) == training
+    assert type(model.unused) is nn.Linear
     torch.testing.assert_close(model(i), dense(i))
 
 
@@ -455,19 +455,24 @@ class Past(nn.Module):
         return self.own[0](self.called(x) @ self.read.weight.t())
 
 
-def test_layers_that_a_model_goes_past_are_found():
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_that_a_model_goes_past_are_found(training):
     torch.manual_seed(0)
     model = Past()
     x = torch.randn(2, 8)
     expected = model(x)
     names = ("called", "read", "held")
     before = {name: model.get_submodule(name) for name in names}
-    news = {name: PackedLinear.from_linear(old, "dense") for name, old in before.items()}
-    found = module._pack(model, news, (x,), {})
+    kind = SparseLinear if training else PackedLinear
+    news = {
+        name: SparseLinear.from_linear(old, old.weight != 0) if training else PackedLinear.from_linear(old, "dense")
+        for name, old in before.items()
+    }
+    found = module._exchange(model, news, (x,), {}, training)
     assert set(found) == {"read", "held"}
     assert "fast path" in found["read"]
     assert "reference of its own" in found["held"]
-    assert type(model.called) is PackedLinear
+    assert type(model.called) is kind
     assert model.called is news["called"]
     assert model.read is before["read"]
     assert model.held is before["held"]
@@ -479,7 +484,7 @@ def test_an_error_while_packing_changes_nothing():
     model = Failing()
     before = state_of(model)
     with pytest.raises(KeyError, match="what went wrong"):
-        module._pack(model, {"layer": PackedLinear.from_linear(model.layer, "dense")}, (torch.ones(4, 8),), {})
+        module._exchange(model, {"layer": PackedLinear.from_linear(model.layer, "dense")}, (torch.ones(4, 8),), {}, False)
     assert same(before, state_of(model))
 
 
@@ -489,10 +494,61 @@ def test_the_fast_path_of_an_encoder_layer_is_found():
     x = torch.randn(2, 5, 16)
     expected = model(x)
     layers = {name: model.get_submodule(name) for name in names}
-    found = module._pack(model, {name: PackedLinear.from_linear(old, "dense") for name, old in layers.items()}, (x,), {})
+    found = module._exchange(model, {name: PackedLinear.from_linear(old, "dense") for name, old in layers.items()}, (x,), {}, False)
     assert set(found) == set(names)
     assert {name: model.get_submodule(name) for name in names} == layers
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_leaves_alone_what_it_does_not_know():
+    """Layers that the model reaches past the module, and those that are all zero by initialisation."""
+    model = Past()
+    found = reasons(accelerate_(model, torch.randn(2, 8), training=True))
+    assert "fast path" in found["read"] or "not called" in found["read"]
+    assert type(model.read) is type(model.held) is nn.Linear
+    assert type(model.called) is SparseLinear
+    model = nn.Sequential(masked_(nn.Linear(8, 8)), nn.Linear(8, 8))
+    nn.init.zeros_(model[1].weight)
+    assert "0.0 % of it is nonzero" in reasons(accelerate_(model, torch.randn(2, 8), training=True))["1"]
+    assert type(model[1]) is nn.Linear
+
+
+def test_an_encoder_trains_and_infers_the_same():
+    """Its fast path reads weights past the layers, in eval mode only; momentum from before moves what the mask drops."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 1, enable_nested_tensor=False
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    x = torch.randn(2, 5, 16)
+
+    def step():
+        optimizer.zero_grad()
+        (model(x) * torch.randn_like(x)).sum().backward()
+        optimizer.step()
+
+    step()
+    masked_(model)
+    accelerate_(model, x, training=True)
+    assert type(model.layers[0].linear1) is SparseLinear
+    for _ in range(3):
+        step()
+    assert (model.layers[0].linear1.weight != 0).float().mean() > 0.5
+    trained = model(x)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), trained, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules_are_left_alone():
+    model = nn.Sequential(torch.jit.script(nn.Linear(16, 16)), masked_(nn.Linear(16, 16)))
+    for training in (False, True):
+        assert "scripted" in reasons(accelerate_(model, torch.randn(2, 16), training=training))["0"]
+
+
+def test_a_root_weight_is_not_tied_to_itself():
+    assert "tied" not in reasons(accelerate_(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)))[""]
 
 
 if CUDA:

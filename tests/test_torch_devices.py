@@ -106,6 +106,21 @@ def test_signed_scores(place, text):
 
 
 @on_every_place
+@pytest.mark.parametrize("text", ["2:4", "<=2:4", "2:4T", "3:6T"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.uint16, torch.uint64], ids=str)
+def test_scores_of_every_dtype(place, text, dtype):
+    pattern = parse(text)
+    S = torch.from_numpy(matrix(draw("normal64", 16, (8, pattern.rows, pattern.m)), 4) * 30)
+    S = S.to(dtype) if dtype.is_signed else S.abs().to(dtype)
+    values = S.double().numpy()
+    result = solve(place, torch.zeros(S.shape), text, scores=S)
+    assert_optimal(as_numpy(result), values, pattern, 1e-6)
+    assert result.verify(torch.zeros(S.shape), S)
+    if not pattern.transposable:
+        assert np.array_equal(result.mask.cpu().numpy(), nmsolve.solve(values, text, scores=values).mask)
+
+
+@on_every_place
 @pytest.mark.parametrize("text", ["2:4", "<=2:4", "2:4T", "3:4T", "<=4:8T", "3:3T", "<=3:3T"])
 @pytest.mark.parametrize("padding", ["pad", "dense"])
 def test_padding_and_duals(place, text, padding):

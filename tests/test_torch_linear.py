@@ -2,7 +2,9 @@
 
 import copy
 import io
+import os
 import pickle
+import socket
 import subprocess
 import sys
 import warnings
@@ -120,6 +122,81 @@ def test_only_what_is_asked_is_computed(wanted):
     assert {name for name, tensor in (("x", x), ("w", w), ("b", b)) if tensor.grad is not None} == set(wanted)
     names = operators_of(lambda: masked_linear(x, w, mask, b).sum().backward())
     assert ("nmsolve::sparse_linear_grad_input" in names) == ("x" in wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use of it
+@pytest.mark.parametrize("through", [False, True])
+def test_transforms_of_torch_func(through):
+    x, w, mask, b = operands(5, dtype=torch.float64)
+    x, w, b = x.detach(), w.detach(), b.detach()
+
+    def ours(x, w):
+        return masked_linear(x, w, mask, b, straight_through=through).square().sum()
+
+    def dense(x, w):
+        masked = torch.where(mask, w, 0)
+        return torch.nn.functional.linear(x, masked.detach() + w - w.detach() if through else masked, b).square().sum()
+
+    tangents = torch.randn_like(x), torch.randn_like(w)
+    torch.testing.assert_close(torch.func.jvp(ours, (x, w), tangents), torch.func.jvp(dense, (x, w), tangents))
+    torch.testing.assert_close(torch.func.grad(ours, (0, 1))(x, w), torch.func.grad(dense, (0, 1))(x, w))
+    torch.testing.assert_close(torch.func.jacrev(ours)(x, w), torch.func.jacfwd(dense)(x, w))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangents[0])
+        out = [torch.autograd.forward_ad.unpack_dual(f(dual, w)).tangent for f in (ours, dense)]
+    torch.testing.assert_close(*out)
+
+
+def test_parametrized_layers():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    with pytest.raises(nmsolve.InputError, match="parametrized"):
+        SparseLinear.from_linear(layer, torch.eye(8, dtype=torch.bool))
+    sparse = nn.utils.parametrizations.weight_norm(SparseLinear.from_linear(nn.Linear(8, 8), torch.eye(8, dtype=torch.bool)))
+    sparse.load_state_dict(sparse.state_dict())
+
+
+def test_a_packed_layer_is_a_copy():
+    linear = nn.Linear(8, 8)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(8))
+    packed = PackedLinear.from_linear(linear, "dense")
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+    assert int(packed.weight.count_nonzero()) == 8
+
+
+def test_eval_mode_zeroes_what_the_mask_drops():
+    layer = SparseLinear.from_linear(nn.Linear(8, 8), torch.eye(8, dtype=torch.bool))
+    assert int(layer.weight.count_nonzero()) == 64
+    nn.Sequential(layer).eval()
+    assert int(layer.weight.count_nonzero()) == 8
+
+
+def _sharded(rank, port):
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layer = SparseLinear.from_linear(nn.Linear(8, 12), torch.eye(12, 8, dtype=torch.bool))
+    expected = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    model = fully_shard(nn.Sequential(layer))
+    model(torch.ones(2, 8)).sum().backward()
+    held = model.state_dict()
+    assert torch.equal(held["0.weight"].full_tensor(), expected["weight"])
+    assert torch.equal(layer.masked_weight.full_tensor(), expected["weight"])
+    model.load_state_dict(held)
+    model.eval()
+    assert torch.equal(layer.weight.full_tensor(), expected["weight"])
+    torch.distributed.destroy_process_group()
+
+
+def test_state_of_sharded_layers():
+    """FSDP2 on two real gloo ranks: masks are cut as the weights are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_sharded, (port,), nprocs=2)
 
 
 def test_odd_strides_and_expanded_gradients():

@@ -129,6 +129,7 @@ def quantized():
         (lambda: torch.randn(8, 8, dtype=torch.complex64), ["complex", "complex64", "weights.abs()"]),
         (quantized, ["quantized", "dequantize()"]),
         (lambda: torch.nested.nested_tensor([torch.randn(4, 4), torch.randn(8, 4)]), ["nested", "unbind()"]),
+        (lambda: torch.nn.LazyLinear(8).weight, ["not initialised", "lazy"]),
         (lambda: torch.randn(8, 8).to(torch.float8_e4m3fn), ["float8_e4m3fn", "weights.float()"]),
         (lambda: torch.ones(8, 8, dtype=torch.bool), ["bool", "torch.uint8"]),
         (lambda: torch.randn(8), ["(8,)", "weights[None, :]"]),
@@ -154,6 +155,23 @@ def test_fake_tensors_are_refused():
         W = torch.empty(8, 8)
     with pytest.raises(nmsolve.InputError, match="FakeTensor"):
         nmt.solve(W, "2:4")
+
+
+def test_transforms_are_refused():
+    with pytest.raises(nmsolve.InputError, match=r"torch\.func"):
+        torch.func.vmap(lambda W: nmt.solve(W, "2:4").mask)(torch.randn(2, 8, 8))
+
+
+def test_three_axes_are_a_batch_and_errors_say_so():
+    with pytest.raises(nmsolve.InputError, match=r"unsqueeze\(2\)"):
+        nmt.solve(torch.nn.Conv1d(16, 32, 3).weight, "2:4")
+    W = torch.nn.Conv1d(16, 32, 3).weight
+    assert nmt.solve(W.unsqueeze(2), "2:4").mask.sum(1).eq(8).all()
+
+
+def test_the_core_points_to_this_layer():
+    with pytest.raises(nmsolve.InputError, match=r"nmsolve\.torch"):
+        nmsolve.solve(torch.randn(8, 8, dtype=torch.bfloat16), "2:4")
 
 
 def test_scores_must_fit():

@@ -369,3 +369,10 @@ def test_input_is_not_changed():
             assert not np.shares_memory(result.mask, W)
             result.verify(W, W)
     assert np.array_equal(W, GOOD)
+
+
+def test_sums_of_opposite_infinities_are_reported():
+    S = np.zeros((4, 9))
+    S[:, :2], S[:, 8] = 1.7e308, -1.7e308
+    with pytest.raises(nmsolve.InputError, match="too large"):
+        nmsolve.solve(S, "2:4", scores=S, padding="dense")

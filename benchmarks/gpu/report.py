@@ -20,12 +20,16 @@ def markdown(run: dict[str, Any]) -> str:
     """What was measured on what, and what failed."""
     machine = run["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    head = f"""# GPU benchmarks
+    title, how = "GPU benchmarks", "CUDA events, medians of interleaved repetitions, operands rotated beyond the L2"
+    if machine["capability"] is None:
+        title, how = "A smoke run of the GPU benchmarks on a CPU", "Small matrices: that the script runs, not what anything is worth"
+    capability = "" if machine["capability"] is None else f", compute capability {machine['capability']}"
+    head = f"""# {title}
 
-{machine["device"]}, compute capability {machine["capability"]}. {versions}. {machine["date"]}, {run["seconds"]:.0f} s.
+{machine["device"]}{capability}. {versions}. {machine["date"]}, {run["seconds"]:.0f} s.
 Backends: {"; ".join(f"{name} – {reason}" for name, reason in machine["backends"].items())}.
 
-CUDA events, medians of interleaved repetitions, operands rotated beyond the L2; every result verified outside the timer.
+{how}; every result verified outside the timer.
 """
     parts = [head, "## Masks, {0} × {0}\n\n".format(run["side"]) + _rows(run["masks"])]
     parts.append("## A new mask\n\n" + _rows(run["refresh"]))

@@ -10,7 +10,7 @@ try:
 except ImportError as _error:
     from nmsolve.errors import MissingDependencyError
 
-    raise MissingDependencyError("nmsolve.torch needs PyTorch 2.8 or later: pip install nmsolve[torch]") from _error
+    raise MissingDependencyError("nmsolve.torch needs PyTorch 2.8 or later: pip install 'nmsolve[torch]'") from _error
 
 from nmsolve.torch.dispatch.accelerate import accelerate_
 from nmsolve.torch.dispatch.backends import backends

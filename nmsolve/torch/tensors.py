@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from nmsolve.errors import InputError
 from nmsolve.validate import bfloat16
@@ -33,7 +34,8 @@ def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
         )
     problem = _problem(tensor, name)
     if problem:
-        shape = "of many shapes" if tensor.is_nested else f"of shape {tuple(tensor.shape)}"
+        shapeless = tensor.is_nested or is_lazy(tensor)
+        shape = "without one shape" if shapeless else f"of shape {tuple(tensor.shape)}"
         raise InputError(f"{name} {shape} {problem}; {purpose} needs its values in memory")
     if tensor.dtype not in (*FLOATS, *INTEGERS, torch.bool):
         raise InputError(
@@ -60,6 +62,10 @@ def _problem(tensor: Tensor, name: str) -> str | None:
     kind = type(tensor).__name__
     if tensor.device.type == "meta":
         return "is on the meta device and has no values; materialise it first (module.to_empty, then load its weights)"
+    if is_lazy(tensor):
+        return "is not initialised yet; run the lazy module once first"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "is inside a transform of torch.func (vmap, grad, …), where it has no values of its own; solve outside of it"
     if tensor.is_nested:
         return f"is a nested tensor; pass its parts, {name}.unbind()"
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
@@ -109,9 +115,14 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 def explain_layout(error: InputError, tensor: Tensor) -> InputError:
     """An error of the core, which saw matrices, with the user's own shape beside it."""
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 3:
+        return type(error)(
+            f"{error} (a tensor of shape {shape} is a batch of matrices {shape[1:]}; "
+            "a Conv1d weight is passed as weights.unsqueeze(2))"
+        )
     if not is_convolution(tensor):
         return error
-    shape = tuple(tensor.shape)
     return type(error)(
         f"{error} (the convolution weight of shape {shape} is solved as matrices (out, in), one a kernel position: "
         f"axes here are {tuple(as_matrices(tensor).shape)}, of yours (kernel …, out, in))"

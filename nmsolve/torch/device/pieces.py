@@ -74,7 +74,7 @@ def solve_matrices(
     found = Found(torch.empty(shape, dtype=torch.bool, device=X.device), pattern)
     if X.numel() == 0:
         return found
-    nonnegative = absolute or bool((X >= 0).all())
+    nonnegative = absolute or not X.dtype.is_signed or bool((X >= 0).all())
     module = solvers.module_for("exact", pattern, nonnegative)
     if module == "enumeration" and collect:  # which makes no duals
         module = "ascent"

@@ -126,7 +126,7 @@ def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -
     lanes = _lanes(X)
     with _on(X):
         kernels.stage[_programs(total, lanes)](
-            X, S, total, a_row, block_rows, *X.shape[1:], *X.stride(), M=m, ABSOLUTE=absolute, COMPUTE=_compute(dtype),
+            X, S, total, a_row, block_rows, *X.shape[1:], *X.stride(), M=m, ABSOLUTE=absolute, COMPUTE=_compute(X.dtype),
             BLOCK=lanes,
         )  # fmt: skip
     return S

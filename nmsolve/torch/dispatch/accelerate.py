@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -19,6 +20,9 @@ from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import is_2to4
 from nmsolve.torch.dispatch.recording import Call, record, undisturbed
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+
+#: In training, a layer with fewer nonzeros was not pruned but initialised so, to zero say; its zeros are not a mask.
+LEAST_DENSITY = 0.2
 
 
 def accelerate_(model: nn.Module, example_inputs: Any, only_if_faster: bool = True, training: bool = False) -> Acceleration:
@@ -52,7 +56,7 @@ def accelerate_(model: nn.Module, example_inputs: Any, only_if_faster: bool = Tr
     -----
     The inputs are run through the model without gradients, in eval mode unless training; buffers, flags and torch's random numbers
     are restored. A backend's result is compared with the dense one at every shape, and it is used only if it is as good.
-    In training, entries that are zero at this moment are what the mask drops.
+    In training, entries that are zero at this moment are what the mask drops; a layer that is nearly all zero is left alone.
     Without a suitable GPU everything works masked dense, and a warning says so once a process.
 
     Examples
@@ -85,11 +89,8 @@ def accelerate_(model: nn.Module, example_inputs: Any, only_if_faster: bool = Tr
         rows[name], new = _plan(name, module, shape, recorded.get(name, Counter()), tied, found, only_if_faster, training)
         if new is not None:
             news[name] = new
-    if training:
-        _replace(model, news)
-    else:
-        for name, reason in _pack(model, news, args, kwargs).items():
-            rows[name] = replace(rows[name], decision="dense", reason=reason)
+    for name, reason in _exchange(model, news, args, kwargs, training).items():
+        rows[name] = replace(rows[name], backend=None, decision="dense", reason=reason)
     if not any(found[name] for name in SPARSE_BACKENDS):
         warn_once("no sparse GPU", f"nmsolve works on the masked dense weights here: {found['cusparselt'].reason}")
     table = Acceleration(rows.values())
@@ -122,6 +123,8 @@ def _check_model(model: nn.Module) -> None:
 
 def _matrix_shape(module: nn.Module) -> tuple[int, ...] | None:
     """The shape of a module's own weight matrix, if it has one."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return next((tuple(p.shape) for p in module.parameters(recurse=False) if p.dim() >= 2), None)
     if isinstance(module, nn.Linear | PackedLinear):
         return module.out_features, module.in_features
     if isinstance(module, parametrize.ParametrizationList):  # its owner is listed
@@ -141,8 +144,10 @@ def _tied(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         if len(paths[id(module)]) > 1:
             reasons[name] = f"the module is also {paths[id(module)][1]}"
+        elif isinstance(module, torch.jit.ScriptModule):
+            continue
         elif isinstance(weight := module._parameters.get("weight"), Tensor):
-            others = [owner for owner in owners[id(weight)] if owner != f"{name}.weight"]
+            others = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")]
             if others:
                 reasons[name] = f"its weight is tied to {others[0]}"
     return reasons
@@ -151,6 +156,8 @@ def _tied(model: nn.Module) -> dict[str, str]:
 def _refusal(module: nn.Module, shape: tuple[int, ...], training: bool) -> str | None:
     """Why a layer is left alone whatever the machine."""
     kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted: what its forward does is fixed"
     if isinstance(module, PackedLinear):
         return "packed before"
     if parametrize.is_parametrized(module):
@@ -168,7 +175,11 @@ def _refusal(module: nn.Module, shape: tuple[int, ...], training: bool) -> str |
     if module.weight.is_meta:
         return "its weight has no values (meta)"
     report = is_2to4(_weight(module), transposable=training)
-    return None if report else f"not {report.pattern}: {report}"
+    if not report:
+        return f"not {report.pattern}: {report}"
+    if training and report.density < LEAST_DENSITY and not isinstance(module, SparseLinear):
+        return f"only {100 * report.density:.1f} % of it is nonzero, and what is zero now would never be trained"
+    return None
 
 
 def _weight(module: nn.Linear) -> Tensor:
@@ -202,6 +213,8 @@ def _plan(
     weight = _weight(module)
     reason = _unserved(weight, calls, found, training)
     backend = None
+    if training and not calls:  # nothing is known of what the model does with it
+        return replace(row, reason=reason or ""), None
     if reason is None:
         serving = [b for b in SPARSE_BACKENDS if all(why_not(b, shape, call.dtype, weight.device) is None for call in calls)]
         timings = {b: measure(weight, module.bias, calls, b, training) for b in serving}
@@ -238,14 +251,16 @@ def _replace(model: nn.Module, news: Mapping[str, nn.Module]) -> None:
         model.get_submodule(parent)._modules[child] = new
 
 
-def _pack(model: nn.Module, news: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Exchange layers for packed ones, and back where a run of the model goes past them: which, and how."""
+def _exchange(
+    model: nn.Module, news: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> dict[str, str]:
+    """Exchange layers, and back where a run of the model goes past the new ones: which, and how."""
     if not news:
         return {}
     olds = {name: model.get_submodule(name) for name in news}
     _replace(model, news)
     try:
-        unused = _unused(model, news, args, kwargs)
+        unused = _unused(model, news, args, kwargs, training)
     except BaseException:
         _replace(model, olds)
         raise
@@ -253,29 +268,46 @@ def _pack(model: nn.Module, news: Mapping[str, nn.Module], args: tuple[Any, ...]
     return unused
 
 
-class _Watched(PackedLinear):
-    """A PackedLinear that notes whether it is called, and whether its weight is read past it."""
+class _Watched:
+    """Mixed into a new layer's class: notes whether the layer is called, and whether its weight is read past it."""
 
     called = False
     read = False
+    inside = False
 
     def forward(self, input: Tensor) -> Tensor:
-        self.called = True
-        return super().forward(input)
+        self.called = self.inside = True
+        try:
+            return super().forward(input)  # type: ignore[misc, no-any-return]
+        finally:
+            self.inside = False
 
-    @property
-    def weight(self) -> Tensor:
-        self.read = True
-        return super().weight
+    def __getattribute__(self, name: str) -> Any:
+        if name == "weight" and not self.inside:
+            self.read = True
+        return super().__getattribute__(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return nn.Module.__getattr__(cast(nn.Module, self), name)
 
 
-def _unused(model: nn.Module, names: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Packed layers that a run of the model goes past, and how: dense ones serve these better."""
+class _WatchedPacked(_Watched, PackedLinear):
+    pass
+
+
+class _WatchedSparse(_Watched, SparseLinear):
+    pass
+
+
+def _unused(
+    model: nn.Module, names: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> dict[str, str]:
+    """New layers that a run of the model goes past, and how: the old ones serve these better."""
     layers = {name: model.get_submodule(name) for name in names}
     for module in layers.values():
-        module.__class__ = _Watched
+        module.__class__ = _WatchedSparse if training else _WatchedPacked
     try:
-        with undisturbed(model, training=False):
+        with undisturbed(model, training):
             model(*args, **kwargs)
         reasons = {}
         for name, module in layers.items():
@@ -290,6 +322,6 @@ def _unused(model: nn.Module, names: Iterable[str], args: tuple[Any, ...], kwarg
         return reasons
     finally:
         for module in layers.values():
-            module.__class__ = PackedLinear
-            for note in ("called", "read"):
+            module.__class__ = SparseLinear if training else PackedLinear
+            for note in ("called", "read", "inside"):
                 module.__dict__.pop(note, None)

@@ -77,7 +77,8 @@ class Acceleration(Sequence[LayerDecision]):
             lines += [" " * (len(left) + 2) + more for more in wrapped[1:]]
         return "\n".join(lines)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return f"<Acceleration: {len(self)} layers, {sum(layer.decision == 'sparse' for layer in self)} sparse>"
 
 
 def _cells(layer: LayerDecision) -> tuple[str, ...]:

@@ -57,8 +57,9 @@ def masked_linear(
 
     Notes
     -----
-    Under autocast x, W and b are cast as `torch.nn.functional.linear` would. Twice differentiable. Dropped values are replaced,
-    not multiplied by zero: a NaN or infinity among them does no harm.
+    Under autocast x, W and b are cast as `torch.nn.functional.linear` would. Twice differentiable; under torch.func transforms and
+    forward-mode differentiation the product is dense. Dropped values are replaced, not multiplied by zero: a NaN among them does no
+    harm while gradients are masked.
 
     Examples
     --------
@@ -70,8 +71,23 @@ def masked_linear(
         raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     _check_operands(x, weight, mask, bias)
+    if transformed():
+        return F.linear(x, _through(weight, mask) if straight_through else masked(weight, mask), bias)
     y: Tensor = sparse_linear(x.reshape(-1, x.shape[-1]), weight, mask, bias, backend, straight_through)
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work, which know nothing of operators of our own."""
+    if torch.compiler.is_compiling():
+        return False
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _through(weight: Tensor, mask: Tensor) -> Tensor:
+    """W∘M, with the gradient of W."""
+    return masked(weight, mask).detach() + (weight - weight.detach())
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:

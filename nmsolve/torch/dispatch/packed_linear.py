@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, warn_once, why_not
-from nmsolve.torch.dispatch.masked_linear import autocast
+from nmsolve.torch.dispatch.masked_linear import autocast, transformed
 from nmsolve.torch.dispatch.packing import is_2to4, pack, packed_linear, unpack, wrap
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 
@@ -78,6 +78,8 @@ class PackedLinear(nn.Module):
         bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
         new.register_parameter("bias", bias)
         new._store(weight)
+        if new._dense is weight:  # the two are not to change together
+            new._dense = weight.clone()
         return new
 
     @property
@@ -98,7 +100,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """y for input (..., in_features)."""
-        if self._values is not None:
+        if self._values is not None and not transformed():
             x = autocast(input)
             if x.dtype == self._values.dtype and x.dim() and x.shape[-1] == self.in_features:
                 bias = None if self.bias is None else autocast(self.bias)

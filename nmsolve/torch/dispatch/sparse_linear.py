@@ -38,7 +38,10 @@ class SparseLinear(nn.Linear):
     -----
     `state_dict` holds what a plain nn.Linear would, the weight with zeros baked in. Loading keeps the mask if the loaded weight is
     zero wherever the mask is (a kept weight may be zero), takes the loaded weight's nonzeros as the mask otherwise, and refuses a
-    weight that is not transposable 2:4.
+    weight that is not transposable 2:4. It is a copy: to load in place, through `state_dict()` tensors, does nothing.
+
+    Dropped entries of `weight` have no effect and no gradient, but an optimizer's momentum may still move them; entering eval mode
+    zeroes them.
 
     Examples
     --------
@@ -69,8 +72,13 @@ class SparseLinear(nn.Linear):
     def from_linear(cls, linear: nn.Linear, mask: Tensor, backend: str = "dense") -> Self:
         """A layer that shares the parameters, hooks and training flag of an nn.Linear, which may then be dropped.
 
-        The very Parameter objects, so an optimizer that holds them goes on.
+        The very Parameter objects, so an optimizer that holds them goes on. InputError if the weight is not a parameter of its own.
         """
+        if "weight" not in linear._parameters:
+            raise InputError(
+                f"the weight of {linear} is computed (parametrized, pruned or normalised by hooks): make it permanent first, with "
+                "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove"
+            )
         new = cls.__new__(cls)
         # Everything of the module is shared but the dictionaries that would tie the two to one set of buffers.
         new.__dict__.update(linear.__dict__)
@@ -103,7 +111,16 @@ class SparseLinear(nn.Linear):
     @property
     def masked_weight(self) -> Tensor:
         """W∘M, a new tensor that knows nothing of autograd."""
-        return masked(self.weight.detach(), self.mask)
+        return masked(self.weight.detach(), placed_like(self.mask, self.weight))
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's. Entering eval mode zeroes what the mask drops, for code that reads `weight` itself."""
+        super().train(mode)
+        weight = self._parameters.get("weight")
+        if not mode and weight is not None and not weight.is_meta:
+            with torch.no_grad():
+                weight.copy_(masked(weight, placed_like(self.mask, weight)))
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """y for input (..., in_features)."""
@@ -115,7 +132,9 @@ class SparseLinear(nn.Linear):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = masked(self.weight if keep_vars else self.weight.detach(), self.mask)
+        if "weight" in self._parameters:  # else parametrized, or pruned by torch's own hooks: theirs to save
+            weight = self.weight if keep_vars else self.weight.detach()
+            destination[prefix + "weight"] = masked(weight, placed_like(self.mask, weight))
 
     def _load_from_state_dict(
         self,
@@ -130,7 +149,7 @@ class SparseLinear(nn.Linear):
         loaded = state_dict.get(prefix + "weight")
         mask = None
         if isinstance(loaded, Tensor) and loaded.shape == self.weight.shape and not loaded.is_meta:
-            mask = self._mask_of(loaded)
+            mask = self._mask_of(loaded.full_tensor() if is_sharded(loaded) else loaded)  # type: ignore[attr-defined]
             if mask is None:
                 error_msgs.append(
                     f"{prefix}weight cannot be loaded into a SparseLinear: {is_2to4(loaded, transposable=True)}; "
@@ -150,3 +169,20 @@ class SparseLinear(nn.Linear):
             if not (nonzeros & ~own).any() and is_2to4(own, transposable=True):
                 return own
         return nonzeros if is_2to4(nonzeros, transposable=True) else None
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without importing torch.distributed."""
+    return type(tensor).__name__ == "DTensor"
+
+
+def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
+    """A mask that every rank holds whole, cut as a sharded weight is; without communication."""
+    if not is_sharded(weight):
+        return mask
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
+    whole = DTensor.from_local(mask, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    placed: Tensor = whole.redistribute(placements=weight.placements)  # type: ignore[attr-defined]
+    return placed
