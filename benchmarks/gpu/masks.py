@@ -13,6 +13,7 @@ from torch import Tensor
 import nmsolve
 import nmsolve.torch as nmt
 from benchmarks.gpu import rivals
+from benchmarks.timing import WrongResult
 from nmsolve.torch.dispatch.timing import medians_us
 from nmsolve.torch.masks import engine_name
 
@@ -36,10 +37,6 @@ class Row:
         if self.target is None:
             return None
         return self.value >= self.target if self.at_least else self.value <= self.target
-
-
-class WrongResult(Exception):
-    """A timed call returned something that its verification refuses. There is no time for a wrong answer."""
 
 
 def normal(side: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:

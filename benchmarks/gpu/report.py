@@ -22,7 +22,10 @@ def markdown(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     title, how = "GPU benchmarks", "CUDA events, medians of interleaved repetitions, operands rotated beyond the L2"
     if machine["capability"] is None:
-        title, how = "A smoke run of the GPU benchmarks on a CPU", "Small matrices: that the script runs, not what anything is worth"
+        title, how = (
+            "A smoke run of the GPU benchmarks on a CPU",
+            "Small matrices: that the script runs, not what anything is worth",
+        )
     capability = "" if machine["capability"] is None else f", compute capability {machine['capability']}"
     head = f"""# {title}
 

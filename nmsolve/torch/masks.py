@@ -21,7 +21,7 @@ from nmsolve.certify import Report
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.result import Status, relative_gap
-from nmsolve.torch.result import MaskResult, TensorDuals
+from nmsolve.torch.result import MaskResult, TensorDuals, with_tensors
 from nmsolve.torch.tensors import as_array, as_matrices, check_tensor, explain_layout, from_matrices, tolerance
 from nmsolve.validate import check_divisible, check_flag, non_finite_message, thread_count
 
@@ -151,19 +151,7 @@ def _solve_on_host(
     if result.duals is not None:
         columns = None if result.duals.columns is None else torch.from_numpy(result.duals.columns).to(weights.device)
         tensors = TensorDuals(rows=torch.from_numpy(result.duals.rows).to(weights.device), columns=columns)
-    return MaskResult(
-        mask=from_matrices(torch.from_numpy(result.mask).to(weights.device), weights),
-        status=result.status,
-        objective=result.objective,
-        bound=result.bound,
-        gap=result.gap,
-        method=result.method,
-        stats=result.stats,
-        pattern=result.pattern,
-        padding=result.padding,
-        scored=result.scored,
-        duals=tensors,
-    )
+    return with_tensors(result, from_matrices(torch.from_numpy(result.mask).to(weights.device), weights), tensors)
 
 
 def solve_on_device(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,19 +54,16 @@ class MaskResult(core.MaskResult):
             None if tensor is None else as_array(as_matrices(check_tensor(tensor, name, f"pattern {self.pattern}")).cpu())
             for tensor, name in ((weights, "weights"), (scores, "scores"))
         ]
-        result = core.MaskResult(
-            mask=as_matrices(self.mask).cpu().numpy(),
-            status=self.status,
-            objective=self.objective,
-            bound=self.bound,
-            gap=self.gap,
-            method=self.method,
-            stats=self.stats,
-            pattern=self.pattern,
-            padding=self.padding,
-            scored=self.scored,
-            duals=duals,
-        )
+        result = core.MaskResult(**_fields(self) | {"mask": as_matrices(self.mask).cpu().numpy(), "duals": duals})
         given, given_scores = arrays
         assert given is not None
         return result.verify(given, given_scores)
+
+
+def with_tensors(result: core.MaskResult, mask: Tensor, duals: TensorDuals | None) -> MaskResult:
+    """A result of the core, with tensors in the place of its arrays."""
+    return MaskResult(**_fields(result) | {"mask": mask, "duals": duals})
+
+
+def _fields(result: core.MaskResult) -> dict[str, Any]:
+    return {field.name: getattr(result, field.name) for field in fields(result)}
