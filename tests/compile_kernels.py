@@ -63,6 +63,8 @@ def steps(n, m, at_most, dtype, shape):
     engine.relax(S, words, u, v, good, torch.ones_like(v[0]), n, m, at_most, 6)
     engine.certify(S, words, u, v, n, m, at_most, 2.0**-51)
     engine.write_masks(words, mask, m)
+    delta = torch.zeros(m * m, dtype=compute)
+    engine.climb(S, u, v, u[0], v[0], delta, (2, 3), 6, 1.25, n, m, at_most, 2.0**-51, 2.5e-7, 16.0)
 
 
 def main():

@@ -215,6 +215,22 @@ def test_the_last_resort_is_the_host(place, text, monkeypatch):
     assert result.verify(W)
 
 
+@pytest.mark.parametrize("place", [TRITON])
+@pytest.mark.parametrize("text", ["4:8T", "<=2:4T"])
+def test_one_launch_or_many(place, text, monkeypatch):
+    """The last levels for few blocks in one launch prove what they prove for many, step by step."""
+    monkeypatch.setattr(ascent, "schedule", lambda m: ((1, 6, 6), *schedule(m)[1:]))
+    W = tensor(matrix(draw("integers", 17, (60, parse(text).m, parse(text).m)), 10))
+    once = solve(place, W, text, duals=True)
+    monkeypatch.setattr(engine_of(place), "FEW", 0)
+    many = solve(place, W, text, duals=True)
+    assert once.stats["proven_at_level_1"] > 0
+    assert many.stats["proven_at_level_1"] > 0
+    assert once.objective == many.objective
+    assert once.verify(W)
+    assert many.verify(W)
+
+
 @on_every_place
 def test_most_blocks_stay_on_the_device(place):
     blocks = draw("normal32", 12, (200, 8, 8))

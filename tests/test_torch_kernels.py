@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = {"keep_groups", "enumerate_blocks", "stage", "write_masks", "start", "ascend", "relax", "certify"}
+KERNELS = {"keep_groups", "enumerate_blocks", "stage", "write_masks", "start", "ascend", "relax", "certify", "climb"}
 
 
 def test_kernels_compile_for_gpus(tmp_path):

@@ -70,7 +70,8 @@ def solve_piece(
 ) -> Outcome | None:  # fmt: skip
     """Solve the blocks of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m); None if not finite."""
     n, m, at_most = pattern.n, pattern.m, pattern.at_most
-    rounds, sweeps, omega = schedule(m)
+    some, sweeps, omega = schedule(m)
+    rounds = (some[0], some[1] + some[2], *LAST)
     blocks = _begin(engine, engine.stage(X, mask, m, absolute, dtype), n, m, at_most, absolute, dtype)
     if blocks is None:
         return None
@@ -79,12 +80,24 @@ def solve_piece(
     duals = tuple(torch.empty((count, m), dtype=torch.float64, device=X.device) for _ in range(2)) if collect else None
     objective, gap = 0.0, 0.0
     stats: dict[str, float] = {}
-    delta = torch.as_tensor(offsets(m), device=X.device).to(dtype)[:, None]
-    for level, some in enumerate((rounds[0], rounds[1] + rounds[2], *LAST)):
-        A = _shift(blocks, delta) if level or bool((blocks.amount > 0).any()) else blocks.S
-        found, good = engine.ascend(A, blocks.u, blocks.v, some, level == 0, omega, n, m, at_most)
-        engine.relax(blocks.S, found, blocks.u, blocks.v, good & (blocks.amount > 0), blocks.power, n, m, at_most, sweeps)
-        proof = engine.certify(blocks.S, found, blocks.u, blocks.v, n, m, at_most, ROUNDING)
+    delta = torch.as_tensor(offsets(m), device=X.device).to(dtype)
+    level = 0
+    while True:
+        if level and blocks.S.shape[1] <= engine.FEW:
+            found, level_of, *proof = engine.climb(
+                blocks.S, blocks.u, blocks.v, blocks.amount, blocks.power, delta, rounds[level:], sweeps, omega, n, m, at_most,
+                ROUNDING, tolerance, SHRINK,
+            )  # fmt: skip
+            closed, rest = level_of > 0, torch.nonzero(level_of == 0).squeeze(1)
+            last = len(rounds)
+        else:
+            A = _shift(blocks, delta[:, None]) if level or bool((blocks.amount > 0).any()) else blocks.S
+            found, good = engine.ascend(A, blocks.u, blocks.v, rounds[level], level == 0, omega, n, m, at_most)
+            engine.relax(blocks.S, found, blocks.u, blocks.v, good & (blocks.amount > 0), blocks.power, n, m, at_most, sweeps)
+            certificate = engine.certify(blocks.S, found, blocks.u, blocks.v, n, m, at_most, ROUNDING)
+            closed, rest = _split(certificate, good, blocks.S, tolerance)
+            proof = [certificate.objective, certificate.gap]
+            last = level + 1
         if kept is None:
             kept = found
         else:
@@ -92,24 +105,26 @@ def solve_piece(
         if duals is not None:
             for array, dual in zip(duals, (blocks.u, blocks.v), strict=True):
                 array[blocks.place] = (dual.double() * blocks.scale).T
-        closed, rest = _split(proof, good, blocks.S, tolerance)
-        sums = [torch.where(closed, part * blocks.scale, 0.0).sum() for part in (proof.objective, proof.gap)]
-        one, other = torch.stack(sums).tolist()
+        one, other = torch.stack([torch.where(closed, part * blocks.scale, 0.0).sum() for part in proof]).tolist()
         objective, gap = objective + one, gap + other
-        stats[f"proven_at_level_{level}"] = blocks.S.shape[1] - rest.numel()
+        if last == level + 1:
+            stats[f"proven_at_level_{level}"] = blocks.S.shape[1] - rest.numel()
+        else:
+            proven = torch.bincount(level_of, minlength=last - level + 1)[1:].tolist()
+            stats |= {f"proven_at_level_{level + k}": here for k, here in enumerate(proven)}
         if rest.numel() == 0:
             break
-        feasible = good[rest]
         blocks = blocks.at(rest)
-        share = torch.where(feasible, blocks.amount / SHRINK, blocks.amount)
+        if last == len(rounds):
+            one, other, unproven = _finish_on_host(blocks, kept, duals, pattern, absolute, threads)
+            objective, gap = objective + one, gap + other
+            stats |= {"solved_on_host": blocks.S.shape[1], "unproven": unproven}
+            break
+        share = torch.where(good[rest], blocks.amount / SHRINK, blocks.amount)
         hint = blocks.power * torch.where(blocks.equal > 0, HINT, FINE).to(dtype)
         blocks.amount = torch.where(share == 0, hint, share)
         blocks.everywhere = torch.ones_like(blocks.everywhere)
-    else:
-        assert kept is not None
-        one, other, unproven = _finish_on_host(blocks, kept, duals, pattern, absolute, threads)
-        objective, gap = objective + one, gap + other
-        stats |= {"solved_on_host": blocks.S.shape[1], "unproven": unproven}
+        level = last
     engine.write_masks(kept, mask, m)
     return Outcome(objective, gap, stats, duals)
 

@@ -348,15 +348,12 @@ def _judge(count, dual, N: tl.constexpr, AT_MOST: tl.constexpr):
 
 
 @triton.jit
-def ascend(
-    A, u, v, words, good, total, rounds, first_step, omega,
+def _ascend(
+    A, u, v, words, block, inside, stride, rounds, first_step, omega,
     N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
     NETWORK: tl.constexpr, COMPUTE: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rounds of the dual ascent, then the masks A − u − v > 0 as words, one a row, and which blocks they are feasible for."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
-    stride = tl.cast(total, tl.int64)
+    """Rounds of the dual ascent; then the masks A − u − v > 0 as words, one a row. Returns which blocks they are feasible for."""
     for step in range(rounds):
         by = tl.where(step == 0, first_step, omega).to(COMPUTE)
         _half_step(A, u, v, block, inside, stride, by, M, 1, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE)
@@ -383,6 +380,23 @@ def ascend(
         for k in tl.static_range(M):
             count += ((line[k] - rows[k]) - own > 0).to(tl.int32)
         fine = fine & _judge(count, own, N, AT_MOST)
+    tl.debug_barrier()
+    return fine
+
+
+@triton.jit
+def ascend(
+    A, u, v, words, good, total, rounds, first_step, omega,
+    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    NETWORK: tl.constexpr, COMPUTE: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_ascend` on every block."""
+    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = block < total
+    fine = _ascend(
+        A, u, v, words, block, inside, tl.cast(total, tl.int64), rounds, first_step, omega,
+        N, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, WORD, BLOCK,
+    )  # fmt: skip
     tl.store(good + block, fine.to(tl.int8), mask=inside)
 
 
@@ -429,14 +443,11 @@ def _relax_column(S, words, ru, rw, j, block, inside, stride, M: tl.constexpr, C
 
 
 @triton.jit
-def relax(
-    S, words, u, v, ru, rw, few, chosen, power, total, sweeps, grain,
+def _relax(
+    S, words, u, v, ru, rw, few, power, block, inside, stride, sweeps, grain,
     N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Bellman–Ford relaxations on the chosen blocks; see plain.relax. ru, rw (M, total), few (2 M, total) are scratch."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    stride = tl.cast(total, tl.int64)
-    inside = (block < total) & (tl.load(chosen + block, mask=block < total, other=0) != 0)
+    """Bellman–Ford relaxations; see plain.relax. ru, rw (M, total), few (2 M, total) are scratch."""
     if tl.max(inside.to(tl.int32), 0) > 0:
         z = tl.zeros((BLOCK,), COMPUTE)
         shift = tl.load(power + block, mask=inside, other=0.0) * tl.cast(grain, COMPUTE)
@@ -480,17 +491,26 @@ def relax(
                 column = tl.minimum(column - z, 0.0)
             tl.store(u + i * stride + block, row, mask=inside)
             tl.store(v + i * stride + block, -column, mask=inside)
+        tl.debug_barrier()
 
 
 @triton.jit
-def certify(
-    S, words, u, v, objective, size, gap, slack, total, rounding,
-    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, BLOCK: tl.constexpr,
+def relax(
+    S, words, u, v, ru, rw, few, chosen, power, total, sweeps, grain,
+    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Kept score, its magnitude, bound − objective and its rounding of every block, in float64."""
+    """`_relax` on the chosen blocks."""
     block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
+    inside = (block < total) & (tl.load(chosen + block, mask=block < total, other=0) != 0)
     stride = tl.cast(total, tl.int64)
+    _relax(S, words, u, v, ru, rw, few, power, block, inside, stride, sweeps, grain, N, M, AT_MOST, COMPUTE, BLOCK)
+
+
+@triton.jit
+def _certify(
+    S, words, u, v, block, inside, stride, rounding, N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Kept score, its magnitude, bound − objective and its rounding of every block, in float64."""
     value = tl.zeros((BLOCK,), tl.float64)
     magnitude = tl.zeros((BLOCK,), tl.float64)
     loose = tl.zeros((BLOCK,), tl.float64)
@@ -511,7 +531,60 @@ def certify(
         if AT_MOST:
             loose += own * (N - _count_row(words, i, block, inside, stride, M, BLOCK)).to(tl.float64)
             loose += column * (N - _count_column(words, i, block, inside, stride, M, BLOCK)).to(tl.float64)
+    return value, magnitude, loose, lost * rounding * M
+
+
+@triton.jit
+def certify(
+    S, words, u, v, objective, size, gap, slack, total, rounding,
+    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_certify` on every block."""
+    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = block < total
+    value, magnitude, loose, lost = _certify(
+        S, words, u, v, block, inside, tl.cast(total, tl.int64), rounding, N, M, AT_MOST, BLOCK
+    )
     tl.store(objective + block, value, mask=inside)
     tl.store(size + block, magnitude, mask=inside)
     tl.store(gap + block, loose, mask=inside)
-    tl.store(slack + block, lost * rounding * M, mask=inside)
+    tl.store(slack + block, lost, mask=inside)
+
+
+@triton.jit
+def climb(
+    S, A, delta, u, v, ru, rw, few, words, amount, power, level_of, objective, gap, total, rounds, sweeps, omega, grain,
+    rounding, tolerance,
+    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr,
+    COMPUTE: tl.constexpr, WORD: tl.constexpr, LEVELS: tl.constexpr, SHRINK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Levels of the ascent one after the other, for so few blocks that launching the steps would take longer than they do.
+
+    Every entry is shifted by its delta (M M,) times the block's amount. level_of becomes the level (from 1 on) that proved a
+    block, 0 if none did. rounds (LEVELS,) int32. A (M M, total) is scratch, and so are those of `_relax`.
+    """
+    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    left = block < total
+    stride = tl.cast(total, tl.int64)
+    tl.store(level_of + block, tl.zeros((BLOCK,), tl.int32), mask=left)
+    tl.debug_barrier()
+    for level in range(LEVELS):
+        if tl.max(left.to(tl.int32), 0) > 0:
+            strength = tl.load(amount + block, mask=left, other=0.0)
+            for k in range(M * M):
+                score = tl.load(S + k * stride + block, mask=left, other=0.0).to(COMPUTE)
+                tl.store(A + k * stride + block, score + tl.load(delta + k) * strength, mask=left)
+            tl.debug_barrier()
+            fine = _ascend(
+                A, u, v, words, block, left, stride, tl.load(rounds + level), omega, omega,
+                N, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, WORD, BLOCK,
+            )  # fmt: skip
+            _relax(S, words, u, v, ru, rw, few, power, block, left & fine, stride, sweeps, grain, N, M, AT_MOST, COMPUTE, BLOCK)
+            value, magnitude, loose, lost = _certify(S, words, u, v, block, left, stride, rounding, N, M, AT_MOST, BLOCK)
+            closed = left & fine & (loose + lost <= magnitude * tolerance)
+            tl.store(objective + block, value, mask=closed)
+            tl.store(gap + block, loose, mask=closed)
+            tl.store(level_of + block, tl.zeros((BLOCK,), tl.int32) + level + 1, mask=closed)
+            tl.store(amount + block, tl.where(fine, strength / SHRINK, strength), mask=left)
+            tl.debug_barrier()
+            left = left & ~closed

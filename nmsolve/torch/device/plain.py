@@ -15,6 +15,8 @@ from nmsolve.solvers.network import select_ranks
 
 #: Weights that one call may stage: a few times their size is held as temporaries.
 PIECE = 2**22
+#: Up to how many blocks the last levels are taken in one launch: torch operations cannot.
+FEW = 0
 
 
 class Sums(NamedTuple):

@@ -18,6 +18,8 @@ from nmsolve.torch.device.plain import Certificate, Sums, pair_code, rounding_sh
 
 #: Weights that one call may stage; a float32 takes 256 MiB of workspace then, and the duals of small blocks half as much.
 PIECE = 2**26
+#: Up to so many blocks `climb` is faster than its steps one by one: they fill a few multiprocessors, however many rounds it takes.
+FEW = 2**16
 #: Lanes of a program, four warps of them.
 LANES = 128
 #: Groups of lanes that a program of the enumeration solves one after the other, before it adds up.
@@ -196,6 +198,29 @@ def certify(S: Tensor, words: Tensor, u: Tensor, v: Tensor, n: int, m: int, at_m
     with _on(S):
         kernels.certify[_programs(total, lanes)](S, words, u, v, *proof, total, rounding, N=n, M=m, AT_MOST=at_most, BLOCK=lanes)
     return proof
+
+
+def climb(
+    S: Tensor, u: Tensor, v: Tensor, amount: Tensor, power: Tensor, delta: Tensor, rounds: tuple[int, ...], sweeps: int,
+    omega: float, n: int, m: int, at_most: bool, rounding: float, tolerance: float, shrink: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Levels of the ascent in one launch: words, the level that proved each block (0: none), objective and gap of those proven."""
+    total = S.shape[1]
+    word = (tl.int64, torch.int64) if m > 31 else (tl.int32, torch.int32)
+    words = torch.empty((m, total), dtype=word[1], device=S.device)
+    level_of = torch.empty(total, dtype=torch.int32, device=S.device)
+    objective, gap = (torch.zeros(total, dtype=torch.float64, device=S.device) for _ in range(2))
+    A = torch.empty(S.shape, dtype=u.dtype, device=S.device)
+    few = torch.empty((2 * m if at_most else 1, total), dtype=torch.int8, device=S.device)
+    lanes = _lanes(S, LANES // 4)  # one warp, so that few blocks spread over many multiprocessors
+    with _on(S):
+        kernels.climb[_programs(total, lanes)](
+            S, A, delta, u, v, torch.empty_like(u), torch.empty_like(v), few, words, amount, power, level_of, objective, gap,
+            total, torch.tensor(rounds, dtype=torch.int32, device=S.device), sweeps, omega, rounding_shift(u.dtype), rounding,
+            tolerance, N=n, M=m, **_middle(n, m), AT_MOST=at_most, COMPUTE=_compute(u.dtype), WORD=word[0], LEVELS=len(rounds),
+            SHRINK=shrink, BLOCK=lanes, num_warps=1,
+        )  # fmt: skip
+    return words, level_of, objective, gap
 
 
 def _on(X: Tensor) -> AbstractContextManager[None]:
