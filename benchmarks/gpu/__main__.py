@@ -34,7 +34,7 @@ from benchmarks.gpu import layers, masks, report
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TEST_SECONDS = 270
+TEST_SECONDS = 240
 
 
 def main() -> int:
