@@ -68,7 +68,7 @@ def steps(n, m, at_most, dtype, shape):
 
 
 def main():
-    engine.INTERPRETED_LANES = engine.LANES
+    engine._lanes = lambda X, most=engine.LANES: most  # as for a tensor on a GPU
     JITFunction.run = compile_only(JITFunction.run)
     for *problem, capability in CASES:
         driver.set_active(Target(capability))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -64,72 +64,107 @@ class _Blocks:
         )  # fmt: skip
 
 
+class _Step(NamedTuple):
+    """What a step came to: masks, which blocks are proven and where the others are, kept scores and gaps of the blocks.
+
+    feasible : blocks whose masks are, and whose offset may have been too large. proven : how many, level by level.
+    """
+
+    kept: Tensor
+    closed: Tensor
+    rest: Tensor
+    objective: Tensor
+    gap: Tensor
+    feasible: Tensor
+    proven: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ascent:
+    """The levels of a pattern, by an engine."""
+
+    engine: ModuleType
+    pattern: Pattern
+    dtype: torch.dtype
+    tolerance: float
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Rounds of every level."""
+        first, second, third, *_ = schedule(self.pattern.m)[0]
+        return first, second + third, *LAST
+
+    def delta(self, device: torch.device) -> Tensor:
+        """The offset of every entry of a block, (m m,)."""
+        return torch.as_tensor(offsets(self.pattern.m), device=device).to(self.dtype)
+
+    def step(self, blocks: _Blocks, level: int) -> _Step:
+        """One level; of few blocks all levels that are left, in one launch."""
+        n, m, at_most = self.pattern.n, self.pattern.m, self.pattern.at_most
+        _, sweeps, omega = schedule(m)
+        S, u, v, delta = blocks.S, blocks.u, blocks.v, self.delta(blocks.S.device)
+        if level and S.shape[1] <= self.engine.FEW:
+            kept, level_of, objective, gap = self.engine.climb(
+                S, u, v, blocks.amount, blocks.power, delta, self.rounds[level:], sweeps, omega, n, m, at_most, ROUNDING,
+                self.tolerance, SHRINK,
+            )  # fmt: skip
+            closed = level_of > 0
+            proven = torch.bincount(level_of, minlength=len(self.rounds) - level + 1)[1:].tolist()
+            return _Step(kept, closed, torch.nonzero(~closed).squeeze(1), objective, gap, closed, proven)
+        A = _shift(blocks, delta[:, None]) if level or bool((blocks.amount > 0).any()) else S
+        kept, good = self.engine.ascend(A, u, v, self.rounds[level], level == 0, omega, n, m, at_most)
+        self.engine.relax(S, kept, u, v, good & (blocks.amount > 0), blocks.power, n, m, at_most, sweeps)
+        proof = self.engine.certify(S, kept, u, v, n, m, at_most, ROUNDING)
+        closed, rest = _split(proof, good, S, self.tolerance)
+        return _Step(kept, closed, rest, proof.objective, proof.gap, good, [S.shape[1] - rest.numel()])
+
+
 def solve_piece(
     engine: ModuleType, X: Tensor, mask: Tensor, pattern: Pattern, absolute: bool, dtype: torch.dtype, tolerance: float,
     collect: bool, threads: int | None,
 ) -> Outcome | None:  # fmt: skip
     """Solve the blocks of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m); None if not finite."""
-    n, m, at_most = pattern.n, pattern.m, pattern.at_most
-    some, sweeps, omega = schedule(m)
-    rounds = (some[0], some[1] + some[2], *LAST)
-    blocks = _begin(engine, engine.stage(X, mask, m, absolute, dtype), n, m, at_most, absolute, dtype)
+    m = pattern.m
+    ascent = _Ascent(engine, pattern, dtype, tolerance)
+    blocks = _begin(engine, engine.stage(X, mask, m, absolute, dtype), pattern, absolute, dtype)
     if blocks is None:
         return None
     count = blocks.S.shape[1]
     kept: Tensor | None = None
     duals = tuple(torch.empty((count, m), dtype=torch.float64, device=X.device) for _ in range(2)) if collect else None
-    objective, gap = 0.0, 0.0
+    objective, gap, level = 0.0, 0.0, 0
     stats: dict[str, float] = {}
-    delta = torch.as_tensor(offsets(m), device=X.device).to(dtype)
-    level = 0
     while True:
-        if level and blocks.S.shape[1] <= engine.FEW:
-            found, level_of, *proof = engine.climb(
-                blocks.S, blocks.u, blocks.v, blocks.amount, blocks.power, delta, rounds[level:], sweeps, omega, n, m, at_most,
-                ROUNDING, tolerance, SHRINK,
-            )  # fmt: skip
-            closed, rest = level_of > 0, torch.nonzero(level_of == 0).squeeze(1)
-            last = len(rounds)
-        else:
-            A = _shift(blocks, delta[:, None]) if level or bool((blocks.amount > 0).any()) else blocks.S
-            found, good = engine.ascend(A, blocks.u, blocks.v, rounds[level], level == 0, omega, n, m, at_most)
-            engine.relax(blocks.S, found, blocks.u, blocks.v, good & (blocks.amount > 0), blocks.power, n, m, at_most, sweeps)
-            certificate = engine.certify(blocks.S, found, blocks.u, blocks.v, n, m, at_most, ROUNDING)
-            closed, rest = _split(certificate, good, blocks.S, tolerance)
-            proof = [certificate.objective, certificate.gap]
-            last = level + 1
+        step = ascent.step(blocks, level)
         if kept is None:
-            kept = found
+            kept = step.kept
         else:
-            kept[..., blocks.place] = found
+            kept[..., blocks.place] = step.kept
         if duals is not None:
             for array, dual in zip(duals, (blocks.u, blocks.v), strict=True):
                 array[blocks.place] = (dual.double() * blocks.scale).T
-        one, other = torch.stack([torch.where(closed, part * blocks.scale, 0.0).sum() for part in proof]).tolist()
+        sums = [torch.where(step.closed, part * blocks.scale, 0.0).sum() for part in (step.objective, step.gap)]
+        one, other = torch.stack(sums).tolist()
         objective, gap = objective + one, gap + other
-        if last == level + 1:
-            stats[f"proven_at_level_{level}"] = blocks.S.shape[1] - rest.numel()
-        else:
-            proven = torch.bincount(level_of, minlength=last - level + 1)[1:].tolist()
-            stats |= {f"proven_at_level_{level + k}": here for k, here in enumerate(proven)}
-        if rest.numel() == 0:
+        stats |= {f"proven_at_level_{level + k}": number for k, number in enumerate(step.proven)}
+        level += len(step.proven)
+        if step.rest.numel() == 0:
             break
-        blocks = blocks.at(rest)
-        if last == len(rounds):
+        share = torch.where(step.feasible, blocks.amount / SHRINK, blocks.amount)
+        hint = blocks.power * torch.where(blocks.equal > 0, HINT, FINE).to(dtype)
+        blocks.amount = torch.where(share == 0, hint, share)
+        blocks = blocks.at(step.rest)
+        blocks.everywhere = torch.ones_like(blocks.everywhere)
+        if level == len(ascent.rounds):
             one, other, unproven = _finish_on_host(blocks, kept, duals, pattern, absolute, threads)
             objective, gap = objective + one, gap + other
             stats |= {"solved_on_host": blocks.S.shape[1], "unproven": unproven}
             break
-        share = torch.where(good[rest], blocks.amount / SHRINK, blocks.amount)
-        hint = blocks.power * torch.where(blocks.equal > 0, HINT, FINE).to(dtype)
-        blocks.amount = torch.where(share == 0, hint, share)
-        blocks.everywhere = torch.ones_like(blocks.everywhere)
-        level = last
     engine.write_masks(kept, mask, m)
     return Outcome(objective, gap, stats, duals)
 
 
-def _begin(engine: ModuleType, S: Tensor, n: int, m: int, at_most: bool, absolute: bool, dtype: torch.dtype) -> _Blocks | None:
+def _begin(engine: ModuleType, S: Tensor, pattern: Pattern, absolute: bool, dtype: torch.dtype) -> _Blocks | None:
     """Scales, first duals and first offsets of every block (as nmsolve.solvers.ties.flag_ties); None if not finite."""
     top = (S if absolute else S.abs()).amax(0).to(dtype)
     limit = 2.0**500 if dtype == torch.float64 else 2.0**60
@@ -142,7 +177,8 @@ def _begin(engine: ModuleType, S: Tensor, n: int, m: int, at_most: bool, absolut
     if scaled:  # a subnormal maximum is scaled too little to reach 1
         S = S.to(dtype) * (1 / scale)
         power = torch.where(extreme, _power_of_two(S.abs().amax(0)), power)
-    v, equal, zero = engine.start(S, n, m, at_most, dtype)
+    m = pattern.m
+    v, equal, zero = engine.start(S, pattern.n, m, pattern.at_most, dtype)
     steps = S[:m].to(dtype) * (COARSE / power)
     coarse = (steps.round() == steps).all(0)
     everywhere = (equal >= max(3, m // 2)) | ((equal > 0) & coarse)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.network import selection_network
-from nmsolve.torch.device import kernels
+from nmsolve.torch.device import ascent_kernels, kernels
 from nmsolve.torch.device.plain import Certificate, Sums, pair_code, rounding_shift
 
 #: Weights that one call may stage; a float32 takes 256 MiB of workspace then, and the duals of small blocks half as much.
@@ -77,7 +77,7 @@ def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute
     flat = X.is_contiguous() and cols == mask.shape[2]
     element = HALF.get(X.dtype)
     source = _in_words(X) if flat and m % 4 == 0 else X
-    lanes = _lanes(X, max(LANES, 8 * LANES * 4 // m))
+    lanes = _lanes(X, max(LANES, 1 << (32 * LANES // m).bit_length() - 1))  # 4096 weights a program, and a power of two
     programs = _programs(total, lanes)
     sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
     thresholds = torch.empty((batch, rows, a_row) if collect else (1, 1, 1), dtype=dtype, device=X.device)
@@ -127,7 +127,7 @@ def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -
     S = torch.empty((m * m, total), dtype=X.dtype, device=X.device)
     lanes = _lanes(X)
     with _on(X):
-        kernels.stage[_programs(total, lanes)](
+        ascent_kernels.stage[_programs(total, lanes)](
             X, S, total, a_row, block_rows, *X.shape[1:], *X.stride(), M=m, ABSOLUTE=absolute, COMPUTE=_compute(X.dtype),
             BLOCK=lanes,
         )  # fmt: skip
@@ -140,7 +140,7 @@ def write_masks(words: Tensor, mask: Tensor, m: int) -> None:
     units = mask.numel() // width
     lanes = _lanes(words, 2 * LANES)
     with _on(words):
-        kernels.write_masks[_programs(units, lanes)](
+        ascent_kernels.write_masks[_programs(units, lanes)](
             words, mask.view(torch.int32 if width == 4 else torch.int8), words.shape[1], mask.shape[2] // m, units,
             M=m, WIDTH=width, BLOCK=lanes,
         )  # fmt: skip
@@ -153,7 +153,7 @@ def start(S: Tensor, n: int, m: int, at_most: bool, dtype: torch.dtype) -> tuple
     equal, zero = (torch.empty(total, dtype=torch.int32, device=S.device) for _ in range(2))
     lanes = _lanes(S)
     with _on(S):
-        kernels.start[_programs(total, lanes)](
+        ascent_kernels.start[_programs(total, lanes)](
             S, v, equal, zero, total, M=m, **_middle(n, m), AT_MOST=at_most, COMPUTE=_compute(dtype), BLOCK=lanes
         )
     return v, equal, zero
@@ -169,7 +169,7 @@ def ascend(
     good = torch.empty(total, dtype=torch.int8, device=A.device)
     lanes = _lanes(A)
     with _on(A):
-        kernels.ascend[_programs(total, lanes)](
+        ascent_kernels.ascend[_programs(total, lanes)](
             A, u, v, words, good, total, rounds, 1.0 if fresh else omega, omega, N=n, M=m, **_middle(n, m), AT_MOST=at_most,
             COMPUTE=_compute(u.dtype), WORD=word[0], BLOCK=lanes,
         )  # fmt: skip
@@ -184,7 +184,7 @@ def relax(
     few = torch.empty((2 * m if at_most else 1, total), dtype=torch.int8, device=S.device)
     lanes = _lanes(S)
     with _on(S):
-        kernels.relax[_programs(total, lanes)](
+        ascent_kernels.relax[_programs(total, lanes)](
             S, words, u, v, torch.empty_like(u), torch.empty_like(v), few, chosen.view(torch.int8), power, total, sweeps,
             rounding_shift(u.dtype), N=n, M=m, AT_MOST=at_most, COMPUTE=_compute(u.dtype), BLOCK=lanes,
         )  # fmt: skip
@@ -196,7 +196,9 @@ def certify(S: Tensor, words: Tensor, u: Tensor, v: Tensor, n: int, m: int, at_m
     proof = Certificate(*(torch.empty(total, dtype=torch.float64, device=S.device) for _ in range(4)))
     lanes = _lanes(S)
     with _on(S):
-        kernels.certify[_programs(total, lanes)](S, words, u, v, *proof, total, rounding, N=n, M=m, AT_MOST=at_most, BLOCK=lanes)
+        ascent_kernels.certify[_programs(total, lanes)](
+            S, words, u, v, *proof, total, rounding, N=n, M=m, AT_MOST=at_most, BLOCK=lanes
+        )
     return proof
 
 
@@ -214,11 +216,11 @@ def climb(
     few = torch.empty((2 * m if at_most else 1, total), dtype=torch.int8, device=S.device)
     lanes = _lanes(S, LANES // 4)  # one warp, so that few blocks spread over many multiprocessors
     with _on(S):
-        kernels.climb[_programs(total, lanes)](
+        ascent_kernels.climb[_programs(total, lanes)](
             S, A, delta, u, v, torch.empty_like(u), torch.empty_like(v), few, words, amount, power, level_of, objective, gap,
             total, torch.tensor(rounds, dtype=torch.int32, device=S.device), sweeps, omega, rounding_shift(u.dtype), rounding,
             tolerance, N=n, M=m, **_middle(n, m), AT_MOST=at_most, COMPUTE=_compute(u.dtype), WORD=word[0], LEVELS=len(rounds),
-            SHRINK=shrink, BLOCK=lanes, num_warps=1,
+            SHRINK=shrink, BLOCK=lanes, num_warps=max(1, min(4, lanes // 32)),
         )  # fmt: skip
     return words, level_of, objective, gap
 
