@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -25,3 +26,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 settings.load_profile("nmsolve")
+
+
+@pytest.fixture
+def warned_already():
+    """For tests about other things than the warning that there is no GPU, which comes once a process."""
+    from nmsolve.torch.dispatch.backends import _said
+
+    _said.update({"no sparse GPU", "masked dense"})

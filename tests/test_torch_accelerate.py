@@ -1,75 +1,26 @@
-"""accelerate_: the table's reasons, nothing changed that is not meant to, the rule for measured times, measuring itself."""
+"""accelerate_: the table's reasons, and nothing changed that is not meant to."""
 
 import copy
-import time
 import warnings
-from collections import Counter
 
 import pytest
 import torch
+from layers import CUDA, masked_, mlp, reasons, same, state_of
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import nmsolve
 from nmsolve.torch.dispatch import accelerate as module
 from nmsolve.torch.dispatch.accelerate import accelerate_
-from nmsolve.torch.dispatch.acceleration import MARGIN, Acceleration, LayerDecision, Timing, choose
+from nmsolve.torch.dispatch.acceleration import MARGIN
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said, backends
-from nmsolve.torch.dispatch.measuring import measure, wrong_result
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
-from nmsolve.torch.dispatch.recording import Call, record, undisturbed
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
-from nmsolve.torch.dispatch.timing import medians_us, rotation_beyond_cache
 
-CUDA = torch.cuda.is_available()
+pytestmark = pytest.mark.usefixtures("warned_already")
+
+
 WHY_NOT_HERE = backends()["cusparselt"].reason
-
-
-@pytest.fixture(autouse=True)
-def said():
-    """These tests are about other things than the warning, which comes once a process."""
-    _said.update({"no sparse GPU", "masked dense"})
-
-
-def masked_(model, pattern="2:4T"):
-    """Zero what the best mask drops, in every linear layer that groups divide."""
-    for layer in model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(layer, nn.Linear) and weight.shape[0] % 4 == weight.shape[1] % 4 == 0:
-            with torch.no_grad():
-                weight.mul_(torch.from_numpy(nmsolve.solve(weight.float().numpy(), pattern).mask))
-    return model
-
-
-def mlp():
-    torch.manual_seed(0)
-    return masked_(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 8), nn.Linear(8, 10)))
-
-
-def state_of(model):
-    """Everything that must not change: modules, parameters, values, flags, hooks."""
-    modules = dict(model.named_modules())
-    return (
-        {name: (id(m), type(m), m.training, len(m._forward_pre_hooks), len(m._forward_hooks)) for name, m in modules.items()},
-        {name: (id(p), p.clone(), p.requires_grad) for name, p in model.named_parameters()},
-        {name: (id(b), b.clone()) for name, b in model.named_buffers()},
-    )
-
-
-def same(before, after):
-    return (
-        before[0] == after[0]
-        and before[1].keys() == after[1].keys()
-        and all(
-            a[0] == b[0] and torch.equal(a[1], b[1]) and a[2] == b[2]
-            for a, b in zip(before[1].values(), after[1].values(), strict=True)
-        )
-        and all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(before[2].values(), after[2].values(), strict=True))
-    )
-
-
-def reasons(table):
-    return {layer.name: layer.reason for layer in table}
 
 
 def test_inference_on_an_mlp(capsys):
@@ -302,145 +253,6 @@ if not CUDA:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             accelerate_(mlp(), torch.ones(1, 16), training=True)
-
-
-# Recording
-
-
-def test_recorded_calls():
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
-    calls = record(model, (torch.randn(2, 3, 8),), {}, False)
-    assert calls["0"] == calls["1"] == Counter({Call(6, torch.float32, torch.device("cpu")): 1})
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        calls = record(model, (), {"input": torch.randn(8)}, True)
-    assert calls["1"] == Counter({Call(1, torch.bfloat16, torch.device("cpu")): 1})
-
-
-def test_a_run_leaves_no_trace():
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout())
-    model[1].eval()
-    before, random = state_of(model), torch.get_rng_state()
-    with undisturbed(model, training=True):
-        assert model[0].training
-        model(torch.randn(3, 4))
-        model[0].running_var = torch.zeros(4)
-        assert not same(before, state_of(model))
-    assert same(before, state_of(model))
-    assert torch.equal(torch.get_rng_state(), random)
-
-
-# The rule
-
-
-def timing(dense, sparse, failure=None):
-    return Timing(dense_us=dense, sparse_us=sparse, failure=failure)
-
-
-@pytest.mark.parametrize(
-    ("timings", "only", "expected"),
-    [
-        ({"a": timing(10, 5)}, True, ("a", "a", "2.00 × the speed of dense")),
-        ({"a": timing(10, 5), "b": timing(10, 4)}, True, ("b", "b", "2.50 × the speed of dense")),
-        ({"a": timing(10, 20)}, True, (None, "a", "slower: 0.50 × the speed of dense")),
-        ({"a": timing(10, 20)}, False, ("a", "a", "slower, but asked for: 0.50 × the speed of dense")),
-        ({"a": timing(10, 10 * (1 - MARGIN / 2))}, True, (None, "a", "not faster: 1.01 × the speed of dense")),
-        ({"a": timing(None, None, "wrong result: y")}, False, (None, "a", "a: wrong result: y")),
-        (
-            {"a": timing(None, None, "wrong"), "b": timing(10, 20)},
-            False,
-            ("b", "b", "slower, but asked for: 0.50 × the speed of dense"),
-        ),
-        ({"a": timing(None, None, "no"), "b": timing(None, None, "nor")}, True, (None, "a", "a: no; b: nor")),
-        ({}, True, (None, None, "no backend")),
-    ],
-)
-def test_choice(timings, only, expected):
-    assert choose(timings, only) == expected
-
-
-def test_the_table_fits():
-    rows = [  # the longest cells there are
-        LayerDecision(name="model.decoder.layers.31.mlp.down_proj", shape=(4096, 16384), tokens=131072, backend="cusparselt",
-                      dense_us=123456.7, sparse_us=98765.4, decision="masked dense", reason="a long reason " * 12),
-        LayerDecision(name="0", shape=(8, 8), tokens=0, backend=None,
-                      dense_us=None, sparse_us=None, decision="dense", reason="short"),
-    ]  # fmt: skip
-    table = Acceleration(rows)
-    lines = str(table).splitlines()
-    assert max(map(len, lines)) <= 120
-    assert lines[0].split("  ")[-1] == "reason"
-    start = lines[0].index("reason")
-    assert lines[1].startswith("…der.layers.31.mlp.down_proj  4096×16384  131072  cusparselt  123456.7")
-    assert lines[1][start:].startswith("a long")
-    assert all(line[:start].isspace() and line[start] != " " for line in lines[2:-1])
-    assert lines[-1].endswith("short")
-    assert table[0] is rows[0]
-    assert table[:1] == (rows[0],)
-    assert list(table) == rows
-
-
-# Measuring
-
-
-def test_medians_of_real_calls():
-    taken = []
-
-    def slow(i):
-        taken.append(i)
-        time.sleep(0.01)
-
-    quick_us, slow_us = medians_us([lambda i: None, slow], torch.device("cpu"), rotation=3, repeats=3, warm_up=1)
-    assert 10_000 <= slow_us < 29_000
-    assert quick_us < 2000
-    assert taken == [0, 1, 2] * 4
-
-
-def test_rotation():
-    cpu = torch.device("cpu")
-    assert rotation_beyond_cache(2**40, cpu) == 1
-    assert rotation_beyond_cache(0, cpu) == 8
-    assert rotation_beyond_cache(2**24, cpu) == 4
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_measuring_the_training_step(bias):
-    """On a CPU the sparse step is the masked dense one, but everything around it is real."""
-    torch.manual_seed(0)
-    layer = masked_(nn.Linear(16, 16, bias))
-    calls = Counter({Call(5, torch.float32, torch.device("cpu")): 2, Call(0, torch.float32, torch.device("cpu")): 1})
-    found = measure(layer.weight, layer.bias, calls, "cusparselt", training=True)
-    assert found.failure is None
-    assert found.dense_us > 0
-    assert found.sparse_us > 0
-    assert layer.weight.grad is None
-    narrow = Counter({Call(5, torch.bfloat16, torch.device("cpu")): 1})
-    assert measure(layer.weight, layer.bias, narrow, "cusparselt", training=True).failure is None
-
-
-def test_a_backend_that_fails_is_a_reason():
-    calls = Counter({Call(5, torch.bfloat16, torch.device("cpu")): 1})
-    weight = masked_(nn.Linear(16, 16)).weight.detach()
-    refused = measure(weight.bfloat16(), None, calls, "cutlass", training=False)
-    assert refused.dense_us is None
-    assert refused.failure.startswith("failed with cannot pack a torch.bfloat16 weight of shape (16, 16) for cutlass")
-    raised = measure(weight.bfloat16(), torch.zeros(4, dtype=torch.bfloat16), calls, "cutlass", training=True)
-    assert raised.failure.startswith("failed with bias must be (16,)")
-
-
-def test_wrong_results_are_found():
-    truth = (torch.randn(8, 8), torch.randn(8, 8), torch.randn(8, 8))
-    kept = torch.rand(8, 8) > 0.5
-    dense = tuple(t.bfloat16() for t in truth)
-    right = (*dense[:2], dense[2] * kept)
-    assert wrong_result(right, dense, truth, kept) is None
-    for i, name in enumerate(("y", "dx", "dW")):
-        for bad in (right[i] + 1, right[i] * float("nan"), right[i].t().contiguous()):
-            found = wrong_result([*right[:i], bad, *right[i + 1 :]], dense, truth, kept)
-            assert found.startswith(f"{name} is off by")
-    assert wrong_result(dense, dense, truth, kept).startswith("dW is off by")
-
-
-# What a run of the model with packed layers shows
 
 
 class Past(nn.Module):
