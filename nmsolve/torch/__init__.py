@@ -5,6 +5,9 @@
 Needs nmsolve[torch].
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 try:
     import torch as _torch  # noqa: F401
 except ImportError as _error:
@@ -18,19 +21,52 @@ from nmsolve.torch.dispatch.masked_linear import masked_linear
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import pack, unpack
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
-from nmsolve.torch.masks import solve, verify
+from nmsolve.torch.masks import solve
+from nmsolve.torch.plan import LayerPlan, Plan, plan
+from nmsolve.torch.report import ModelReport, verify
 from nmsolve.torch.result import MaskResult, TensorDuals
+from nmsolve.torch.training.lbc import LBC
+from nmsolve.torch.training.methods import SRSTE, STE, Fixed
+from nmsolve.torch.training.sparsify import SparseModel, sparsify_
+from nmsolve.torch.training.stats import LayerStats, Stats
+
+if TYPE_CHECKING:
+    from nmsolve.torch.training.hugging_face import TrainerCallback
+    from nmsolve.torch.training.lightning import LightningCallback
 
 __all__ = [
+    "LBC",
+    "SRSTE",
+    "STE",
+    "Fixed",
+    "LayerPlan",
+    "LayerStats",
+    "LightningCallback",
     "MaskResult",
+    "ModelReport",
     "PackedLinear",
+    "Plan",
     "SparseLinear",
+    "SparseModel",
+    "Stats",
     "TensorDuals",
+    "TrainerCallback",
     "accelerate_",
     "backends",
     "masked_linear",
     "pack",
+    "plan",
     "solve",
+    "sparsify_",
     "unpack",
     "verify",
 ]
+
+#: Imported when asked for: each needs a library of its own.
+_CALLBACKS = {"TrainerCallback": "hugging_face", "LightningCallback": "lightning"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _CALLBACKS:
+        return getattr(import_module(f"nmsolve.torch.training.{_CALLBACKS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

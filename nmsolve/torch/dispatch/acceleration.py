@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from nmsolve.torch.table import shortened, table
+
 Decision = Literal["sparse", "masked dense", "dense"]
 #: A sparse layer has to be this much faster than dense to be chosen: less is within what timings scatter.
 MARGIN = 0.02
-_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,28 +63,23 @@ class Acceleration(Sequence[LayerDecision]):
     def __str__(self) -> str:
         if not self.layers:
             return "no layer with a weight matrix"
-        head = ("layer", "shape", "tokens", "backend", "dense µs", "sparse µs", "decision")
-        rows = [head, *(_cells(layer) for layer in self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        right = {2, 4, 5}
-        lines = []
-        for row, reason in zip(rows, ["reason", *(layer.reason for layer in self.layers)], strict=True):
-            left = "  ".join(
-                cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            wrapped = textwrap.wrap(reason, max(20, _WIDTH - len(left) - 2)) or [""]
-            lines.append(f"{left}  {wrapped[0]}".rstrip())
-            lines += [" " * (len(left) + 2) + more for more in wrapped[1:]]
-        return "\n".join(lines)
+        head = ("layer", "shape", "tokens", "backend", "dense µs", "sparse µs", "decision", "reason")
+        return table(head, [(*_cells(layer), layer.reason) for layer in self.layers], {2, 4, 5})
 
     def __repr__(self) -> str:
         return f"<Acceleration: {len(self)} layers, {sum(layer.decision == 'sparse' for layer in self)} sparse>"
 
 
 def _cells(layer: LayerDecision) -> tuple[str, ...]:
-    name = layer.name if len(layer.name) <= 28 else "…" + layer.name[-27:]
     times = ("-" if us is None else f"{us:.1f}" for us in (layer.dense_us, layer.sparse_us))
-    return name, "×".join(map(str, layer.shape)), str(layer.tokens), layer.backend or "-", *times, layer.decision
+    return (
+        shortened(layer.name, 28),
+        "×".join(map(str, layer.shape)),
+        str(layer.tokens),
+        layer.backend or "-",
+        *times,
+        layer.decision,
+    )
 
 
 def choose(timings: Mapping[str, Timing], only_if_faster: bool) -> tuple[str | None, str | None, str]:

@@ -11,6 +11,7 @@ from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS
 from nmsolve.torch.dispatch.masked_linear import masked, masked_linear
 from nmsolve.torch.dispatch.packing import is_2to4
+from nmsolve.torch.shards import is_sharded, placed_like
 
 
 class SparseLinear(nn.Linear):
@@ -169,20 +170,3 @@ class SparseLinear(nn.Linear):
             if not (nonzeros & ~own).any() and is_2to4(own, transposable=True):
                 return own
         return nonzeros if is_2to4(nonzeros, transposable=True) else None
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without importing torch.distributed."""
-    return type(tensor).__name__ == "DTensor"
-
-
-def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
-    """A mask that every rank holds whole, cut as a sharded weight is; without communication."""
-    if not is_sharded(weight):
-        return mask
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
-    whole = DTensor.from_local(mask, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    placed: Tensor = whole.redistribute(placements=weight.placements)  # type: ignore[attr-defined]
-    return placed

@@ -1,0 +1,173 @@
+"""`verify` for whole models: what each planned layer keeps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from nmsolve.certify import Report
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+from nmsolve.torch.masks import verify as verify_tensor
+from nmsolve.torch.modules import for_solver
+from nmsolve.torch.plan import LayerPlan, Patterns, Plan, parameters_of
+from nmsolve.torch.plan import plan as make_plan
+from nmsolve.torch.shards import whole
+from nmsolve.torch.table import shortened, table
+from nmsolve.torch.training.parametrization import masked_parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """name : the weight's path. report : how many groups, how many of them keep a wrong number, where the first is."""
+
+    name: str
+    report: Report
+
+    @property
+    def ok(self) -> bool:
+        """Whether the layer satisfies its pattern."""
+        return self.report.ok
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """What `verify` found in a model. True in a condition if every planned layer satisfies its pattern. Prints as a table."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every planned layer satisfies its pattern."""
+        return all(layer.ok for layer in self.layers)
+
+    @property
+    def violations(self) -> int:
+        """Groups that keep a wrong number, over all layers."""
+        return sum(layer.report.violations for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """The share of the planned weights that is kept."""
+        sizes = [math.prod(layer.report.shape) for layer in self.layers]
+        return sum(layer.report.density * size for layer, size in zip(self.layers, sizes, strict=True)) / max(1, sum(sizes))
+
+    def __getitem__(self, name: str) -> Report:
+        """The report of a layer, by its path."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer.report
+        raise KeyError(f"no planned layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        head = ("layer", "pattern", "groups", "violations", "density", "first violation")
+        rows = []
+        for layer in self.layers:
+            report = layer.report
+            first = "" if report.first is None else f"from index {list(report.first[0])}: keeps {report.first[1]}"
+            numbers = (str(report.groups), str(report.violations), f"{report.density:.4f}")
+            rows.append((shortened(layer.name), str(report.pattern), *numbers, first))
+        return table(head, rows, {2, 3, 4})
+
+
+@overload
+def verify(subject: nn.Module, pattern: Plan | Patterns) -> ModelReport: ...
+@overload
+def verify(subject: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error") -> Report: ...
+def verify(
+    subject: Tensor | nn.Module, pattern: Plan | Patterns, *, at_most: bool | None = None, padding: str = "error"
+) -> Report | ModelReport:
+    """Whether a model satisfies a plan, or a tensor a pattern: `nmsolve.verify` for them, on the host.
+
+    Parameters
+    ----------
+    subject : nn.Module, or (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
+        A model, with masks on it or finalized; a bool mask; or weights of any other dtype, of which at most n of a group may be
+        nonzero. Tensors are laid out as for `solve`.
+    pattern : Plan, or Pattern or str
+        For a model the plan that it was sparsified with; a pattern means the default plan.
+    at_most, padding
+        For a tensor, as in `nmsolve.verify`. For a model the plan holds both.
+
+    Returns
+    -------
+    ModelReport or Report
+        True in a condition if all is well. A model's has a report a layer, and counts groups; masks that are on a model are held to
+        exactly n. Indices of convolution weights are those of the matrices (kernel …, out, in).
+
+    Raises
+    ------
+    PatternError, InputError
+        If the pattern or the shape cannot be checked, the tensor has no values (meta, sparse, …), or the plan is another model's.
+
+    Notes
+    -----
+    Where weights are sharded, every rank has to call this.
+
+    Examples
+    --------
+    >>> verify(torch.tensor([[True, False, True, False]]), "2:4").ok
+    True
+    >>> print(verify(nn.Sequential(nn.Linear(8, 2)), "2:4"))
+    layer  pattern  groups  violations  density  first violation
+    0      2:4           4           4   1.0000  from index [0, 0]: keeps 4
+    """
+    if not isinstance(subject, nn.Module):
+        if isinstance(pattern, Pattern | str):
+            return verify_tensor(subject, pattern, at_most=at_most, padding=padding)
+        raise InputError(f"a tensor is verified against one pattern, such as '2:4', not a {type(pattern).__name__}")
+    if at_most is not None or padding != "error":
+        raise InputError("at_most and padding are for tensors: a model's are in its plan, nmt.plan(model, '<=2:4', padding=…)")
+    plan = pattern if isinstance(pattern, Plan) else make_plan(subject, pattern)
+    if not plan.planned:
+        raise InputError(f"there is nothing to verify: no weight has a pattern in this plan\n{plan}")
+    modules = planned_modules(subject, plan)
+    return ModelReport(
+        layers=tuple(
+            LayerReport(name=entry.path, report=_report(entry, module)) for entry, module in zip(plan.planned, modules, strict=True)
+        )
+    )
+
+
+def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
+    """The modules that a plan's entries with a pattern name; InputError if the plan was made for another model."""
+    modules = dict(model.named_modules())
+    found, problems = [], []
+    for entry in plan.planned:
+        module = modules.get(entry.name)
+        weight = None if module is None else parameters_of(module).get(entry.parameter)
+        if module is None or weight is None:
+            problems.append(f"it has no {entry.path}")
+        elif tuple(weight.shape) != entry.shape:
+            problems.append(f"its {entry.path} has shape {tuple(weight.shape)}, not {entry.shape}")
+        else:
+            found.append(module)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        wrapped = " (is the model inside a wrapper? pass its .module)" if hasattr(model, "module") else ""
+        raise InputError(
+            f"the plan was made for another model than this {type(model).__name__}: {'; '.join(problems[:3])}{more}; make one with "
+            f"nmt.plan(model, …){wrapped}"
+        )
+    return found
+
+
+def _report(entry: LayerPlan, module: nn.Module) -> Report:
+    assert entry.pattern is not None
+    assert entry.axis is not None
+    weight = whole(parameters_of(module)[entry.parameter].detach())
+    masked = masked_parameters(module).get(entry.parameter)
+    if masked is not None:
+        # A mask under an exactly-pattern keeps exactly n; the weights under it may be zero.
+        report = verify_tensor(for_solver(masked.mask, entry.axis), entry.pattern, padding=entry.padding)
+        if not report:
+            return report
+        weight = torch.where(masked.mask, weight, 0)
+    return verify_tensor(for_solver(weight, entry.axis), entry.pattern, padding=entry.padding)

@@ -1,0 +1,82 @@
+"""Sharded parameters (DTensor, as FSDP2 keeps them between steps): what a rank holds of them, and masks cut and gathered alike.
+
+Nothing here imports torch.distributed unless a parameter is sharded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmsolve.errors import InputError
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without importing torch.distributed."""
+    return type(tensor).__name__ == "DTensor"
+
+
+def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
+    """A mask that every rank holds whole, cut as a sharded weight is; without communication."""
+    if not is_sharded(weight):
+        return mask
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
+    whole = DTensor.from_local(mask, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    placed: Tensor = whole.redistribute(placements=weight.placements)  # type: ignore[attr-defined]
+    return placed
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: all of it, unless it is sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. For a sharded one every rank has to call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def first_axis(weight: Tensor) -> slice:
+    """Which entries of the first axis of a weight this rank holds; InputError if it is cut along another."""
+    if not is_sharded(weight):
+        return slice(0, weight.shape[0])
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    placements: Any = weight.placements  # type: ignore[attr-defined]
+    if any(p.is_partial() or (p.is_shard() and p.dim != 0) for p in placements):
+        raise InputError(
+            f"it is placed as {placements}; masks follow weights that are cut along their first axis, as fully_shard does"
+        )
+    shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, placements)  # type: ignore[attr-defined]
+    return slice(offset[0], offset[0] + shape[0])
+
+
+def gathered(part: Tensor, weight: Tensor) -> Tensor:
+    """A bool tensor of the shape of a weight, from what each rank knows of it. Every rank has to call this."""
+    if not is_sharded(weight):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    stride = torch.empty(weight.shape, device="meta").stride()
+    sharded = DTensor.from_local(
+        part.to(torch.uint8).contiguous(), mesh, placements, run_check=False, shape=weight.shape, stride=stride
+    )
+    return sharded.full_tensor() != 0
+
+
+def anywhere(problem: bool, weight: Tensor) -> bool:
+    """Whether any rank that holds a part of a weight has a problem: so that all stop together, instead of waiting for one."""
+    if not is_sharded(weight):
+        return problem
+    import torch.distributed as dist
+
+    flag = torch.tensor(int(problem), device=local(weight).device)
+    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
+    for axis in range(mesh.ndim):
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=mesh.get_group(axis))
+    return bool(flag)

@@ -1,0 +1,67 @@
+"""Masked layers on sparse tensor cores: the forward of nn.Linear under a 2:4T mask by packed products, forward and backward.
+
+The parametrization stays, so whatever reads `weight` past the forward still gets the masked one; it is only not accelerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, backends, warn_once, why_not
+from nmsolve.torch.dispatch.masked_linear import masked_linear
+from nmsolve.torch.training.layer import Layer
+from nmsolve.torch.training.parametrization import Masked
+
+
+def accelerate_layers(layers: Sequence[Layer]) -> dict[str, str]:
+    """Let each layer multiply by the best backend that can serve it; by path, which, or why none does.
+
+    Without a suitable GPU nothing is changed, and a warning says so once a process: the numbers are those of the masked dense
+    weight.
+    """
+    found = backends()
+    usable = [name for name in SPARSE_BACKENDS if found[name]]
+    if not usable:
+        reason = found[SPARSE_BACKENDS[0]].reason
+        warn_once("no sparse GPU", f"nmsolve works on the masked dense weights here: {reason}")
+        return {layer.path: reason for layer in layers}
+    return {layer.path: _accelerate(layer, usable) for layer in layers}
+
+
+def _accelerate(layer: Layer, usable: Sequence[str]) -> str:
+    weight, pattern = layer.weight, layer.entry.pattern
+    assert pattern is not None
+    if parametrize.type_before_parametrizations(layer.module) is not nn.Linear or "forward" in layer.module.__dict__:
+        return f"no sparse kernel for {layer.entry.kind}"
+    if layer.tied:
+        return "its weight is shared"
+    if (pattern.n, pattern.m) != (2, 4) or not pattern.transposable:
+        return f"pattern {pattern} is not 2:4T, which both products of training need"
+    dtype = torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype  # float32 weights are multiplied under autocast
+    reasons = [why_not(name, tuple(weight.shape), dtype, weight.device) for name in usable]
+    if None not in reasons:
+        return str(reasons[0])
+    use(layer, usable[reasons.index(None)])
+    return f"{layer.module.backend}: packed 2:4 products"
+
+
+def use(layer: Layer, backend: str) -> None:
+    """Let a layer multiply by a backend."""
+    kind = type(layer.module)  # parametrized: a class of this module and its copies alone
+    kind.forward = _forward
+    layer.module.backend = backend  # type: ignore[assignment]
+
+
+def _forward(module: nn.Linear, input: Tensor) -> Tensor:
+    """nn.Linear's forward, from the dense parameter and the mask."""
+    lists: Any = module.parametrizations
+    masked: Masked = lists.weight[0]
+    backend: Any = module.backend
+    return masked_linear(
+        input, lists.weight.original, masked.mask, module.bias, backend=backend, straight_through=masked.straight_through
+    )

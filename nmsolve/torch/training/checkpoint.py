@@ -1,0 +1,112 @@
+"""State dicts of masked modules: the dense weight under its plain name, its mask in bits, and the numbers that resuming needs.
+
+For a parameter `weight` with a mask, a module's state dict holds
+
+    weight            the dense weight, dropped entries too: training goes on with them
+    weight_mask       uint8, ceil(size / 8): the mask in row-major order, the first entry in the highest bit of the first byte
+    weight_progress   float64, 9: n, m, transposable, at most, step, refreshes, sad, flips, density_sum
+    weight_scores, weight_momentum, weight_alive      LBC's, once it is attached
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+from nmsolve.torch.shards import whole
+from nmsolve.torch.training.candidates import Candidates
+from nmsolve.torch.training.parametrization import Masked, Progress, masked_parameters
+
+
+def save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """State-dict hook: plain names, masks in bits."""
+    for name, masked in masked_parameters(module).items():
+        for key in list(state_dict):
+            if key.startswith(f"{prefix}parametrizations.{name}."):
+                value = state_dict.pop(key)
+                if key.endswith(".original"):
+                    state_dict[prefix + name] = value
+        state_dict[f"{prefix}{name}_mask"] = packed(masked.mask)
+        pattern, numbers = masked.pattern, astuple(masked.progress)
+        row = (pattern.n, pattern.m, pattern.transposable, pattern.at_most, *numbers)
+        state_dict[f"{prefix}{name}_progress"] = torch.tensor(row, dtype=torch.float64)
+        if masked.candidates is not None:
+            for part, tensor in masked.candidates.state().items():
+                state_dict[f"{prefix}{name}_{part}"] = tensor
+
+
+def load_masks(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Load hook: the inverse of `save_masks`. A mask that fits neither its weight nor its plan is an error, and not taken."""
+    for name, masked in masked_parameters(module).items():
+        key = prefix + name
+        if key in state_dict:
+            state_dict[f"{prefix}parametrizations.{name}.original"] = state_dict.pop(key)
+        bits, row = state_dict.pop(f"{key}_mask", None), state_dict.pop(f"{key}_progress", None)
+        parts = {part: state_dict.pop(f"{key}_{part}") for part in Candidates.PARTS if f"{key}_{part}" in state_dict}
+        if bits is None or row is None:
+            missing_keys += [f"{key}_{part}" for part, found in (("mask", bits), ("progress", row)) if found is None]
+            continue
+        problem = _misfit(masked, bits, row)
+        if problem:
+            error_msgs.append(f"{key}: {problem}")
+            continue
+        step, refreshes, sad, flips, density_sum = whole(row).tolist()[4:]
+        masked.mask.copy_(unpacked(whole(bits), masked.mask.shape))
+        masked.progress = Progress(int(step), int(refreshes), int(sad), int(flips), density_sum)
+        masked.candidates = Candidates.loaded(parts) if parts else None
+
+
+def check_masks(
+    model: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    *_: Any,
+) -> None:
+    """Load hook of a whole model: masks that do not fit are an error before anything is loaded."""
+    problems = []
+    for name, module in model.named_modules():
+        for parameter, masked in masked_parameters(module).items():
+            key = f"{prefix}{name}.{parameter}".lstrip(".")
+            bits, row = state_dict.get(f"{key}_mask"), state_dict.get(f"{key}_progress")
+            problem = None if bits is None or row is None else _misfit(masked, bits, row)
+            if problem:
+                problems.append(f"{key}: {problem}")
+    if problems:
+        raise InputError("nothing was loaded: " + "; ".join(problems))
+
+
+def _misfit(masked: Masked, bits: Tensor, row: Tensor) -> str | None:
+    """Why a saved mask does not belong to a weight."""
+    n, m, transposable, at_most = (int(number) for number in whole(row).tolist()[:4])
+    pattern = Pattern(n, m, bool(transposable), bool(at_most))
+    if pattern != masked.pattern:
+        return f"the checkpoint's mask has pattern {pattern}, the plan {masked.pattern}; sparsify the model with {pattern}"
+    if bits.numel() != -(-masked.mask.numel() // 8):
+        return f"the checkpoint's mask has {bits.numel()} bytes, which is not that of a weight of shape {tuple(masked.mask.shape)}"
+    return None
+
+
+def packed(mask: Tensor) -> Tensor:
+    """A bool tensor in bits: uint8, the first entry in the highest bit of the first byte."""
+    return torch.from_numpy(np.packbits(mask.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))).to(mask.device)
+
+
+def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `packed`."""
+    flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel())
+    return torch.from_numpy(flat).view(torch.bool).reshape(shape)

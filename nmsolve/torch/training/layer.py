@@ -1,0 +1,110 @@
+"""A planned weight while it is trained: where it is now, and its mask solved anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmsolve.errors import InputError, NMSolveError
+from nmsolve.torch.masks import solve
+from nmsolve.torch.modules import for_solver, from_solver
+from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.shards import anywhere, gathered, local
+from nmsolve.torch.training.parametrization import Masked
+
+#: What a mask maximises, from a weight and its gradient (None before the first step).
+Score = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """A weight with its mask.
+
+    entry : its plan. module : whose parameter it is. tied : further modules that hold the same parameter, with its name there.
+    """
+
+    entry: LayerPlan
+    module: nn.Module
+    masked: Masked
+    tied: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        """The weight's path in the model."""
+        return self.entry.path
+
+    @property
+    def parameter(self) -> Tensor:
+        """The dense parameter as it is now: FSDP replaces it."""
+        lists: Any = self.module.parametrizations
+        parameter: Tensor = lists[self.entry.parameter].original
+        return parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight on this rank, outside autograd."""
+        return local(self.parameter.detach())
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Its gradient on this rank."""
+        gradient = self.parameter.grad
+        return None if gradient is None else local(gradient)
+
+
+def solve_mask(entry: LayerPlan, weight: Tensor, gradient: Tensor | None, solver: str, score: str | Score) -> Tensor:
+    """The best mask of a weight, of its shape; errors name the layer."""
+    assert entry.pattern is not None
+    assert entry.axis is not None
+    try:
+        scores = None
+        if callable(score):
+            with torch.no_grad():
+                scores = score(weight, gradient)
+            if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+                found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise InputError(
+                    f"the score function gave {found} for a weight of shape {tuple(weight.shape)}; it scores every weight"
+                )
+            scores = for_solver(scores, entry.axis)
+        result = solve(for_solver(weight, entry.axis), entry.pattern, scores, method=solver, padding=entry.padding)
+    except NMSolveError as error:
+        raise type(error)(f"layer {entry.path}: {error}") from error
+    return from_solver(result.mask, entry.axis, weight.dim())
+
+
+def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
+    """Solve the masks of all these layers anew, and exchange them only if every one could be solved, on every rank.
+
+    Raises
+    ------
+    InputError
+        If a weight is not finite, naming the layer; all masks and counters are then as they were.
+    """
+    parts: list[Tensor] = []
+    failure: NMSolveError | None = None
+    try:
+        parts = [solve_mask(layer.entry, layer.weight, layer.gradient, solver, score) for layer in layers]
+    except NMSolveError as error:
+        failure = error
+    # A rank that raised while others gather would leave them waiting: they have to know first.
+    if layers and anywhere(failure is not None, layers[0].parameter) and failure is None:
+        failure = InputError("masks were not refreshed: another rank could not solve its part, and says why")
+    if failure is not None:
+        raise failure
+    exchange(layers, parts)
+
+
+def exchange(layers: Sequence[Layer], parts: Sequence[Tensor]) -> None:
+    """Put new masks on layers, of which this rank knows its parts, and count what changed."""
+    masks = [gathered(part, layer.parameter) for layer, part in zip(layers, parts, strict=True)]
+    for layer, mask in zip(layers, masks, strict=True):
+        changed = layer.masked.put(mask)
+        progress = layer.masked.progress
+        progress.refreshes += 1
+        progress.sad = changed
+        progress.flips += changed

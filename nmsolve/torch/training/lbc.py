@@ -1,0 +1,253 @@
+"""`LBC`: learning the best combination of every group, by removing candidates until one is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nmsolve.errors import InputError, NMSolveError
+from nmsolve.lbc import combinations, removed_by
+from nmsolve.pattern import Pattern
+from nmsolve.torch.modules import from_groups, groups_of
+from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.shards import anywhere
+from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
+from nmsolve.torch.training.layer import Layer, exchange
+from nmsolve.torch.training.methods import Method, check_count
+
+if TYPE_CHECKING:
+    from nmsolve.torch.training.stepping import Attachment, Step
+
+Criterion = Literal["learned", "magnitude", "gradient", "inverse"]
+
+
+@dataclass(frozen=True)
+class LBC(Method):
+    r"""Learning Best Combinations: every group starts with all its C(m, n) candidates and loses the lowest-scored until one is
+    left.
+
+    .. math:: \tilde W = B \circ W, \quad B_i = [\, i \text{ is in a candidate alive} \,], \quad
+              S_j \leftarrow S_j - \gamma \sum_{i \in \Theta_j} W_i \, \partial L / \partial \tilde W_i
+
+    Parameters
+    ----------
+    t_i, t_f : int
+        Optimizer steps between which candidates are removed, by Eq. 6; from t_f on masks are n:m. The paper takes 0 and half of
+        training.
+    criterion : {"learned", "magnitude", "gradient", "inverse"}
+        What candidates are removed by (Table 6): the learned scores; Σ|W|; Σ|W ∂L/∂W̃| averaged since the last removal; or the
+        learned scores upside down.
+    update_every : int
+        Optimizer steps between removals; the paper removes once an epoch. At t_f the last go in any case.
+    power : float
+        Of Eq. 6's schedule: 3 in the paper, 4 in the released code for DeiT.
+    momentum : float
+        Of the SGD that learns the scores, which have no weight decay.
+
+    Raises
+    ------
+    InputError, PatternError
+        For a schedule that is none; from `sparsify_` for transposable, at-most and padded layers, which LBC is not defined for, and
+        for candidates that do not fit in memory, with the figure.
+
+    Notes
+    -----
+    The scores' gradient is computed from the weights' own at each optimizer step: candidates alive hold only weights that are not
+    masked, so nothing dense is needed. Scores are learned by SGD at the learning rate of the layer's group, whatever the optimizer:
+    only their order within a group counts, and it is their meaning (Eq. 12) to be a plain sum of loss changes. What is removed
+    stays removed, for candidates alive are kept in a mask; in the released code momentum revives them. Of equal scores the
+    lexicographically later goes first. Memory: 9 C(m, n) / m bytes a weight (score, momentum, alive); "magnitude" takes a ninth of
+    that, "gradient" 4 bytes a weight more.
+
+    References
+    ----------
+    Zhang et al., Learning best combination for efficient N:M sparsity, NeurIPS 2022: Eq. 5-12, Alg. 1, Table 6.
+
+    Examples
+    --------
+    >>> LBC(t_i=0, t_f=500).criterion
+    'learned'
+    """
+
+    t_i: int
+    t_f: int
+    criterion: Criterion = "learned"
+    update_every: int = 1
+    power: float = 3.0
+    momentum: float = 0.9
+
+    straight_through: ClassVar[bool] = False
+    uses_gradients: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_count(self.t_i, "t_i", 0)
+        check_count(self.t_f, "t_f", 1)
+        check_count(self.update_every, "update_every", 1)
+        if self.criterion not in get_args(Criterion):
+            raise InputError(f"criterion must be one of {', '.join(map(repr, get_args(Criterion)))}, got {self.criterion!r}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        removed_by(2, 0, self.t_i, self.t_f, self.power)
+
+    @property
+    def _learned(self) -> bool:
+        return self.criterion in ("learned", "inverse")
+
+    def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
+        needed: dict[torch.device, float] = {}
+        for layer, weight in zip(layers, weights, strict=True):
+            pattern, axis = layer.pattern, layer.axis
+            assert pattern is not None
+            assert axis is not None
+            try:
+                combinations(pattern)
+            except NMSolveError as error:
+                raise type(error)(f"layer {layer.path}: {error}") from None
+            if layer.shape[axis] % pattern.m:
+                raise InputError(
+                    f"layer {layer.path} of shape {layer.shape}: LBC has no candidates for groups that padding={layer.padding!r} "
+                    f"completes; plan with padding='skip'"
+                )
+            needed[weight.device] = needed.get(weight.device, 0) + weight.numel() * bytes_a_weight(pattern, self.criterion)
+        for device, count in needed.items():
+            free = free_bytes(device)
+            if free is not None and count > free:
+                each = {layer.pattern: bytes_a_weight(layer.pattern, self.criterion) for layer in layers if layer.pattern}
+                worst = max(each, key=lambda pattern: each[pattern])
+                raise InputError(
+                    f"LBC's candidates would take {count / 2**30:,.1f} GiB on {device}, where {free / 2**30:,.1f} GiB are "
+                    "free: pattern "
+                    f"{worst} takes {each[worst]:,.0f} bytes a weight; choose a pattern with fewer "
+                    "combinations, such as 2:4, 1:4 or 2:8, or fewer layers"
+                )
+
+    def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
+        return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+
+    def begin(self, attachment: Attachment) -> None:
+        for layer in attachment.layers:
+            groups = _groups(layer, layer.weight)
+            found = layer.masked.candidates
+            if found is None:
+                layer.masked.candidates = Candidates.fresh(groups, _pattern(layer), self.criterion)
+            elif set(found.state()) != set(Candidates.fresh(groups[:1], _pattern(layer), self.criterion).state()) or (
+                found.alive.shape[:-1] != groups.shape[:-1]
+            ):
+                raise InputError(
+                    f"layer {layer.path}: the checkpoint's candidates {tuple(found.alive.shape)} are not those of groups "
+                    f"{tuple(groups.shape)} under criterion {self.criterion!r}; resume with the criterion and ranks that it "
+                    "was saved with"
+                )
+
+    def before(self, step: Step) -> None:
+        for layer, group in step.layers:
+            candidates = layer.masked.candidates
+            assert candidates is not None
+            candidates.to(layer.weight.device)
+            if self.criterion == "magnitude" or candidates.left == 1:
+                continue
+            gradient = layer.gradient
+            assert gradient is not None
+            saliency = _groups(layer, layer.weight * gradient)
+            if group.get("maximize"):
+                saliency = -saliency
+            if step.scale != 1.0:
+                saliency = saliency / step.scale
+            if self.criterion == "gradient":
+                assert candidates.saliency is not None
+                candidates.saliency.add_(saliency.abs())
+            else:
+                table = step.attachment.table(_pattern(layer), saliency.device)
+                candidates.learn(saliency, table, float(group["lr"]), self.momentum)
+
+    def after(self, attachment: Attachment) -> None:
+        layers, gone = [], []
+        for layer in attachment.layers:
+            step = layer.masked.progress.step + 1
+            candidates = layer.masked.candidates
+            assert candidates is not None
+            count = math.comb(_pattern(layer).m, _pattern(layer).n)
+            if step > self.t_f or (step != self.t_f and step % self.update_every):
+                total = 0
+            else:
+                total = removed_by(count, step, self.t_i, self.t_f, self.power)
+            if total > count - candidates.left:
+                layers.append(layer)
+                gone.append(total)
+        failure: NMSolveError | None = None
+        try:
+            scores = [self._scores(layer, attachment) for layer in layers]
+        except NMSolveError as error:
+            failure = error
+        if layers and anywhere(failure is not None, layers[0].parameter) and failure is None:
+            failure = InputError("candidates were not removed: another rank has scores that are not finite, and says where")
+        if failure is not None:
+            raise failure
+        parts = []
+        for layer, score, total in zip(layers, scores, gone, strict=True):
+            candidates = layer.masked.candidates
+            assert candidates is not None
+            candidates.remove(score, total)
+            parts.append(from_groups(candidates.kept(_pattern(layer)), _axis(layer)))
+        exchange(layers, parts)
+
+    def _scores(self, layer: Layer, attachment: Attachment) -> Tensor:
+        """What candidates are removed by, (…, C); InputError if any is not finite."""
+        candidates = layer.masked.candidates
+        assert candidates is not None
+        if self._learned:
+            assert candidates.scores is not None
+            scores = candidates.scores if self.criterion == "learned" else -candidates.scores
+        else:
+            worth = _groups(layer, layer.weight.abs()) if self.criterion == "magnitude" else candidates.saliency
+            assert worth is not None
+            scores = worth.float() @ attachment.table(_pattern(layer), worth.device)
+        if not bool(torch.isfinite(scores).all()):
+            raise InputError(
+                f"layer {layer.path}: its weights or gradients were not finite, so its candidates cannot be compared; masks "
+                "and candidates "
+                "are as before the step. Lower the learning rate, clip gradients, or resume from the last checkpoint"
+            )
+        return scores
+
+    def unfinished(self, layers: Sequence[Layer]) -> str | None:
+        for layer in layers:
+            candidates = layer.masked.candidates
+            if candidates is None or candidates.left > 1:
+                left = math.comb(_pattern(layer).m, _pattern(layer).n) if candidates is None else candidates.left
+                return (
+                    f"LBC is not done: layer {layer.path} has {left} candidates a group alive after {layer.masked.progress.step} "
+                    f"steps; train to step t_f={self.t_f}, or choose a smaller t_f"
+                )
+        return None
+
+
+def _pattern(layer: Layer) -> Pattern:
+    assert layer.entry.pattern is not None
+    return layer.entry.pattern
+
+
+def _axis(layer: Layer) -> int:
+    assert layer.entry.axis is not None
+    return layer.entry.axis
+
+
+def _groups(layer: Layer, tensor: Tensor) -> Tensor:
+    return groups_of(tensor, _axis(layer), _pattern(layer).m)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device has left; None where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    memory = Path("/proc/meminfo")
+    if device.type != "cpu" or not memory.exists():
+        return None
+    lines: dict[str, Any] = dict(line.split(":", 1) for line in memory.read_text().splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None

@@ -1,0 +1,57 @@
+"""`LightningCallback`: masks in Lightning's Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nmsolve.errors import InputError, MissingDependencyError
+from nmsolve.torch.training.sparsify import SparseModel
+
+try:
+    import lightning.pytorch as pl
+except ImportError:
+    try:
+        import pytorch_lightning as pl
+    except ImportError as error:
+        raise MissingDependencyError("nmt.LightningCallback needs lightning: pip install 'nmsolve[lightning]'") from error
+
+
+class LightningCallback(pl.Callback):  # type: ignore[misc]
+    """Attaches a sparsified model to the optimizers that a LightningModule makes, and logs its masks' density, SAD and flips.
+
+    Parameters
+    ----------
+    sparse : SparseModel
+        From `sparsify_` on the LightningModule, or on a model inside it.
+
+    Raises
+    ------
+    InputError
+        When training begins, if the LightningModule does not contain the model.
+
+    Notes
+    -----
+    Checkpoints hold masks and counters; ckpt_path continues with them, on a model that was sparsified with the same plan and
+    method. Call sparse.finalize_() after training, before the model is saved for use.
+    """
+
+    def __init__(self, sparse: SparseModel) -> None:
+        if not isinstance(sparse, SparseModel):
+            raise InputError(f"LightningCallback takes what sparsify_ returned, got {type(sparse).__name__}")
+        self.sparse = sparse
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach to the optimizers that hold weights with masks."""
+        if all(module is not self.sparse.model for module in pl_module.modules()):
+            raise InputError(
+                f"the {type(pl_module).__name__} is not, and does not contain, the model that was sparsified: give both the "
+                "same one"
+            )
+        self.sparse.attach(*trainer.optimizers)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        """Log, as often as the Trainer does."""
+        if trainer.logger is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+            stats = self.sparse.stats()
+            numbers = {"nm_density": stats.density, "nm_sad_share": stats.sad_share, "nm_flips": float(stats.flips)}
+            pl_module.log_dict(numbers, on_step=True, on_epoch=False)

@@ -1,0 +1,224 @@
+"""How masks are chosen and moved while a model trains: `Fixed`, `STE`, `SRSTE`. `LBC` has a file of its own.
+
+A method is a frozen description; what changes during training is in the layers, so that checkpoints hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from nmsolve import api
+from nmsolve.errors import InputError
+from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.training.layer import Layer, Score, refresh, solve_mask
+
+if TYPE_CHECKING:
+    from nmsolve.torch.training.stepping import Attachment, Step
+
+
+class Method:
+    """What `sparsify_` and an optimizer's steps ask of a training method.
+
+    straight_through : whether gradients reach dropped weights. uses_gradients : whether `before` is needed.
+    """
+
+    straight_through: ClassVar[bool]
+    uses_gradients: ClassVar[bool] = False
+
+    def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
+        """InputError if the method cannot serve the planned layers; nothing has been changed yet."""
+
+    def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
+        """A layer's first mask."""
+        raise NotImplementedError
+
+    def begin(self, attachment: Attachment) -> None:
+        """When an optimizer is attached."""
+
+    def loaded(self, attachment: Attachment) -> None:
+        """When the optimizer has loaded a state dict."""
+
+    def before(self, step: Step) -> None:
+        """Before the optimizer's update, with gradients as it will use them."""
+
+    def after(self, attachment: Attachment) -> None:
+        """After the update. `progress.step` still counts the steps before this one."""
+
+    def unfinished(self, layers: Sequence[Layer]) -> str | None:
+        """Why masks do not satisfy their patterns yet, with the remedy."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solved(Method):
+    """Methods whose masks are solved from the weights."""
+
+    solver: str = "exact"
+    score: str | Score = "magnitude"
+
+    def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
+        if self.score != "magnitude" and not callable(self.score):
+            raise InputError(f"score must be 'magnitude' or a function of (weight, gradient), got {self.score!r}")
+        for pattern in {layer.pattern for layer in layers}:
+            assert pattern is not None
+            api.check_method(self.solver, pattern)
+
+    def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
+        return solve_mask(entry, weight, None, self.solver, self.score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(_Solved):
+    r"""The mask is solved once, from the weights as they are; then what is kept is trained. NVIDIA's ASP.
+
+    .. math:: \tilde W = M \circ W, \quad \nabla_W = M \circ \nabla_{\tilde W}
+
+    Parameters
+    ----------
+    solver : str
+        Method of `nmsolve.torch.solve`.
+    score : "magnitude" or function
+        What the mask maximises: |W|, or a function of (weight, gradient), which returns a tensor of the weight's shape. The
+        gradient is None before the first step.
+
+    Notes
+    -----
+    Dropped weights become zero when an optimizer is attached, and so do the momenta that it has for them; after every step they
+    are zeroed again, so that no optimizer revives them.
+
+    Examples
+    --------
+    >>> Fixed()
+    Fixed(solver='exact', score='magnitude')
+    """
+
+    straight_through: ClassVar[bool] = False
+
+    def begin(self, attachment: Attachment) -> None:
+        with torch.no_grad():
+            self.after(attachment)
+            self.loaded(attachment)
+
+    def loaded(self, attachment: Attachment) -> None:
+        from nmsolve.torch.training.stepping import local_state
+
+        with torch.no_grad():
+            for layer in attachment.layers:
+                for tensor in local_state(attachment.optimizer, layer):
+                    tensor.mul_(attachment.factor(layer, kept=True))
+
+    def after(self, attachment: Attachment) -> None:
+        weights = [layer.weight for layer in attachment.layers]
+        torch._foreach_mul_(weights, [attachment.factor(layer, kept=True) for layer in attachment.layers])
+
+
+@dataclass(frozen=True, kw_only=True)
+class STE(_Solved):
+    r"""Straight-through estimator: masks follow the dense weights, which all get the gradient of the masked ones.
+
+    .. math:: \tilde W = E \circ W, \quad \nabla_W = \nabla_{\tilde W}, \quad E = \text{best mask of } W
+
+    Parameters
+    ----------
+    update_every : int
+        Optimizer steps between masks. 1 in the SR-STE paper; 40 for transposable masks in theirs, because solving exactly took too
+        long there.
+    freeze_after : int, optional
+        The step after which masks stay as they are.
+    solver, score
+        As for `Fixed`; "greedy" and "cover" are the transposable paper's approximations.
+
+    Examples
+    --------
+    >>> STE(update_every=40).solver
+    'exact'
+    """
+
+    update_every: int = 1
+    freeze_after: int | None = None
+    straight_through: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_count(self.update_every, "update_every", 1)
+        if self.freeze_after is not None:
+            check_count(self.freeze_after, "freeze_after", 0)
+
+    def after(self, attachment: Attachment) -> None:
+        due = [layer for layer in attachment.layers if self._due(layer.masked.progress.step + 1)]
+        refresh(due, self.solver, self.score)
+
+    def _due(self, step: int) -> bool:
+        return step % self.update_every == 0 and (self.freeze_after is None or step <= self.freeze_after)
+
+
+@dataclass(frozen=True)
+class SRSTE(STE):
+    r"""Sparse-refined straight-through estimator: STE, with a decay on what is dropped.
+
+    .. math:: W_{t+1} = W_t - \gamma_t \left( \nabla_{\tilde W_t} + \lambda (1 - E_t) \circ W_t \right)
+
+    Parameters
+    ----------
+    decay : float
+        λ, 2e-4 in the paper. The transposable paper's five-fold weight decay on dropped weights is four times the optimizer's.
+    decoupled : bool, optional
+        False adds the decay to the gradient, True takes γ λ (1 − E) ∘ W from the weights directly, as AdamW decays. None: False for
+        torch.optim.SGD, True for every other optimizer, which would rescale what is added to gradients.
+    update_every, freeze_after, solver, score
+        As for `STE`.
+
+    Notes
+    -----
+    The decay is applied in the optimizer's step, to unscaled, accumulated, reduced and clipped gradients. The released code does it
+    in backward, where loss scaling by 1024 leaves 2e-7 of 2e-4.
+
+    References
+    ----------
+    Zhou et al., Learning N:M fine-grained structured sparse neural networks from scratch, ICLR 2021. Adam: Lu et al., STEP,
+    arXiv:2302.01172.
+
+    Examples
+    --------
+    >>> SRSTE(decay=2e-4).update_every
+    1
+    """
+
+    decay: float = 2e-4
+    decoupled: bool | None = None
+
+    uses_gradients: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        STE.__post_init__(self)
+        if not isinstance(self.decay, int | float) or isinstance(self.decay, bool) or not 0 <= self.decay < float("inf"):
+            raise InputError(f"decay must be a number that is not negative, such as 2e-4, got {self.decay!r}")
+        if self.decoupled not in (None, True, False):
+            raise InputError(f"decoupled must be True, False or None, got {self.decoupled!r}")
+
+    def before(self, step: Step) -> None:
+        if not step.layers or not self.decay:
+            return
+        attachment = step.attachment
+        decoupled = self.decoupled
+        if decoupled is None:
+            decoupled = not isinstance(attachment.optimizer, torch.optim.SGD)
+        weights = [layer.weight for layer, _ in step.layers]
+        dropped = [attachment.factor(layer, kept=False) for layer, _ in step.layers]
+        if decoupled:
+            rates = [-float(group["lr"]) * self.decay for _, group in step.layers]
+            torch._foreach_addcmul_(weights, weights, dropped, rates)
+        else:
+            gradients = [gradient for layer, _ in step.layers if (gradient := layer.gradient) is not None]
+            signs = [-1.0 if group.get("maximize") else 1.0 for _, group in step.layers]
+            torch._foreach_addcmul_(gradients, weights, dropped, [sign * self.decay * step.scale for sign in signs])
+
+
+def check_count(value: object, name: str, least: int) -> None:
+    """InputError unless a number of steps is an integer from `least` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} counts optimizer steps: an integer from {least} on, got {value!r}")

@@ -1,0 +1,170 @@
+"""`Masked`: the parametrization that puts a mask on a weight, and how it is put on a module and taken off again.
+
+torch.nn.utils.parametrize rather than new module classes: fused paths (attention, nn.TransformerEncoderLayer) read `weight` past
+any forward, and so get the masked one. What torch leaves open is mended here: state dicts with plain names, torch.save of the whole
+module, and taking masks off a deep copy, which shares its class with the original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nmsolve.pattern import Pattern
+
+if TYPE_CHECKING:
+    from nmsolve.torch.training.candidates import Candidates
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has happened to a mask, in numbers that a checkpoint holds.
+
+    step : optimizer steps taken. refreshes : masks solved after the first. sad : entries that differ between the last two masks.
+    flips : the sum of sad over all refreshes. density_sum : the mask's density summed over the steps.
+    """
+
+    step: int = 0
+    refreshes: int = 0
+    sad: int = 0
+    flips: int = 0
+    density_sum: float = 0.0
+
+
+class _StraightThrough(torch.autograd.Function):
+    """W∘M forward, the identity backward: what is dropped goes on learning."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class Masked(nn.Module):
+    """W ↦ M∘W for a parametrized weight.
+
+    mask : bool buffer of the weight's shape, True = keep; every rank of a sharded weight holds all of it. straight_through :
+    whether gradients reach what is dropped. candidates : LBC's, once it is attached.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, pattern: Pattern, axis: int, padding: str, straight_through: bool) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)  # checkpoints hold it in bits: see checkpoint.py
+        self.pattern = pattern
+        self.axis = axis
+        self.padding = padding
+        self.straight_through = straight_through
+        self.progress = Progress()
+        self._counted: tuple[tuple[int, int], float] | None = None
+        self.candidates: Candidates | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W∘M."""
+        if self.straight_through:
+            masked: Tensor = _StraightThrough.apply(weight, self.mask)  # type: ignore[no-untyped-call]
+            return masked
+        return weight * self.mask
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Assigning module.weight sets the dense weight underneath."""
+        return weight
+
+    def put(self, mask: Tensor) -> int:
+        """Exchange the mask, in place for compiled code; the number of entries that changed."""
+        changed = int(torch.count_nonzero(mask ^ self.mask))
+        self.mask.copy_(mask)
+        return changed
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes whenever the mask does, whoever changes it: a refresh, a checkpoint, a broadcast."""
+        return id(self.mask), self.mask._version
+
+    @property
+    def density(self) -> float:
+        """The share of the mask that is kept; counted again only when the mask has changed."""
+        if self._counted is None or self._counted[0] != self.version:
+            self._counted = self.version, int(torch.count_nonzero(self.mask)) / self.mask.numel()
+        return self._counted[1]
+
+    def extra_repr(self) -> str:
+        """The pattern."""
+        return f"pattern={self.pattern}"
+
+
+def masked_parameters(module: nn.Module) -> dict[str, Masked]:
+    """The masks on a module's own parameters, by parameter name."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    lists: Any = module.parametrizations
+    return {name: parts[0] for name, parts in lists.items() if isinstance(parts[0], Masked)}
+
+
+def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
+    """Put a mask on a module's parameter, which stays the same object; `masked` may be on several."""
+    first = not parametrize.is_parametrized(module)
+    # unsafe: that skips a trial run, it gives up no check that could fail here.
+    parametrize.register_parametrization(module, parameter, masked, unsafe=True)
+    if first:
+        from nmsolve.torch.training import checkpoint
+
+        type(module).__reduce_ex__ = _reduce  # type: ignore[assignment]
+        if checkpoint.save_masks not in module._state_dict_hooks.values():
+            module.register_state_dict_post_hook(checkpoint.save_masks)  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(checkpoint.load_masks)  # type: ignore[no-untyped-call]
+
+
+def take_off(module: nn.Module) -> None:
+    """Take all masks off a module: its own class and parameters again, the parameters as they are.
+
+    torch's remove_parametrizations deletes the property from the class, which deep copies share; this leaves the class alone.
+    """
+    from nmsolve.torch.training import checkpoint
+
+    originals = {name: module.parametrizations[name].original for name in masked_parameters(module)}  # type: ignore[union-attr, index]
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, original in originals.items():
+        module.register_parameter(name, original)
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (checkpoint.save_masks, checkpoint.load_masks):
+                del hooks[key]
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """How a module with masks is pickled: as its own class, whose masks are put on again when it is read."""
+    masks = masked_parameters(module)
+    lists: Any = module.parametrizations
+    state = dict(module.__dict__)
+    state["_modules"] = {name: child for name, child in module._modules.items() if name != "parametrizations"}
+    tensors = {name: (lists[name].original, masked) for name, masked in masks.items()}
+    kind = type(module).__bases__[0]
+    return _blank, (kind,), (state, tensors), None, None, _restore
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
+def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]]]) -> None:
+    state, tensors = pickled
+    module.__dict__.update(state)
+    for name, (original, masked) in tensors.items():
+        module.register_parameter(name, original)
+        put_on(module, name, masked)

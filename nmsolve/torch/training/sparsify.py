@@ -1,0 +1,280 @@
+"""`sparsify_`: put masks on a model, keep them in step with an optimizer, and take them off with the zeros baked in."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nmsolve.errors import InputError, SolverError
+from nmsolve.torch.modules import reduction_axis
+from nmsolve.torch.plan import Patterns, Plan, parameters_of
+from nmsolve.torch.plan import plan as make_plan
+from nmsolve.torch.report import ModelReport, planned_modules, verify
+from nmsolve.torch.shards import is_sharded
+from nmsolve.torch.tensors import check_tensor
+from nmsolve.torch.training import checkpoint
+from nmsolve.torch.training.layer import Layer
+from nmsolve.torch.training.methods import SRSTE, Method
+from nmsolve.torch.training.parametrization import Masked, masked_parameters, put_on, take_off
+from nmsolve.torch.training.stats import Stats, stats_of
+from nmsolve.torch.training.stepping import Attachment
+
+
+def sparsify_(model: nn.Module, plan: Plan | Patterns, method: Method | None = None, accelerate: bool = False) -> SparseModel:
+    """Put a mask on every planned weight of a model, in place, to be trained by a method.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Before it is wrapped: first sparsify_, then DistributedDataParallel, fully_shard or torch.compile. Its parameters stay the
+        same objects, so an optimizer that holds them goes on.
+    plan : Plan, or pattern
+        From `nmsolve.torch.plan`; a pattern, or a mapping of globs to patterns, means the default plan for it.
+    method : Fixed, STE, SRSTE or LBC
+        SRSTE() unless given.
+    accelerate : bool
+        Multiply nn.Linear layers under 2:4T masks by packed sparse tensors, forward and backward, where the GPU can; elsewhere the
+        numbers are those of the masked dense weight. Which layers, and why not others, is in the result's `acceleration`.
+
+    Returns
+    -------
+    SparseModel
+        On which `attach(optimizer)` is called before training and `finalize_()` after it.
+
+    Raises
+    ------
+    InputError, PatternError
+        If the plan has nothing to do or is another model's, the model has masks already, a weight is not finite, or the method
+        cannot serve a pattern. The model is then as it was.
+
+    Notes
+    -----
+    Masks are parametrizations (torch.nn.utils.parametrize): module.weight is the masked weight, computed from the dense parameter
+    at every use; assigning module.weight sets the dense one, but in-place changes of what module.weight returns are lost. State
+    dicts hold the dense weight under its plain name, the mask in bits and the counters, so that a resumed run continues bit for bit
+    (`nmsolve/torch/training/checkpoint.py` gives the format).
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    >>> sparse = sparsify_(model, "2:4T", SRSTE(decay=2e-4)).attach(optimizer)
+    >>> for _ in range(3):
+    ...     loss = model(torch.randn(4, 16)).square().mean()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> sparse.stats().density
+    0.5
+    >>> sparse.finalize_().ok, type(model[0]).__name__, int(model[0].weight.count_nonzero())
+    (True, 'Linear', 256)
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
+    method = SRSTE() if method is None else method
+    if not isinstance(method, Method):
+        raise InputError(f"method must be one of nmt.Fixed(), nmt.STE(), nmt.SRSTE() and nmt.LBC(…), got {method!r}")
+    masked = [name for name, module in model.named_modules() if masked_parameters(module)]
+    if masked:
+        raise InputError(
+            f"the model is sparsified already ({', '.join(masked[:3])}{', …' if len(masked) > 3 else ''}): finalize_ it first, "
+            "or train on "
+            "with the SparseModel that sparsify_ returned"
+        )
+    if not isinstance(plan, Plan):
+        plan = make_plan(model, plan)
+    if not plan.planned:
+        raise InputError(f"the plan has nothing to do, every weight is skipped:\n{plan}")
+    sparse = SparseModel(model, plan, method)
+    if accelerate:
+        from nmsolve.torch.training.acceleration import accelerate_layers
+
+        sparse.acceleration = accelerate_layers(sparse.layers)
+    return sparse
+
+
+class SparseModel:
+    """A model with masks on it. Made by `sparsify_`.
+
+    model, plan, method : as given. layers : the masked weights. acceleration : by layer path, who multiplies or why nobody but the
+    dense product does; empty unless sparsify_ was asked to accelerate.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, method: Method) -> None:
+        self.model = model
+        self.plan = plan
+        self.method = method
+        self.acceleration: dict[str, str] = {}
+        self._attachments: list[Attachment] = []
+        self._finalized = False
+        modules = planned_modules(model, plan)
+        weights = []
+        for entry, module in zip(plan.planned, modules, strict=True):
+            weight = parameters_of(module)[entry.parameter]
+            if is_sharded(weight):
+                raise InputError(f"layer {entry.path} is sharded already: sparsify_ the model first, then fully_shard it")
+            if reduction_axis(module, entry.parameter) != entry.axis:
+                raise InputError(f"layer {entry.path} is a {type(module).__name__}, planned was a {entry.kind}: make a new plan")
+            weights.append(check_tensor(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"))
+        method.check(plan.planned, weights)
+        layers: dict[int, Layer] = {}
+        puts: list[tuple[nn.Module, str, Masked]] = []
+        for entry, module, weight in zip(plan.planned, modules, weights, strict=True):
+            assert entry.pattern is not None
+            assert entry.axis is not None
+            shared = layers.get(id(parameters_of(module)[entry.parameter]))
+            if shared is None:
+                mask = method.initial(entry, weight)
+                masked = Masked(mask, entry.pattern, entry.axis, entry.padding, method.straight_through)
+                shared = layers[id(parameters_of(module)[entry.parameter])] = Layer(entry, module, masked)
+            else:
+                shared.tied.append((module, entry.parameter))
+            puts.append((module, entry.parameter, shared.masked))
+        self.layers = tuple(layers.values())
+        # All masks are solved: from here on nothing can fail halfway.
+        for module, parameter, masked in puts:
+            put_on(module, parameter, masked)
+        self._check = model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
+
+    def attach(self, *optimizers: Optimizer) -> Self:
+        """Let the method work in the steps of an optimizer, or of several that hold the weights between them.
+
+        Attaching again replaces what was attached before: after the optimizer was made anew, or the model was sharded.
+
+        Returns
+        -------
+        SparseModel
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If no optimizer holds a weight that is trained, or a rank's shard cuts blocks. What was attached before still is.
+        """
+        self._check_open()
+        if not optimizers:
+            raise InputError("attach takes the optimizer that trains the model: sparse.attach(optimizer)")
+        raw = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # wrappers of Accelerate and Lightning
+        for optimizer in raw:
+            if not isinstance(optimizer, Optimizer):
+                raise InputError(f"attach takes torch optimizers, got {type(optimizer).__name__}")
+        held: list[list[Layer]] = [[] for _ in raw]
+        owners = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in raw]
+        lost = []
+        for layer in self.layers:
+            holding = [i for i, owned in enumerate(owners) if id(layer.parameter) in owned]
+            if holding:
+                held[holding[0]].append(layer)
+            elif layer.parameter.requires_grad:
+                lost.append(layer.path)
+        if lost:
+            raise InputError(
+                f"the {' and '.join(type(optimizer).__name__ for optimizer in raw)} does not hold the weight of "
+                f"{', '.join(lost[:5])}"
+                f"{f' and {len(lost) - 5} more layers' if len(lost) > 5 else ''}: make it from the parameters of this very "
+                "model (after "
+                "fully_shard, if the model is sharded), leave the layers out of the plan, or freeze them with requires_grad_(False)"
+            )
+        news = []
+        try:
+            for optimizer, layers in zip(raw, held, strict=True):
+                if layers:
+                    news.append(Attachment(optimizer, layers, self.method))
+        except BaseException:
+            for attachment in news:
+                attachment.detach()
+            raise
+        self.detach()
+        self._attachments = news
+        return self
+
+    def detach(self) -> None:
+        """Take the method out of the optimizers' steps; masks stay as they are. Does nothing if there is none."""
+        for attachment in self._attachments:
+            attachment.detach()
+        self._attachments = []
+
+    def stats(self) -> Stats:
+        """Density, flips and SAD, of each layer and in all, so far."""
+        self._check_open()
+        return stats_of(self.layers, self.method.straight_through)
+
+    def finalize_(self, model: nn.Module | None = None) -> ModelReport:
+        """End training: plain modules again, with the zeros baked into their weights, and detach from the optimizers.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            A copy of the model (copy.deepcopy, torch.optim.swa_utils.AveragedModel's .module) to finalize instead; the model itself
+            and its training are not touched.
+
+        Returns
+        -------
+        ModelReport
+            Of the finalized model: every planned layer satisfies its pattern.
+
+        Raises
+        ------
+        InputError
+            If it was finalized before, LBC has not come to its end, or weights are sharded. The model is then as it was.
+        SolverError
+            If a mask does not satisfy its pattern, which something outside must have changed.
+        """
+        if model is None:
+            self._check_open()
+            why = self.method.unfinished(self.layers)
+            if why:
+                raise InputError(why)
+        subject = self.model if model is None else model
+        modules = planned_modules(subject, self.plan)
+        for entry, module in zip(self.plan.planned, modules, strict=True):
+            if entry.parameter not in masked_parameters(module):
+                raise InputError(
+                    f"layer {entry.path} of this {type(subject).__name__} has no mask: it is finalized already, or no copy"
+                )
+            if is_sharded(parameters_of(module)[entry.parameter]):
+                raise InputError(
+                    f"layer {entry.path} is sharded, and fully_shard cannot be undone: load the full state dict "
+                    "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a model "
+                    "that was "
+                    "sparsified with the same plan and not sharded, and finalize_ that one"
+                )
+        report = verify(subject, self.plan)
+        if not report:
+            raise SolverError(f"masks do not satisfy the plan, so something else has changed them; nothing was finalized\n{report}")
+        with torch.no_grad():
+            for entry, module in zip(self.plan.planned, modules, strict=True):
+                masked = masked_parameters(module)[entry.parameter]
+                weight: Tensor = parameters_of(module)[entry.parameter]
+                weight.copy_(torch.where(masked.mask, weight, 0))
+        for module in dict.fromkeys(modules):
+            take_off(module)
+        if model is None:
+            self.detach()
+            self._check.remove()
+            self._finalized = True
+        return verify(subject, self.plan)
+
+    @property
+    def finalized(self) -> bool:
+        """Whether `finalize_` has taken the masks off."""
+        return self._finalized
+
+    def _check_open(self) -> None:
+        if self._finalized:
+            raise InputError(
+                "this model is finalized: its masks are baked into its weights; sparsify_ it again to train it further"
+            )
+
+    def __repr__(self) -> str:
+        state = "finalized" if self._finalized else f"{len(self._attachments)} optimizers attached"
+        return f"<SparseModel: {len(self.layers)} layers, {self.method}, {state}>"
+
+    def __getstate__(self) -> Any:
+        raise InputError(
+            "a SparseModel is not saved itself: model.state_dict() holds masks and counters, torch.save(model) masks too"
+        )

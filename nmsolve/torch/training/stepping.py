@@ -1,0 +1,163 @@
+"""What happens at an optimizer's steps: one `Attachment` an optimizer, whose hooks find the layers, call the method and count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+from nmsolve.torch.shards import first_axis, local
+from nmsolve.torch.training.candidates import candidate_table
+from nmsolve.torch.training.layer import Layer
+from nmsolve.torch.training.methods import Method
+
+
+@dataclass(slots=True)
+class Step:
+    """A step that is about to be taken, as methods see it: layers with the optimizer's group that each is in.
+
+    scale : what gradients are multiplied by, where a gradient scaler leaves unscaling to a fused optimizer; 1 otherwise.
+    """
+
+    attachment: Attachment
+    layers: list[tuple[Layer, dict[str, Any]]]
+    scale: float = 1.0
+
+
+class Attachment:
+    """A method at work in the steps of one optimizer.
+
+    In pre-step hooks gradients are unscaled, clipped, accumulated and reduced, which in backward they are not. Where the step is
+    given a closure, gradients exist only once it has run, so the work is done at its end.
+    """
+
+    def __init__(self, optimizer: Optimizer, layers: Sequence[Layer], method: Method) -> None:
+        self.optimizer = optimizer
+        self.layers = list(layers)
+        self.method = method
+        self._factors: dict[int, tuple[tuple[int, int], Tensor]] = {}
+        self._tables: dict[tuple[Pattern, torch.device], Tensor] = {}
+        self._skipped = False
+        for layer in self.layers:
+            _check_shard(layer)
+        self.method.begin(self)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+            optimizer.register_load_state_dict_post_hook(lambda optimizer: self.method.loaded(self)),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def factor(self, layer: Layer, kept: bool) -> Tensor:
+        """This rank's mask as 1 where kept (or where dropped) and 0 elsewhere, in the weight's dtype: faster than bools."""
+        weight = layer.weight
+        version = layer.masked.version
+        found = self._factors.get(id(layer))
+        if found is not None and found[0] == version and found[1].dtype == weight.dtype and found[1].device == weight.device:
+            return found[1]
+        mask = layer.masked.mask[first_axis(layer.parameter)]
+        factor = found[1] if found is not None and found[1].dtype == weight.dtype else torch.empty_like(weight)
+        factor = factor.to(weight.device)
+        factor.copy_(mask) if kept else torch.logical_not(mask, out=factor)
+        self._factors[id(layer)] = version, factor
+        return factor
+
+    def table(self, pattern: Pattern, device: torch.device) -> Tensor:
+        """(m, C) float32: which weights each of LBC's candidates holds."""
+        key = (pattern, device)
+        if key not in self._tables:
+            self._tables[key] = candidate_table(pattern, device)
+        return self._tables[key]
+
+    def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
+        """Layers with their groups, found anew: loading makes new groups, FSDP and load_state_dict(assign=True) new parameters."""
+        groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
+        held = [(layer, groups.get(id(layer.parameter))) for layer in self.layers]
+        lost = [layer.path for layer, group in held if group is None]
+        if lost:
+            raise InputError(
+                f"the weight of {', '.join(lost)} is no longer the tensor that the {type(self.optimizer).__name__} holds, so "
+                "it would "
+                "not be trained: it was replaced after attach (load_state_dict(assign=True), a new nn.Parameter, fully_shard). "
+                "Make "
+                "the optimizer from the model's parameters again, and attach it"
+            )
+        return held  # type: ignore[return-value]
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        held = self._held()
+        self._skipped = False
+        if not self.method.uses_gradients:
+            return None
+        args = tuple(args)
+        closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._prepare(held)
+            return None
+
+        def then_prepare() -> Any:
+            loss = closure()
+            with torch.no_grad():
+                self._prepare(held)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], then_prepare, *args[2:]), kwargs
+        return args, {**kwargs, "closure": then_prepare}
+
+    def _prepare(self, held: list[tuple[Layer, dict[str, Any]]]) -> None:
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) != 0.0:
+            self._skipped = True
+            return
+        scale = getattr(self.optimizer, "grad_scale", None)
+        ready = [(layer, group) for layer, group in held if layer.parameter.grad is not None]
+        with torch.no_grad():
+            self.method.before(Step(self, ready, 1.0 if scale is None else float(scale)))
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if self._skipped or (found_inf is not None and float(found_inf) != 0.0):
+            return
+        densities = [layer.masked.density for layer in self.layers]  # of the masks that the step was taken with
+        with torch.no_grad():
+            self.method.after(self)
+        for layer, density in zip(self.layers, densities, strict=True):
+            layer.masked.progress.step += 1
+            layer.masked.progress.density_sum += density
+
+
+def _check_shard(layer: Layer) -> None:
+    """InputError if this rank's part of a weight cuts groups or blocks."""
+    entry, parameter = layer.entry, layer.parameter
+    assert entry.pattern is not None
+    try:
+        rows = first_axis(parameter)
+    except InputError as error:
+        raise InputError(f"layer {layer.path} of shape {entry.shape}: {error}") from None
+    m = entry.pattern.m
+    whole = (rows.start, rows.stop) == (0, entry.shape[0])
+    if whole or (entry.axis == 1 and not entry.pattern.transposable):
+        return
+    if rows.start % m or rows.stop % m:
+        raise InputError(
+            f"layer {layer.path} of shape {entry.shape}: this rank's shard has rows {rows.start} to {rows.stop - 1}, which cuts "
+            f"{'blocks' if entry.pattern.transposable else 'groups'} of pattern {entry.pattern}. Shard over a number of ranks that "
+            f"leaves each a multiple of {m} rows, choose a row-wise pattern for the layer, or leave it out of the plan"
+        )
+
+
+def local_state(optimizer: Optimizer, layer: Layer) -> list[Tensor]:
+    """The optimizer's tensors of a weight's own shape (momenta), on this rank."""
+    state = optimizer.state.get(layer.parameter, {})
+    return [local(t) for t in state.values() if isinstance(t, Tensor) and t.shape == layer.parameter.shape]
