@@ -244,9 +244,9 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
     lists = module._modules.get("parametrizations")
     if lists is not None and parametrize.is_parametrized(module):
         for name, tensors in lists._modules.items():
-            original = None if tensors is None else tensors._parameters.get("original")
-            if original is not None:
-                found[name] = original
+            originals = [] if tensors is None else [p for p in tensors._parameters.values() if p is not None]
+            if originals:  # more than one, of other shapes too, where someone else's parametrization made them
+                found[name] = max(originals, key=lambda p: p.dim())
     return found
 
 
@@ -264,6 +264,8 @@ def _unsuited(module: nn.Module, parameter: str, weight: Tensor) -> str | None:
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         return "a transposed convolution reduces over its first axis, which no sparse kernel serves"
     if reduction_axis(module, parameter) is None:
+        if reduction_axis(module, "weight") is not None and "weight" not in parameters_of(module):
+            return "its weight is computed by a hook: make it permanent (torch.nn.utils.prune.remove, remove_weight_norm)"
         return f"no reduction axis is known for {parameter} of {kind}"
     if parametrize.is_parametrized(module):
         lists = module.parametrizations.values()  # type: ignore[union-attr, operator]

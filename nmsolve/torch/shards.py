@@ -69,10 +69,29 @@ def gathered(part: Tensor, weight: Tensor) -> Tensor:
     return sharded.full_tensor() != 0
 
 
-def anywhere(problem: bool, weight: Tensor) -> bool:
-    """Whether any rank that holds a part of a weight has a problem: so that all stop together, instead of waiting for one."""
+def placed(part: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """What this rank knows of its part of a weight, for a state dict: sharded as the weight is, `rows` long in all."""
     if not is_sharded(weight):
-        return problem
+        return part
+    from torch.distributed.tensor import DTensor
+
+    shape = torch.Size((rows, *part.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def cut(saved: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of `placed`: this rank's part of what a state dict holds, which may have been saved whole."""
+    if is_sharded(saved) or not is_sharded(weight):
+        return local(saved)
+    rows = first_axis(weight)
+    share = saved.shape[0] / weight.shape[0]  # less than 1 where the first axis is that of the groups
+    return saved[round(rows.start * share) : round(rows.stop * share)]
+
+
+def anywhere(problem: bool, weight: Tensor) -> bool:
+    """Whether any rank that holds a part of a sharded weight has a problem: so that all stop together."""
     import torch.distributed as dist
 
     flag = torch.tensor(int(problem), device=local(weight).device)

@@ -19,26 +19,40 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.torch.shards import whole
+from nmsolve.torch.shards import cut, placed, whole
 from nmsolve.torch.training.candidates import Candidates
-from nmsolve.torch.training.parametrization import Masked, Progress, masked_parameters
+from nmsolve.torch.training.parametrization import Masked, Progress, masked_parameters, original
+
+PARTS = ("mask", "progress", *Candidates.PARTS)
 
 
 def save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """State-dict hook: plain names, masks in bits."""
-    for name, masked in masked_parameters(module).items():
+    for name in masked_parameters(module):
         for key in list(state_dict):
             if key.startswith(f"{prefix}parametrizations.{name}."):
                 value = state_dict.pop(key)
                 if key.endswith(".original"):
                     state_dict[prefix + name] = value
-        state_dict[f"{prefix}{name}_mask"] = packed(masked.mask)
-        pattern, numbers = masked.pattern, astuple(masked.progress)
-        row = (pattern.n, pattern.m, pattern.transposable, pattern.at_most, *numbers)
-        state_dict[f"{prefix}{name}_progress"] = torch.tensor(row, dtype=torch.float64)
-        if masked.candidates is not None:
-            for part, tensor in masked.candidates.state().items():
-                state_dict[f"{prefix}{name}_{part}"] = tensor
+        for part in PARTS:
+            if hasattr(module, f"{name}_{part}"):
+                state_dict[f"{prefix}{name}_{part}"] = getattr(module, f"{name}_{part}")
+
+
+def saved_part(module: nn.Module, parameter: str, part: str) -> Tensor:
+    """What a state dict holds of a mask beside the weight, by the key's ending; also an attribute: module.weight_mask, in bits."""
+    masked = masked_parameters(module)[parameter]
+    if part == "mask":
+        return packed(masked.mask)
+    pattern = masked.pattern
+    if part == "progress":
+        row = (pattern.n, pattern.m, pattern.transposable, pattern.at_most, *astuple(masked.progress))
+        return torch.tensor(row, dtype=torch.float64)
+    tensor = None if masked.candidates is None else getattr(masked.candidates, part)
+    if tensor is None:
+        raise AttributeError(f"{type(module).__name__} has no {parameter}_{part}")
+    weight = original(module, parameter)
+    return placed(tensor, weight, weight.shape[0] // (1 if masked.axis else pattern.m))
 
 
 def load_masks(
@@ -68,7 +82,9 @@ def load_masks(
         step, refreshes, sad, flips, density_sum = whole(row).tolist()[4:]
         masked.mask.copy_(unpacked(whole(bits), masked.mask.shape))
         masked.progress = Progress(int(step), int(refreshes), int(sad), int(flips), density_sum)
-        masked.candidates = Candidates.loaded(parts) if parts else None
+        masked.candidates = (
+            Candidates.loaded({part: cut(t, original(module, name)) for part, t in parts.items()}) if parts else None
+        )
 
 
 def check_masks(

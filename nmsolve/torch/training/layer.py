@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from nmsolve.errors import InputError, NMSolveError
 from nmsolve.torch.masks import solve
 from nmsolve.torch.modules import for_solver, from_solver
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.shards import anywhere, gathered, local
-from nmsolve.torch.training.parametrization import Masked
+from nmsolve.torch.shards import anywhere, gathered, is_sharded, local
+from nmsolve.torch.training.parametrization import Masked, original
 
 #: What a mask maximises, from a weight and its gradient (None before the first step).
 Score = Callable[[Tensor, Tensor | None], Tensor]
@@ -40,9 +40,7 @@ class Layer:
     @property
     def parameter(self) -> Tensor:
         """The dense parameter as it is now: FSDP replaces it."""
-        lists: Any = self.module.parametrizations
-        parameter: Tensor = lists[self.entry.parameter].original
-        return parameter
+        return original(self.module, self.entry.parameter)
 
     @property
     def weight(self) -> Tensor:
@@ -85,18 +83,24 @@ def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
     InputError
         If a weight is not finite, naming the layer; all masks and counters are then as they were.
     """
-    parts: list[Tensor] = []
+    with together(layers):
+        parts = [solve_mask(layer.entry, layer.weight, layer.gradient, solver, score) for layer in layers]
+    exchange(layers, parts)
+
+
+@contextmanager
+def together(layers: Sequence[Layer]) -> Iterator[None]:
+    """Errors inside are errors on every rank: one that raised while others gather would leave them waiting."""
     failure: NMSolveError | None = None
     try:
-        parts = [solve_mask(layer.entry, layer.weight, layer.gradient, solver, score) for layer in layers]
+        yield
     except NMSolveError as error:
         failure = error
-    # A rank that raised while others gather would leave them waiting: they have to know first.
-    if layers and anywhere(failure is not None, layers[0].parameter) and failure is None:
-        failure = InputError("masks were not refreshed: another rank could not solve its part, and says why")
+    sharded = next((layer.parameter for layer in layers if is_sharded(layer.parameter)), None)
+    if sharded is not None and anywhere(failure is not None, sharded) and failure is None:
+        failure = InputError("masks were not refreshed: another rank could not choose its part, and says why")
     if failure is not None:
         raise failure
-    exchange(layers, parts)
 
 
 def exchange(layers: Sequence[Layer], parts: Sequence[Tensor]) -> None:

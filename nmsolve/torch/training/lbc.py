@@ -16,9 +16,8 @@ from nmsolve.lbc import combinations, removed_by
 from nmsolve.pattern import Pattern
 from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.shards import anywhere
 from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
-from nmsolve.torch.training.layer import Layer, exchange
+from nmsolve.torch.training.layer import Layer, exchange, together
 from nmsolve.torch.training.methods import Method, check_count
 
 if TYPE_CHECKING:
@@ -180,15 +179,8 @@ class LBC(Method):
             if total > count - candidates.left:
                 layers.append(layer)
                 gone.append(total)
-        failure: NMSolveError | None = None
-        try:
+        with together(layers):
             scores = [self._scores(layer, attachment) for layer in layers]
-        except NMSolveError as error:
-            failure = error
-        if layers and anywhere(failure is not None, layers[0].parameter) and failure is None:
-            failure = InputError("candidates were not removed: another rank has scores that are not finite, and says where")
-        if failure is not None:
-            raise failure
         parts = []
         for layer, score, total in zip(layers, scores, gone, strict=True):
             candidates = layer.masked.candidates

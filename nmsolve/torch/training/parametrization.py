@@ -8,6 +8,7 @@ module, and taking masks off a deep copy, which shares its class with the origin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nmsolve.pattern import Pattern
+from nmsolve.torch.shards import placed_like
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.candidates import Candidates
@@ -74,11 +76,12 @@ class Masked(nn.Module):
         self.candidates: Candidates | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W∘M."""
+        """W∘M; of a sharded weight, read outside the model's forward, sharded too."""
+        mask = placed_like(self.mask, weight)
         if self.straight_through:
-            masked: Tensor = _StraightThrough.apply(weight, self.mask)  # type: ignore[no-untyped-call]
+            masked: Tensor = _StraightThrough.apply(weight, mask)  # type: ignore[no-untyped-call]
             return masked
-        return weight * self.mask
+        return weight * mask
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning module.weight sets the dense weight underneath."""
@@ -115,14 +118,25 @@ def masked_parameters(module: nn.Module) -> dict[str, Masked]:
     return {name: parts[0] for name, parts in lists.items() if isinstance(parts[0], Masked)}
 
 
+def original(module: nn.Module, parameter: str) -> Tensor:
+    """The dense parameter under a mask."""
+    lists: Any = module.parametrizations
+    tensor: Tensor = lists[parameter].original
+    return tensor
+
+
 def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
     """Put a mask on a module's parameter, which stays the same object; `masked` may be on several."""
     first = not parametrize.is_parametrized(module)
+    if first:
+        module._dense_order = tuple(module._parameters)  # type: ignore[assignment]
     # unsafe: that skips a trial run, it gives up no check that could fail here.
     parametrize.register_parametrization(module, parameter, masked, unsafe=True)
-    if first:
-        from nmsolve.torch.training import checkpoint
+    from nmsolve.torch.training import checkpoint
 
+    for part in checkpoint.PARTS:  # torch.distributed.checkpoint looks up what a state dict names
+        setattr(type(module), f"{parameter}_{part}", property(partial(checkpoint.saved_part, parameter=parameter, part=part)))
+    if first:
         type(module).__reduce_ex__ = _reduce  # type: ignore[assignment]
         if checkpoint.save_masks not in module._state_dict_hooks.values():
             module.register_state_dict_post_hook(checkpoint.save_masks)  # type: ignore[no-untyped-call]
@@ -136,11 +150,13 @@ def take_off(module: nn.Module) -> None:
     """
     from nmsolve.torch.training import checkpoint
 
-    originals = {name: module.parametrizations[name].original for name in masked_parameters(module)}  # type: ignore[union-attr, index]
+    originals = {name: original(module, name) for name in masked_parameters(module)}
     del module._modules["parametrizations"]
     module.__class__ = type(module).__bases__[0]
-    for name, original in originals.items():
-        module.register_parameter(name, original)
+    order: Any = module.__dict__.pop("_dense_order")
+    parameters = originals | module._parameters
+    # Parameters in the order in which they were: optimizers' state dicts count them.
+    module._parameters = {name: parameters[name] for name in (*order, *(set(parameters) - set(order)))}
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
         for key, hook in list(hooks.items()):
             if getattr(hook, "hook", hook) in (checkpoint.save_masks, checkpoint.load_masks):
@@ -150,10 +166,9 @@ def take_off(module: nn.Module) -> None:
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """How a module with masks is pickled: as its own class, whose masks are put on again when it is read."""
     masks = masked_parameters(module)
-    lists: Any = module.parametrizations
     state = dict(module.__dict__)
     state["_modules"] = {name: child for name, child in module._modules.items() if name != "parametrizations"}
-    tensors = {name: (lists[name].original, masked) for name, masked in masks.items()}
+    tensors = {name: (original(module, name), masked) for name, masked in masks.items()}
     kind = type(module).__bases__[0]
     return _blank, (kind,), (state, tensors), None, None, _restore
 
@@ -165,6 +180,6 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
 def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]]]) -> None:
     state, tensors = pickled
     module.__dict__.update(state)
-    for name, (original, masked) in tensors.items():
-        module.register_parameter(name, original)
+    for name, (parameter, masked) in tensors.items():
+        module.register_parameter(name, parameter)
         put_on(module, name, masked)

@@ -50,7 +50,7 @@ class Attachment:
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
-            optimizer.register_load_state_dict_post_hook(lambda optimizer: self.method.loaded(self)),
+            optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
 
     def detach(self) -> None:
@@ -124,6 +124,18 @@ class Attachment:
         ready = [(layer, group) for layer, group in held if layer.parameter.grad is not None]
         with torch.no_grad():
             self.method.before(Step(self, ready, 1.0 if scale is None else float(scale)))
+
+    def _loaded(self, optimizer: Optimizer) -> None:
+        for layer in self.layers:
+            state, shape = optimizer.state.get(layer.parameter, {}), layer.parameter.shape
+            for name in ("momentum_buffer", "exp_avg"):
+                if isinstance(state.get(name), Tensor) and state[name].shape != shape:
+                    raise InputError(
+                        f"the optimizer's state for layer {layer.path} of shape {tuple(shape)} has shape {tuple(state[name].shape)}:"
+                        " it was saved with parameters in another order. Masks change that order, so make the optimizer before "
+                        "sparsify_ or after it as in the run that was saved"
+                    )
+        self.method.loaded(self)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
