@@ -1,5 +1,7 @@
 """nmt.TrainerCallback in the real Trainer of transformers: masks against plain loops, clipping, accumulation, resuming, logs."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,13 @@ METHODS = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small spend their time on waking threads."""
+def quick():
+    """Models this small spend their time on waking threads, and the Trainer on collecting garbage among all that is imported."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import nmsolve
 import nmsolve.torch as nmt
+from nmsolve.torch.training.acceleration import use
 from nmsolve.torch.training.parametrization import Masked
 
 METHODS = {
@@ -434,6 +435,23 @@ def test_whole_models_are_saved(name, tmp_path):
 
 
 @ALL
+def test_a_sparse_model_is_copied_and_pickled_with_its_model(name):
+    """As launchers that spawn processes do; the copy is attached to nothing."""
+    model, opt, sparse = made(name)
+    train(model, opt, range(3))
+    for twin in (pickle.loads(pickle.dumps(sparse)), copy.deepcopy(sparse)):
+        other = torch.optim.AdamW(twin.model.parameters(), lr=0.01)
+        train(twin.model, other, range(1))
+        assert twin.stats().step == 3
+        twin.attach(other)
+        train(twin.model, other, range(3, 6))
+        assert twin.stats().step == 6
+        assert twin.finalize_().ok
+        assert twin.model is not model
+    assert sparse.stats().step == 3
+
+
+@ALL
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own, at any autograd.Function
 def test_compiled_without_a_graph_break(name):
     model, opt, sparse = made(name)
@@ -550,6 +568,37 @@ def test_accelerate_without_a_gpu_changes_no_number(warned_already):
         results.append(snapshot(model))
     assert set(sparse.acceleration) == {"0", "2"}
     assert_equal(*results)
+
+
+@pytest.mark.parametrize("name", ["fixed", "srste"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_accelerated_layers_multiply_by_the_same_weight(name):
+    """The forward that packs, with the dense backend instead of a GPU's: products, gradients, copies, compiling, finalizing."""
+    results = []
+    for accelerated in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 8)).double()
+        model, opt, sparse = made(name, "adamw", "2:4T", model=model)
+        if accelerated:
+            for layer in sparse.layers:
+                use(layer, "dense")
+            assert type(model[0]).forward is not nn.Linear.forward
+        for _ in range(4):
+            opt.zero_grad()
+            model(torch.linspace(-1, 1, 64, dtype=torch.float64).view(4, 16)).square().sum().backward()
+            opt.step()
+        results.append(snapshot(model))
+        x = torch.ones(3, 16, dtype=torch.float64)
+        expected = model(x)
+        torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+        torch._dynamo.reset()
+        assert sparse.finalize_().ok
+        assert type(model[0]) is nn.Linear
+        assert model[0].forward.__func__ is nn.Linear.forward
+        torch.testing.assert_close(model(x), expected)
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-9, atol=1e-12)
 
 
 def test_stats_and_reports_print():

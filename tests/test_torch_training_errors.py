@@ -129,6 +129,10 @@ def test_a_plan_made_for_another_model():
     conv = nn.Sequential(nn.Embedding(16, 16), nn.ReLU(), nn.Linear(16, 8))
     with pytest.raises(InputError, match="0 is a Embedding, planned was a Linear"):
         nmt.sparsify_(conv, plan)
+    normed = net()
+    nn.utils.parametrizations.weight_norm(normed[0])
+    with pytest.raises(InputError, match="0 is a ParametrizedLinear, planned was a Linear: make a new plan"):
+        nmt.sparsify_(normed, plan)
 
 
 @pytest.mark.parametrize("saved", ["1:4", "2:4T", "4:8", "<=2:4"])
@@ -334,12 +338,6 @@ def test_masks_that_someone_spoiled_are_found():
     with pytest.raises(SolverError, match=r"nothing was finalized(.|\n)*from index \[0, 0\]: keeps 4"):
         sparse.finalize_()
     assert_unchanged(model, before)
-
-
-def test_what_cannot_be_saved():
-    sparse = nmt.sparsify_(net(), "2:4")
-    with pytest.raises(InputError, match=r"model\.state_dict\(\)"):
-        torch.save(sparse, "/dev/null")
 
 
 def test_a_missing_library_says_which_extra(monkeypatch):

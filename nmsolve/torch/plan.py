@@ -268,7 +268,7 @@ def _unsuited(module: nn.Module, parameter: str, weight: Tensor) -> str | None:
             return "its weight is computed by a hook: make it permanent (torch.nn.utils.prune.remove, remove_weight_norm)"
         return f"no reduction axis is known for {parameter} of {kind}"
     if parametrize.is_parametrized(module):
-        lists = module.parametrizations.values()  # type: ignore[union-attr, operator]
+        lists = module.parametrizations.values()  # type: ignore[operator]
         if not all(isinstance(part, Masked) for parts in lists for part in parts):
             return "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes its weight a parameter"
     if is_sharded(weight):

@@ -6,7 +6,6 @@ The parametrization stays, so whatever reads `weight` past the forward still get
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrize
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, backends, warn_once, why_not
 from nmsolve.torch.dispatch.masked_linear import masked_linear
 from nmsolve.torch.training.layer import Layer
-from nmsolve.torch.training.parametrization import Masked
+from nmsolve.torch.training.parametrization import masked_parameters, original
 
 
 def accelerate_layers(layers: Sequence[Layer]) -> dict[str, str]:
@@ -47,21 +46,17 @@ def _accelerate(layer: Layer, usable: Sequence[str]) -> str:
     if None not in reasons:
         return str(reasons[0])
     use(layer, usable[reasons.index(None)])
-    return f"{layer.module.backend}: packed 2:4 products"
+    return f"{layer.masked.backend}: packed 2:4 products"
 
 
 def use(layer: Layer, backend: str) -> None:
     """Let a layer multiply by a backend."""
-    kind = type(layer.module)  # parametrized: a class of this module and its copies alone
-    kind.forward = _forward
-    layer.module.backend = backend  # type: ignore[assignment]
+    layer.masked.backend = backend
+    type(layer.module).forward = _forward
 
 
 def _forward(module: nn.Linear, input: Tensor) -> Tensor:
     """nn.Linear's forward, from the dense parameter and the mask."""
-    lists: Any = module.parametrizations
-    masked: Masked = lists.weight[0]
-    backend: Any = module.backend
-    return masked_linear(
-        input, lists.weight.original, masked.mask, module.bias, backend=backend, straight_through=masked.straight_through
-    )
+    masked = masked_parameters(module)["weight"]
+    weight = original(module, "weight")
+    return masked_linear(input, weight, masked.mask, module.bias, backend=masked.backend, straight_through=masked.straight_through)

@@ -168,7 +168,8 @@ class SRSTE(STE):
         λ, 2e-4 in the paper. The transposable paper's five-fold weight decay on dropped weights is four times the optimizer's.
     decoupled : bool, optional
         False adds the decay to the gradient, True takes γ λ (1 − E) ∘ W from the weights directly, as AdamW decays. None: False for
-        torch.optim.SGD, True for every other optimizer, which would rescale what is added to gradients.
+        torch.optim.SGD, True for every other optimizer, which would rescale what is added to gradients. A decoupled λ is of the
+        size of AdamW's weight decay, 0.01 and more; 2e-4 does little there.
     update_every, freeze_after, solver, score
         As for `STE`.
 

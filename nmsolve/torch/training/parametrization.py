@@ -59,7 +59,8 @@ class Masked(nn.Module):
     """W ↦ M∘W for a parametrized weight.
 
     mask : bool buffer of the weight's shape, True = keep; every rank of a sharded weight holds all of it. straight_through :
-    whether gradients reach what is dropped. candidates : LBC's, once it is attached.
+    whether gradients reach what is dropped. backend : who multiplies, where a layer is accelerated. candidates : LBC's, once it is
+    attached.
     """
 
     mask: Tensor
@@ -71,6 +72,7 @@ class Masked(nn.Module):
         self.axis = axis
         self.padding = padding
         self.straight_through = straight_through
+        self.backend = "dense"
         self.progress = Progress()
         self._counted: tuple[tuple[int, int], float] | None = None
         self.candidates: Candidates | None = None
@@ -154,7 +156,7 @@ def take_off(module: nn.Module) -> None:
     del module._modules["parametrizations"]
     module.__class__ = type(module).__bases__[0]
     order: Any = module.__dict__.pop("_dense_order")
-    parameters = originals | module._parameters
+    parameters: dict[str, Any] = {**originals, **module._parameters}
     # Parameters in the order in which they were: optimizers' state dicts count them.
     module._parameters = {name: parameters[name] for name in (*order, *(set(parameters) - set(order)))}
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):

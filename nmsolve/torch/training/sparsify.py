@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError, SolverError
@@ -117,7 +118,7 @@ class SparseModel:
             weight = parameters_of(module)[entry.parameter]
             if is_sharded(weight):
                 raise InputError(f"layer {entry.path} is sharded already: sparsify_ the model first, then fully_shard it")
-            if reduction_axis(module, entry.parameter) != entry.axis:
+            if reduction_axis(module, entry.parameter) != entry.axis or parametrize.is_parametrized(module):
                 raise InputError(f"layer {entry.path} is a {type(module).__name__}, planned was a {entry.kind}: make a new plan")
             weights.append(check_tensor(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"))
         method.check(plan.planned, weights)
@@ -245,7 +246,10 @@ class SparseModel:
                 )
         report = verify(subject, self.plan)
         if not report:
-            raise SolverError(f"masks do not satisfy the plan, so something else has changed them; nothing was finalized\n{report}")
+            raise SolverError(
+                "masks do not satisfy the plan: something else has changed them (AveragedModel(use_buffers=True) averages them); "
+                f"nothing was finalized\n{report}"
+            )
         with torch.no_grad():
             for entry, module in zip(self.plan.planned, modules, strict=True):
                 masked = masked_parameters(module)[entry.parameter]
@@ -274,7 +278,5 @@ class SparseModel:
         state = "finalized" if self._finalized else f"{len(self._attachments)} optimizers attached"
         return f"<SparseModel: {len(self.layers)} layers, {self.method}, {state}>"
 
-    def __getstate__(self) -> Any:
-        raise InputError(
-            "a SparseModel is not saved itself: model.state_dict() holds masks and counters, torch.save(model) masks too"
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_attachments": []}  # hooks belong to the optimizer of this process

@@ -131,7 +131,7 @@ class Attachment:
             for name in ("momentum_buffer", "exp_avg"):
                 if isinstance(state.get(name), Tensor) and state[name].shape != shape:
                     raise InputError(
-                        f"the optimizer's state for layer {layer.path} of shape {tuple(shape)} has shape {tuple(state[name].shape)}:"
+                        f"the optimizer's state for layer {layer.path} {tuple(shape)} has shape {tuple(state[name].shape)}:"
                         " it was saved with parameters in another order. Masks change that order, so make the optimizer before "
                         "sparsify_ or after it as in the run that was saved"
                     )
