@@ -26,7 +26,7 @@ from nmsolve.torch.plan import LayerPlan, Plan, plan
 from nmsolve.torch.report import ModelReport, verify
 from nmsolve.torch.result import MaskResult, TensorDuals
 from nmsolve.torch.training.lbc import LBC
-from nmsolve.torch.training.methods import SRSTE, STE, Fixed
+from nmsolve.torch.training.methods import SRSTE, STE, Fixed, Method
 from nmsolve.torch.training.sparsify import SparseModel, sparsify_
 from nmsolve.torch.training.stats import LayerStats, Stats
 
@@ -43,6 +43,7 @@ __all__ = [
     "LayerStats",
     "LightningCallback",
     "MaskResult",
+    "Method",
     "ModelReport",
     "PackedLinear",
     "Plan",

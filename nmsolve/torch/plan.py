@@ -246,7 +246,7 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
         for name, tensors in lists._modules.items():
             originals = [] if tensors is None else [p for p in tensors._parameters.values() if p is not None]
             if originals:  # more than one, of other shapes too, where someone else's parametrization made them
-                found[name] = max(originals, key=lambda p: p.dim())
+                found[name] = max(originals, key=lambda p: (p.dim(), p.numel()))
     return found
 
 
