@@ -156,6 +156,8 @@ def test_trains_and_is_saved(tmp_path, name, pattern, method, optimizer, whole):
     assert stats.step == 16
     assert stats.density == (0.25 if pattern == "1:4" else 0.5)
     assert (stats.flips > 0) == (method != "Fixed")
+    if method == "Fixed":
+        assert not any(layer.weight[~layer.masked.mask].any() for layer in sparse.layers)
     assert all(path.startswith("net.") == whole for path in stats.layers)
     assert sparse.finalize_().ok
     assert nmt.verify(sparse.model, sparse.plan).density == stats.density
