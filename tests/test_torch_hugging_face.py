@@ -392,7 +392,9 @@ def test_checkpoints_of_another_plan(tmp_path):
     sparse = nmt.sparsify_(other, "1:4")
     before = state_of(other)
     trainer = trainer_of(other, tmp_path, sparse)
-    with pytest.raises(nmsolve.InputError, match=r"nothing was loaded: bert\..*pattern 2:4, the plan 1:4"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"nothing was loaded into the sparsified model: bert\..*pattern 2:4, the plan 1:4"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert differing(state_of(other), before) == []
     assert sparse.stats().step == 0

@@ -417,6 +417,32 @@ def test_averages(name, averaging):
     assert sparse.finalize_().ok
 
 
+@pytest.mark.parametrize("name", ["ste", "fixed", "lbc"])
+def test_refreshing_masks_by_hand(name):
+    """For weights that came from elsewhere, and masks that an average has mixed."""
+    model, opt, sparse = made(name)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for step in range(6):
+        train(model, opt, [step])
+        average.update_parameters(model)
+    if name != "fixed":
+        assert not nmt.verify(average.module, sparse.plan)
+        with pytest.raises(nmsolve.SolverError, match=r"use_buffers(.|\n)*refresh_\(\)"):
+            sparse.finalize_(average.module)
+    masks = [masked.mask.clone() for masked in _masks(model)]
+    assert sparse.refresh_(average.module).finalize_(average.module).ok
+    assert all(torch.equal(mask, masked.mask) for mask, masked in zip(masks, _masks(model), strict=True))
+    model.load_state_dict(Net().state_dict(), strict=False)  # a dense checkpoint
+    sparse.refresh_()
+    for layer in sparse.layers:
+        if name != "lbc" and layer.path == "head":
+            assert torch.equal(layer.masked.mask, nmt.solve(layer.weight, "2:4").mask)
+    train(model, opt, range(2))
+    assert sparse.finalize_().ok
+    with pytest.raises(nmsolve.InputError, match="finalized"):
+        sparse.refresh_()
+
+
 @ALL
 def test_whole_models_are_saved(name, tmp_path):
     model, opt, _ = made(name)

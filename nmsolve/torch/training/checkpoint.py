@@ -97,13 +97,13 @@ def check_masks(
     problems = []
     for name, module in model.named_modules():
         for parameter, masked in masked_parameters(module).items():
-            key = f"{prefix}{name}.{parameter}".lstrip(".")
+            key = prefix + (f"{name}.{parameter}" if name else parameter)
             bits, row = state_dict.get(f"{key}_mask"), state_dict.get(f"{key}_progress")
             problem = None if bits is None or row is None else _misfit(masked, bits, row)
             if problem:
                 problems.append(f"{key}: {problem}")
     if problems:
-        raise InputError("nothing was loaded: " + "; ".join(problems))
+        raise InputError("nothing was loaded into the sparsified model: " + "; ".join(problems))
 
 
 def _misfit(masked: Masked, bits: Tensor, row: Tensor) -> str | None:

@@ -29,7 +29,9 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     Notes
     -----
     Checkpoints of the Trainer hold masks and counters; resume_from_checkpoint continues with them, on a model that was sparsified
-    with the same plan and method. Call sparse.finalize_() after training, before the model is saved for use.
+    with the same plan and method. The
+    numbers are in trainer.state.log_history, and in what callbacks behind this one are given: the Trainer calls its own reporters
+    (TensorBoard, W&B) before. Call sparse.finalize_() after training, before the model is saved for use.
     """
 
     def __init__(self, sparse: SparseModel) -> None:

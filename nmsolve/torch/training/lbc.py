@@ -181,12 +181,18 @@ class LBC(Method):
                 gone.append(total)
         with together(layers):
             scores = [self._scores(layer, attachment) for layer in layers]
-        parts = []
         for layer, score, total in zip(layers, scores, gone, strict=True):
             candidates = layer.masked.candidates
             assert candidates is not None
             candidates.remove(score, total)
-            parts.append(from_groups(candidates.kept(_pattern(layer)), _axis(layer)))
+        self.refresh(layers, layers)
+
+    def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
+        parts = []
+        for layer in trained:
+            candidates = layer.masked.candidates
+            kept = layer.masked.mask if candidates is None else from_groups(candidates.kept(_pattern(layer)), _axis(layer))
+            parts.append(kept)
         exchange(layers, parts)
 
     def _scores(self, layer: Layer, attachment: Attachment) -> Tensor:

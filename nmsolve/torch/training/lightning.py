@@ -50,8 +50,9 @@ class LightningCallback(pl.Callback):  # type: ignore[misc]
         self.sparse.attach(*trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        """Log, as often as the Trainer does."""
-        if trainer.logger is not None and trainer.global_step % trainer.log_every_n_steps == 0:
-            stats = self.sparse.stats()
-            numbers = {"nm_density": stats.density, "nm_sad_share": stats.sad_share, "nm_flips": float(stats.flips)}
-            pl_module.log_dict(numbers, on_step=True, on_epoch=False)
+        """Log; the Trainer decides how often it writes."""
+        if self.sparse.finalized:
+            return
+        stats = self.sparse.stats()
+        numbers = {"nm_density": stats.density, "nm_sad_share": stats.sad_share, "nm_flips": float(stats.flips)}
+        pl_module.log_dict(numbers, on_step=True, on_epoch=False)

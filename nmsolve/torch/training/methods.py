@@ -49,6 +49,10 @@ class Method:
     def after(self, attachment: Attachment) -> None:
         """After the update. `progress.step` still counts the steps before this one."""
 
+    def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
+        """Choose masks anew, outside of the steps; of a copy of the model, whose layers as they are trained are `trained`."""
+        raise NotImplementedError
+
     def unfinished(self, layers: Sequence[Layer]) -> str | None:
         """Why masks do not satisfy their patterns yet, with the remedy."""
         return None
@@ -70,6 +74,9 @@ class _Solved(Method):
 
     def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
         return solve_mask(entry, weight, None, self.solver, self.score)
+
+    def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
+        refresh(layers, self.solver, self.score)
 
 
 @dataclass(frozen=True, kw_only=True)

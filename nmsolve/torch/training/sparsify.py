@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
@@ -136,10 +136,10 @@ class SparseModel:
                 shared.tied.append((module, entry.parameter))
             puts.append((module, entry.parameter, shared.masked))
         self.layers = tuple(layers.values())
-        # All masks are solved: from here on nothing can fail halfway.
+        # All masks are solved: from here on nothing can fail halfway. The check goes first: it reads what put_on's hooks take out.
+        self._check = model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
         for module, parameter, masked in puts:
             put_on(module, parameter, masked)
-        self._check = model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
 
     def attach(self, *optimizers: Optimizer) -> Self:
         """Let the method work in the steps of an optimizer, or of several that hold the weights between them.
@@ -204,6 +204,34 @@ class SparseModel:
         self._check_open()
         return stats_of(self.layers, self.method.straight_through)
 
+    def refresh_(self, model: nn.Module | None = None) -> Self:
+        """Choose all masks anew, from the weights (LBC: the candidates) as they are now, not waiting for a step that is due.
+
+        For weights that came from elsewhere: a dense checkpoint, or an average that mixed masks (AveragedModel(use_buffers=True),
+        Lightning's EMAWeightAveraging).
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            A copy of the model whose masks to choose instead.
+
+        Returns
+        -------
+        SparseModel
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If a weight is not finite, naming the layer; all masks are then as they were.
+        """
+        if model is None:
+            self._check_open()
+        layers = {id(layer.masked): layer for layer in self._layers_of(self.model if model is None else model)}  # tied ones once
+        with torch.no_grad():
+            self.method.refresh(list(layers.values()), self.layers)
+        return self
+
     def finalize_(self, model: nn.Module | None = None) -> ModelReport:
         """End training: plain modules again, with the zeros baked into their weights, and detach from the optimizers.
 
@@ -231,31 +259,24 @@ class SparseModel:
             if why:
                 raise InputError(why)
         subject = self.model if model is None else model
-        modules = planned_modules(subject, self.plan)
-        for entry, module in zip(self.plan.planned, modules, strict=True):
-            if entry.parameter not in masked_parameters(module):
+        layers = self._layers_of(subject)
+        for layer in layers:
+            if is_sharded(layer.parameter):
                 raise InputError(
-                    f"layer {entry.path} of this {type(subject).__name__} has no mask: it is finalized already, or no copy"
-                )
-            if is_sharded(parameters_of(module)[entry.parameter]):
-                raise InputError(
-                    f"layer {entry.path} is sharded, and fully_shard cannot be undone: load the full state dict "
-                    "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a model "
-                    "that was "
-                    "sparsified with the same plan and not sharded, and finalize_ that one"
+                    f"layer {layer.path} is sharded, and fully_shard cannot be undone: load the full state dict "
+                    "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a model that "
+                    "was sparsified with the same plan and not sharded, and finalize_ that one"
                 )
         report = verify(subject, self.plan)
         if not report:
             raise SolverError(
-                "masks do not satisfy the plan: something else has changed them (AveragedModel(use_buffers=True) averages them); "
-                f"nothing was finalized\n{report}"
+                "masks do not satisfy the plan: something else has changed them, as AveragedModel(use_buffers=True) does; "
+                f"nothing was finalized. refresh_() chooses them anew for the weights as they are\n{report}"
             )
         with torch.no_grad():
-            for entry, module in zip(self.plan.planned, modules, strict=True):
-                masked = masked_parameters(module)[entry.parameter]
-                weight: Tensor = parameters_of(module)[entry.parameter]
-                weight.copy_(torch.where(masked.mask, weight, 0))
-        for module in dict.fromkeys(modules):
+            for layer in layers:
+                layer.weight.copy_(torch.where(layer.masked.mask, layer.weight, 0))
+        for module in dict.fromkeys(layer.module for layer in layers):
             take_off(module)
         if model is None:
             self.detach()
@@ -267,6 +288,18 @@ class SparseModel:
     def finalized(self) -> bool:
         """Whether `finalize_` has taken the masks off."""
         return self._finalized
+
+    def _layers_of(self, model: nn.Module) -> list[Layer]:
+        """The planned weights of the model or a copy of it, tied ones again and again."""
+        layers = []
+        for entry, module in zip(self.plan.planned, planned_modules(model, self.plan), strict=True):
+            masked = masked_parameters(module).get(entry.parameter)
+            if masked is None:
+                raise InputError(
+                    f"layer {entry.path} of this {type(model).__name__} has no mask: it is finalized already, or no copy"
+                )
+            layers.append(Layer(entry, module, masked))
+        return layers
 
     def _check_open(self) -> None:
         if self._finalized:
