@@ -183,16 +183,16 @@ def test_lbc_with_a_pattern_that_it_cannot_serve(pattern, message):
 
 
 def test_lbc_that_does_not_fit_in_memory():
-    """8:16 takes 7.2 kB a weight: the real figure of this machine's memory decides."""
+    """8:16 takes 812 bytes a weight: the real figure of this machine's memory decides."""
     free = lbc.free_bytes(torch.device("cpu"))
     if free is None:
         pytest.skip("this system does not tell how much memory is free")
-    side = 16 * math.ceil(math.sqrt(2 * free / (9 * math.comb(16, 8) / 16)) / 16)
+    side = 16 * math.ceil(math.sqrt(2 * free / (8 + math.comb(16, 8) / 16)) / 16)
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(side, side, bias=False))
     model = model.to_empty(device="cpu")  # not touched, so it takes no memory
     with pytest.raises(
-        InputError, match=r"candidates would take [\d,.]+ GiB on cpu, where [\d,.]+ GiB are free: pattern 8:16 takes 7,239 bytes"
+        InputError, match=r"candidates would take [\d,.]+ GiB on cpu, where [\d,.]+ GiB are free: pattern 8:16 takes 812 bytes"
     ):
         nmt.sparsify_(model, "8:16", nmt.LBC(t_i=0, t_f=10))
     assert type(model[0]) is nn.Linear

@@ -1,4 +1,4 @@
-"""What LBC knows of a weight: of every group, which candidates are alive and how they score."""
+"""What LBC knows of a weight: which candidates of every group are alive, and the scores that order them."""
 
 from __future__ import annotations
 
@@ -12,43 +12,41 @@ from torch import Tensor
 from nmsolve.errors import InputError
 from nmsolve.lbc import combinations, remove_lowest, survivor_mask
 from nmsolve.pattern import Pattern
-from nmsolve.torch.shards import local
+
+#: Candidates whose scores are written out at a time.
+CHUNK = 2**22
 
 
 class Candidates:
     """The C(m, n) candidates of every group of a weight, on this rank's part of it.
 
-    alive : (…, C) bool, what is removed stays removed. scores, momentum : (…, C) float32, of the learned criteria. saliency : (…,
-    m) float32, Σ |W ∂L/∂W̃| since the last removal, of the gradient criterion. None where a criterion needs none. left : how many
-    are alive in every group. The leading axes are those of `modules.groups_of`.
+    alive : (…, C) bool, what is removed stays removed; its leading axes are those of `modules.groups_of`. scores : of the weight's
+    shape; a candidate's score is the sum over its weights. momentum : likewise, of the SGD that learns them. None where a criterion
+    needs none. left : how many candidates are alive in every group.
     """
 
-    PARTS = ("alive", "scores", "momentum", "saliency")
+    PARTS = ("alive", "scores", "momentum")
 
-    def __init__(
-        self, alive: Tensor, scores: Tensor | None = None, momentum: Tensor | None = None, saliency: Tensor | None = None
-    ) -> None:
+    def __init__(self, alive: Tensor, scores: Tensor | None = None, momentum: Tensor | None = None) -> None:
         self.alive = alive
         self.scores = scores
         self.momentum = momentum
-        self.saliency = saliency
         self.left = int(alive.reshape(-1, alive.shape[-1])[0].sum())
 
     @classmethod
-    def fresh(cls, groups: Tensor, pattern: Pattern, criterion: str) -> Self:
-        """All alive and, if they are learned, with equal scores (Alg. 1, line 1), for groups (…, m)."""
-        shape, device = (*groups.shape[:-1], math.comb(pattern.m, pattern.n)), groups.device
-        alive = torch.ones(shape, dtype=torch.bool, device=device)
-        if criterion in ("learned", "inverse"):
-            return cls(alive, torch.ones(shape, device=device), torch.zeros(shape, device=device))
-        return cls(alive, saliency=torch.zeros(groups.shape, device=device) if criterion == "gradient" else None)
+    def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, criterion: str) -> Self:
+        """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m)."""
+        shape = (*groups.shape[:-1], math.comb(pattern.m, pattern.n))
+        alive = torch.ones(shape, dtype=torch.bool, device=weight.device)
+        dtype = torch.promote_types(torch.float32, weight.dtype)
+        return cls(alive, *(torch.zeros_like(weight, dtype=dtype) for _ in parts_of(criterion)[1:]))
 
     @classmethod
     def loaded(cls, parts: dict[str, Tensor]) -> Self:
         """From the parts of a state dict."""
         if "alive" not in parts:
             raise InputError("the checkpoint has LBC's scores but not which candidates are alive")
-        return cls(**{name: local(tensor).clone() for name, tensor in parts.items()})
+        return cls(**{name: tensor.clone() for name, tensor in parts.items()})
 
     def state(self) -> dict[str, Tensor]:
         """For a state dict."""
@@ -59,39 +57,50 @@ class Candidates:
         for name, tensor in self.state().items():
             setattr(self, name, tensor.to(device))
 
-    def learn(self, saliency: Tensor, table: Tensor, rate: float, momentum: float) -> None:
-        """A step of SGD on the scores, with the gradient Σ_{i ∈ Θ_j} W_i ∂L/∂W̃_i (Eq. 10), never held as a tensor of its own.
+    def learn(self, weight: Tensor, gradient: Tensor, rate: float, momentum: float) -> None:
+        """A step of SGD on the scores, whose gradient is W ∂L/∂W̃.
 
-        saliency : (…, m), W ∂L/∂W̃. table : (m, C) float32, the candidates.
+        Eq. 10's gradient of a candidate's score is the sum of that over its weights. SGD is linear and all scores begin equal, so
+        a candidate's score stays the sum over its weights of what is learned here: two numbers a weight stand for all C(m, n).
         """
         assert self.scores is not None
         assert self.momentum is not None
-        flat = self.momentum.view(-1, self.momentum.shape[-1])
-        flat.addmm_(saliency.reshape(-1, saliency.shape[-1]).float(), table, beta=momentum)
+        dtype = self.scores.dtype
+        self.momentum.mul_(momentum).addcmul_(weight.to(dtype), gradient.to(dtype))
         self.scores.sub_(self.momentum, alpha=rate)
 
-    def remove(self, scores: Tensor, gone: int) -> None:
-        """Remove the lowest of (…, C) scores until `gone` are gone in every group (Alg. 1, lines 7 and 8)."""
+    def gather(self, weight: Tensor, gradient: Tensor) -> None:
+        """Add |W ∂L/∂W̃| to the scores."""
+        assert self.scores is not None
+        self.scores.add_((weight * gradient).abs())
+
+    def remove(self, worth: Tensor, pattern: Pattern, gone: int) -> None:
+        """Remove the candidates of the lowest Σ worth until `gone` are gone in every group (Alg. 1, lines 7 and 8).
+
+        worth : (…, m), finite. Sums are taken in float64, in which those of float32 numbers tie when they are equal.
+        """
+        table = combinations(pattern).astype(np.float64).T
+        flat = worth.reshape(-1, pattern.m)
         alive = self.alive.cpu().reshape(-1, self.alive.shape[-1]).numpy()
-        remove_lowest(scores.cpu().reshape(alive.shape).float().numpy(), alive, gone)
+        step = max(1, CHUNK // alive.shape[1])
+        for start in range(0, len(alive), step):
+            part = slice(start, start + step)
+            remove_lowest(flat[part].double().cpu().numpy() @ table, alive[part], gone)
         self.alive = torch.from_numpy(alive).reshape(self.alive.shape).to(self.alive.device)
         self.left = alive.shape[1] - gone
-        if self.saliency is not None:
-            self.saliency.zero_()
 
     def kept(self, pattern: Pattern) -> Tensor:
         """(…, m): the weights that some candidate alive contains (Eq. 8)."""
         alive = self.alive.cpu().reshape(-1, self.alive.shape[-1]).numpy()
-        mask = survivor_mask(alive, combinations(pattern))
-        return torch.from_numpy(mask).reshape(*self.alive.shape[:-1], pattern.m).to(self.alive.device)
+        mask = torch.from_numpy(survivor_mask(alive, combinations(pattern)))
+        return mask.reshape(*self.alive.shape[:-1], pattern.m).to(self.alive.device)
+
+
+def parts_of(criterion: str) -> tuple[str, ...]:
+    """What a criterion needs."""
+    return Candidates.PARTS[: {"magnitude": 1, "gradient": 2}.get(criterion, 3)]
 
 
 def bytes_a_weight(pattern: Pattern, criterion: str) -> float:
-    """What `Candidates` take."""
-    count = math.comb(pattern.m, pattern.n) / pattern.m
-    return {"magnitude": count, "gradient": count + 4}.get(criterion, 9 * count)
-
-
-def candidate_table(pattern: Pattern, device: torch.device) -> Tensor:
-    """(m, C) float32: which weights each candidate holds."""
-    return torch.from_numpy(combinations(pattern).astype(np.float32).T.copy()).to(device)
+    """What `Candidates` take, for float32 weights."""
+    return math.comb(pattern.m, pattern.n) / pattern.m + 4 * (len(parts_of(criterion)) - 1)

@@ -5,7 +5,7 @@ For a parameter `weight` with a mask, a module's state dict holds
     weight            the dense weight, dropped entries too: training goes on with them
     weight_mask       uint8, ceil(size / 8): the mask in row-major order, the first entry in the highest bit of the first byte
     weight_progress   float64, 9: n, m, transposable, at most, step, refreshes, sad, flips, density_sum
-    weight_scores, weight_momentum, weight_alive      LBC's, once it is attached
+    weight_alive, weight_scores, weight_momentum      LBC's, once it is attached, as far as its criterion needs them
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def saved_part(module: nn.Module, parameter: str, part: str) -> Tensor:
     if tensor is None:
         raise AttributeError(f"{type(module).__name__} has no {parameter}_{part}")
     weight = original(module, parameter)
-    return placed(tensor, weight, weight.shape[0] // (1 if masked.axis else pattern.m))
+    grouped = part == "alive" and masked.axis == 0  # then the first axis counts groups
+    return placed(tensor, weight, weight.shape[0] // (pattern.m if grouped else 1))
 
 
 def load_masks(

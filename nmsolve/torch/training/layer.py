@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from nmsolve.torch.modules import for_solver, from_solver
 from nmsolve.torch.plan import LayerPlan
 from nmsolve.torch.shards import anywhere, gathered, is_sharded, local
 from nmsolve.torch.training.parametrization import Masked, original
+from nmsolve.validate import thread_count
 
 #: What a mask maximises, from a weight and its gradient (None before the first step).
 Score = Callable[[Tensor, Tensor | None], Tensor]
@@ -54,25 +56,45 @@ class Layer:
         return None if gradient is None else local(gradient)
 
 
-def solve_mask(entry: LayerPlan, weight: Tensor, gradient: Tensor | None, solver: str, score: str | Score) -> Tensor:
+def solve_mask(entry: LayerPlan, weight: Tensor, scores: Tensor | None, solver: str, threads: int | None = None) -> Tensor:
     """The best mask of a weight, of its shape; errors name the layer."""
     assert entry.pattern is not None
     assert entry.axis is not None
+    given = None if scores is None else for_solver(scores, entry.axis)
     try:
-        scores = None
-        if callable(score):
-            with torch.no_grad():
-                scores = score(weight, gradient)
-            if not isinstance(scores, Tensor) or scores.shape != weight.shape:
-                found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-                raise InputError(
-                    f"the score function gave {found} for a weight of shape {tuple(weight.shape)}; it scores every weight"
-                )
-            scores = for_solver(scores, entry.axis)
-        result = solve(for_solver(weight, entry.axis), entry.pattern, scores, method=solver, padding=entry.padding)
+        result = solve(for_solver(weight, entry.axis), entry.pattern, given, solver, None, threads, entry.padding)
     except NMSolveError as error:
         raise type(error)(f"layer {entry.path}: {error}") from error
     return from_solver(result.mask, entry.axis, weight.dim())
+
+
+def scores_of(entry: LayerPlan, weight: Tensor, gradient: Tensor | None, score: str | Score) -> Tensor | None:
+    """What a mask maximises instead of |W|, if anything."""
+    if not callable(score):
+        return None
+    with torch.no_grad():
+        scores = score(weight, gradient)
+    if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(
+            f"layer {entry.path}: the score function gave {found} for a weight of shape {tuple(weight.shape)}; it scores each"
+        )
+    return scores
+
+
+def _solve_all(layers: Sequence[Layer], solver: str, score: str | Score) -> list[Tensor]:
+    """This rank's parts of the best masks. On a CPU layers side by side, for one of usual size is too small for several threads."""
+    weights = [layer.weight for layer in layers]
+    scores = [scores_of(layer.entry, w, layer.gradient, score) for layer, w in zip(layers, weights, strict=True)]
+    work = list(zip(layers, weights, scores, strict=True))
+    workers = thread_count(None)
+    share = sum(weight.numel() for weight in weights) // workers
+    if workers == 1 or any(weight.device.type != "cpu" or weight.numel() > share for weight in weights):
+        return [solve_mask(layer.entry, w, s, solver) for layer, w, s in work]
+    with ThreadPoolExecutor(workers) as pool:
+        largest_first = sorted(range(len(work)), key=lambda i: -weights[i].numel())
+        futures = {i: pool.submit(solve_mask, layers[i].entry, weights[i], scores[i], solver, 1) for i in largest_first}
+    return [futures[i].result() for i in range(len(work))]
 
 
 def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
@@ -84,7 +106,7 @@ def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
         If a weight is not finite, naming the layer; all masks and counters are then as they were.
     """
     with together(layers):
-        parts = [solve_mask(layer.entry, layer.weight, layer.gradient, solver, score) for layer in layers]
+        parts = _solve_all(layers, solver, score)
     exchange(layers, parts)
 
 

@@ -16,7 +16,7 @@ from nmsolve.lbc import combinations, removed_by
 from nmsolve.pattern import Pattern
 from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
+from nmsolve.torch.training.candidates import Candidates, bytes_a_weight, parts_of
 from nmsolve.torch.training.layer import Layer, exchange, together
 from nmsolve.torch.training.methods import Method, check_count
 
@@ -61,8 +61,11 @@ class LBC(Method):
     masked, so nothing dense is needed. Scores are learned by SGD at the learning rate of the layer's group, whatever the optimizer:
     only their order within a group counts, and it is their meaning (Eq. 12) to be a plain sum of loss changes. What is removed
     stays removed, for candidates alive are kept in a mask; in the released code momentum revives them. Of equal scores the
-    lexicographically later goes first. Memory: 9 C(m, n) / m bytes a weight (score, momentum, alive); "magnitude" takes a ninth of
-    that, "gradient" 4 bytes a weight more.
+    lexicographically later goes first.
+
+    All of this is linear, so a candidate's score is a sum over its weights, and two numbers a weight are learned in the place of two
+    for each of the C(m, n) candidates. Memory is 8 + C(m, n) / m bytes a weight (float32 score and momentum, alive); scores,
+    gradients and momenta of candidates would take 12 C(m, n) / m. "gradient" takes 4 + C(m, n) / m, "magnitude" C(m, n) / m.
 
     References
     ----------
@@ -131,39 +134,29 @@ class LBC(Method):
 
     def begin(self, attachment: Attachment) -> None:
         for layer in attachment.layers:
-            groups = _groups(layer, layer.weight)
-            found = layer.masked.candidates
+            found, groups = layer.masked.candidates, _groups(layer, layer.weight)
             if found is None:
-                layer.masked.candidates = Candidates.fresh(groups, _pattern(layer), self.criterion)
-            elif set(found.state()) != set(Candidates.fresh(groups[:1], _pattern(layer), self.criterion).state()) or (
-                found.alive.shape[:-1] != groups.shape[:-1]
-            ):
+                layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self.criterion)
+            elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != parts_of(self.criterion):
                 raise InputError(
-                    f"layer {layer.path}: the checkpoint's candidates {tuple(found.alive.shape)} are not those of groups "
-                    f"{tuple(groups.shape)} under criterion {self.criterion!r}; resume with the criterion and ranks that it "
-                    "was saved with"
+                    f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with {', '.join(found.state())}, "
+                    f"are not those of criterion {self.criterion!r}; resume with the criterion that it was saved with"
                 )
 
     def before(self, step: Step) -> None:
         for layer, group in step.layers:
-            candidates = layer.masked.candidates
+            candidates, weight, gradient = layer.masked.candidates, layer.weight, layer.gradient
             assert candidates is not None
-            candidates.to(layer.weight.device)
+            assert gradient is not None
+            candidates.to(weight.device)
             if self.criterion == "magnitude" or candidates.left == 1:
                 continue
-            gradient = layer.gradient
-            assert gradient is not None
-            saliency = _groups(layer, layer.weight * gradient)
-            if group.get("maximize"):
-                saliency = -saliency
             if step.scale != 1.0:
-                saliency = saliency / step.scale
+                gradient = gradient / step.scale
             if self.criterion == "gradient":
-                assert candidates.saliency is not None
-                candidates.saliency.add_(saliency.abs())
+                candidates.gather(weight, gradient)
             else:
-                table = step.attachment.table(_pattern(layer), saliency.device)
-                candidates.learn(saliency, table, float(group["lr"]), self.momentum)
+                candidates.learn(weight, -gradient if group.get("maximize") else gradient, float(group["lr"]), self.momentum)
 
     def after(self, attachment: Attachment) -> None:
         layers, gone = [], []
@@ -180,39 +173,37 @@ class LBC(Method):
                 layers.append(layer)
                 gone.append(total)
         with together(layers):
-            scores = [self._scores(layer, attachment) for layer in layers]
-        for layer, score, total in zip(layers, scores, gone, strict=True):
+            worths = [self._worth(layer) for layer in layers]
+        for layer, worth, total in zip(layers, worths, gone, strict=True):
             candidates = layer.masked.candidates
             assert candidates is not None
-            candidates.remove(score, total)
+            candidates.remove(worth, _pattern(layer), total)
+            if self.criterion == "gradient" and candidates.scores is not None:
+                candidates.scores.zero_()
         self.refresh(layers, layers)
 
     def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
         parts = []
         for layer in trained:
             candidates = layer.masked.candidates
-            kept = layer.masked.mask if candidates is None else from_groups(candidates.kept(_pattern(layer)), _axis(layer))
-            parts.append(kept)
+            if candidates is None:
+                parts.append(layer.masked.mask)
+            else:
+                parts.append(from_groups(candidates.kept(_pattern(layer)), _axis(layer)))
         exchange(layers, parts)
 
-    def _scores(self, layer: Layer, attachment: Attachment) -> Tensor:
-        """What candidates are removed by, (…, C); InputError if any is not finite."""
+    def _worth(self, layer: Layer) -> Tensor:
+        """What candidates are removed by, weight by weight, (…, m); InputError if any is not finite."""
         candidates = layer.masked.candidates
         assert candidates is not None
-        if self._learned:
-            assert candidates.scores is not None
-            scores = candidates.scores if self.criterion == "learned" else -candidates.scores
-        else:
-            worth = _groups(layer, layer.weight.abs()) if self.criterion == "magnitude" else candidates.saliency
-            assert worth is not None
-            scores = worth.float() @ attachment.table(_pattern(layer), worth.device)
-        if not bool(torch.isfinite(scores).all()):
+        worth = layer.weight.abs() if self.criterion == "magnitude" else candidates.scores
+        assert worth is not None
+        if not bool(torch.isfinite(worth).all()):
             raise InputError(
-                f"layer {layer.path}: its weights or gradients were not finite, so its candidates cannot be compared; masks "
-                "and candidates "
-                "are as before the step. Lower the learning rate, clip gradients, or resume from the last checkpoint"
+                f"layer {layer.path}: its weights or gradients were not finite, so its candidates cannot be compared; masks and "
+                "candidates are as before the step. Lower the learning rate, clip gradients, or resume from the last checkpoint"
             )
-        return scores
+        return _groups(layer, -worth if self.criterion == "inverse" else worth)
 
     def unfinished(self, layers: Sequence[Layer]) -> str | None:
         for layer in layers:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nmsolve import api
 from nmsolve.errors import InputError
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.training.layer import Layer, Score, refresh, solve_mask
+from nmsolve.torch.training.layer import Layer, Score, refresh, scores_of, solve_mask
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.stepping import Attachment, Step
@@ -53,6 +53,10 @@ class Method:
         """Choose masks anew, outside of the steps; of a copy of the model, whose layers as they are trained are `trained`."""
         raise NotImplementedError
 
+    def density(self, layer: Layer) -> float:
+        """The share of a layer's mask that is kept, for the count of every step."""
+        return layer.masked.density
+
     def unfinished(self, layers: Sequence[Layer]) -> str | None:
         """Why masks do not satisfy their patterns yet, with the remedy."""
         return None
@@ -73,7 +77,12 @@ class _Solved(Method):
             api.check_method(self.solver, pattern)
 
     def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
-        return solve_mask(entry, weight, None, self.solver, self.score)
+        return solve_mask(entry, weight, scores_of(entry, weight, None, self.score), self.solver)
+
+    def density(self, layer: Layer) -> float:
+        pattern = layer.masked.pattern  # counting every new mask would take a tenth as long as solving it
+        known = layer.masked.padding == "error" and not pattern.at_most
+        return pattern.density if known else layer.masked.density
 
     def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
         refresh(layers, self.solver, self.score)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -91,7 +92,10 @@ class Masked(nn.Module):
 
     def put(self, mask: Tensor) -> int:
         """Exchange the mask, in place for compiled code; the number of entries that changed."""
-        changed = int(torch.count_nonzero(mask ^ self.mask))
+        if mask.device.type == "cpu":  # NumPy counts bools an order of magnitude faster
+            changed = int(np.count_nonzero(mask.numpy() != self.mask.numpy()))
+        else:
+            changed = int(torch.count_nonzero(mask ^ self.mask))
         self.mask.copy_(mask)
         return changed
 

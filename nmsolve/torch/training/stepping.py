@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError
-from nmsolve.pattern import Pattern
 from nmsolve.torch.shards import first_axis, local
-from nmsolve.torch.training.candidates import candidate_table
 from nmsolve.torch.training.layer import Layer
 from nmsolve.torch.training.methods import Method
 
@@ -42,7 +40,6 @@ class Attachment:
         self.layers = list(layers)
         self.method = method
         self._factors: dict[int, tuple[tuple[int, int], Tensor]] = {}
-        self._tables: dict[tuple[Pattern, torch.device], Tensor] = {}
         self._skipped = False
         for layer in self.layers:
             _check_shard(layer)
@@ -71,13 +68,6 @@ class Attachment:
         factor.copy_(mask) if kept else torch.logical_not(mask, out=factor)
         self._factors[id(layer)] = version, factor
         return factor
-
-    def table(self, pattern: Pattern, device: torch.device) -> Tensor:
-        """(m, C) float32: which weights each of LBC's candidates holds."""
-        key = (pattern, device)
-        if key not in self._tables:
-            self._tables[key] = candidate_table(pattern, device)
-        return self._tables[key]
 
     def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
         """Layers with their groups, found anew: loading makes new groups, FSDP and load_state_dict(assign=True) new parameters."""
@@ -141,7 +131,7 @@ class Attachment:
         found_inf = getattr(self.optimizer, "found_inf", None)
         if self._skipped or (found_inf is not None and float(found_inf) != 0.0):
             return
-        densities = [layer.masked.density for layer in self.layers]  # of the masks that the step was taken with
+        densities = [self.method.density(layer) for layer in self.layers]  # of the masks that the step was taken with
         with torch.no_grad():
             self.method.after(self)
         for layer, density in zip(self.layers, densities, strict=True):
