@@ -63,8 +63,8 @@ class LBC(Method):
     stays removed, for candidates alive are kept in a mask; in the released code momentum revives them. Of equal scores the
     lexicographically later goes first.
 
-    All of this is linear, so a candidate's score is a sum over its weights, and two numbers a weight are learned in the place of two
-    for each of the C(m, n) candidates. Memory is 8 + C(m, n) / m bytes a weight (float32 score and momentum, alive); scores,
+    All of this is linear, so a candidate's score is a sum over its weights, and two numbers a weight are learned instead of two for
+    each of the C(m, n) candidates. Memory is 8 + C(m, n) / m bytes a weight (float32 score and momentum, alive); scores,
     gradients and momenta of candidates would take 12 C(m, n) / m. "gradient" takes 4 + C(m, n) / m, "magnitude" C(m, n) / m.
 
     References
