@@ -112,6 +112,13 @@ def test_lbc_removes_when_it_is_due(update_every):
     assert_same(result, oracle.train_lbc(W, batches, 2, 4, theirs(), 0, 9, update_every=update_every))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_lbc_learns_with_the_momentum_that_it_is_given(momentum):
+    W, batches = problem(3)
+    result = train(W, batches, "2:4", nmt.LBC(t_i=0, t_f=9, momentum=momentum), OPTIMIZERS["sgd"][0])
+    assert_same(result, oracle.train_lbc(W, batches, 2, 4, oracle.SGD(0.3, 0.9, 0.01), 0, 9, momentum=momentum))
+
+
 def test_the_criteria_of_lbc_differ():
     W, batches = problem(2)
     finals = [

@@ -24,6 +24,7 @@ CASES: tuple[tuple[str, str, Any, Callable[[nn.Module], Optimizer], float], ...]
     ("SRSTE coupled, SGD with momentum", "2:4T", nmt.SRSTE(update_every=NEVER, decoupled=False), sgd, 2.0),
     ("SRSTE decoupled, AdamW", "2:4T", nmt.SRSTE(update_every=NEVER, decoupled=True), adamw, 2.0),
     ("LBC between removals, AdamW", "2:4", nmt.LBC(t_i=0, t_f=2 * NEVER, update_every=NEVER), adamw, 2.0),
+    ("LBC without momentum, AdamW", "2:4", nmt.LBC(t_i=0, t_f=2 * NEVER, update_every=NEVER, momentum=0.0), adamw, 2.0),
     ("LBC after its end, AdamW", "2:4", nmt.LBC(t_i=0, t_f=1), adamw, 2.0),
 )
 

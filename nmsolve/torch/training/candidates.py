@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -34,12 +35,12 @@ class Candidates:
         self.left = int(alive.reshape(-1, alive.shape[-1])[0].sum())
 
     @classmethod
-    def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, criterion: str) -> Self:
-        """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m)."""
+    def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, parts: Sequence[str]) -> Self:
+        """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m), of the parts that are needed."""
         shape = (*groups.shape[:-1], math.comb(pattern.m, pattern.n))
         alive = torch.ones(shape, dtype=torch.bool, device=weight.device)
         dtype = torch.promote_types(torch.float32, weight.dtype)
-        return cls(alive, *(torch.zeros_like(weight, dtype=dtype) for _ in parts_of(criterion)[1:]))
+        return cls(alive, *(torch.zeros_like(weight, dtype=dtype) for _ in parts[1:]))
 
     @classmethod
     def loaded(cls, parts: dict[str, Tensor]) -> Self:
@@ -64,10 +65,13 @@ class Candidates:
         a candidate's score stays the sum over its weights of what is learned here: two numbers a weight stand for all C(m, n).
         """
         assert self.scores is not None
-        assert self.momentum is not None
         dtype = self.scores.dtype
-        self.momentum.mul_(momentum).addcmul_(weight.to(dtype), gradient.to(dtype))
-        self.scores.sub_(self.momentum, alpha=rate)
+        weight, gradient = weight.to(dtype), gradient.to(dtype)
+        if self.momentum is None:
+            self.scores.addcmul_(weight, gradient, value=-rate)
+        else:
+            self.momentum.mul_(momentum).addcmul_(weight, gradient)
+            self.scores.sub_(self.momentum, alpha=rate)
 
     def gather(self, weight: Tensor, gradient: Tensor) -> None:
         """Add |W ∂L/∂W̃| to the scores."""
@@ -96,11 +100,6 @@ class Candidates:
         return mask.reshape(*self.alive.shape[:-1], pattern.m).to(self.alive.device)
 
 
-def parts_of(criterion: str) -> tuple[str, ...]:
-    """What a criterion needs."""
-    return Candidates.PARTS[: {"magnitude": 1, "gradient": 2}.get(criterion, 3)]
-
-
-def bytes_a_weight(pattern: Pattern, criterion: str) -> float:
+def bytes_a_weight(pattern: Pattern, parts: Sequence[str]) -> float:
     """What `Candidates` take, for float32 weights."""
-    return math.comb(pattern.m, pattern.n) / pattern.m + 4 * (len(parts_of(criterion)) - 1)
+    return math.comb(pattern.m, pattern.n) / pattern.m + 4 * (len(parts) - 1)

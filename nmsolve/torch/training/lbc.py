@@ -16,7 +16,7 @@ from nmsolve.lbc import combinations, removed_by
 from nmsolve.pattern import Pattern
 from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.training.candidates import Candidates, bytes_a_weight, parts_of
+from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
 from nmsolve.torch.training.layer import Layer, exchange, together
 from nmsolve.torch.training.methods import Method, check_count
 
@@ -47,7 +47,8 @@ class LBC(Method):
     power : float
         Of Eq. 6's schedule: 3 in the paper, 4 in the released code for DeiT.
     momentum : float
-        Of the SGD that learns the scores, which have no weight decay.
+        Of the SGD that learns the scores, which have no weight decay. 0 halves the time that learning takes and its memory; all
+        that momentum does to scores, which only accumulate, is to let them lag by some steps.
 
     Raises
     ------
@@ -98,8 +99,10 @@ class LBC(Method):
         removed_by(2, 0, self.t_i, self.t_f, self.power)
 
     @property
-    def _learned(self) -> bool:
-        return self.criterion in ("learned", "inverse")
+    def _parts(self) -> tuple[str, ...]:
+        """What of `Candidates` the criterion needs."""
+        needed = 1 if self.criterion == "magnitude" else 2 if self.criterion == "gradient" or not self.momentum else 3
+        return Candidates.PARTS[:needed]
 
     def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
         needed: dict[torch.device, float] = {}
@@ -116,11 +119,11 @@ class LBC(Method):
                     f"layer {layer.path} of shape {layer.shape}: LBC has no candidates for groups that padding={layer.padding!r} "
                     f"completes; plan with padding='skip'"
                 )
-            needed[weight.device] = needed.get(weight.device, 0) + weight.numel() * bytes_a_weight(pattern, self.criterion)
+            needed[weight.device] = needed.get(weight.device, 0) + weight.numel() * bytes_a_weight(pattern, self._parts)
         for device, count in needed.items():
             free = free_bytes(device)
             if free is not None and count > free:
-                each = {layer.pattern: bytes_a_weight(layer.pattern, self.criterion) for layer in layers if layer.pattern}
+                each = {layer.pattern: bytes_a_weight(layer.pattern, self._parts) for layer in layers if layer.pattern}
                 worst = max(each, key=lambda pattern: each[pattern])
                 raise InputError(
                     f"LBC's candidates would take {count / 2**30:,.1f} GiB on {device}, where {free / 2**30:,.1f} GiB are "
@@ -136,11 +139,11 @@ class LBC(Method):
         for layer in attachment.layers:
             found, groups = layer.masked.candidates, _groups(layer, layer.weight)
             if found is None:
-                layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self.criterion)
-            elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != parts_of(self.criterion):
+                layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self._parts)
+            elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != self._parts:
                 raise InputError(
                     f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with {', '.join(found.state())}, "
-                    f"are not those of criterion {self.criterion!r}; resume with the criterion that it was saved with"
+                    f"are not those of criterion {self.criterion!r}, momentum {self.momentum}; resume with those it was saved with"
                 )
 
     def before(self, step: Step) -> None:
