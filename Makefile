@@ -24,6 +24,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.training
 
 gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu

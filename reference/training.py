@@ -26,7 +26,7 @@ def gradient(W, mask, x, t):
 
 
 class SGD:
-    """v ← μ v + g + wd W, W ← W − lr v."""
+    """v ← μ v + g + wd W, W ← W − lr v. `forget` zeroes the momenta of what a mask drops."""
 
     def __init__(self, lr, momentum=0.0, weight_decay=0.0):
         self.lr, self.momentum, self.weight_decay, self.v = lr, momentum, weight_decay, None
@@ -35,6 +35,9 @@ class SGD:
         g = g + self.weight_decay * W
         self.v = g if self.v is None else self.momentum * self.v + g
         return W - self.lr * self.v
+
+    def forget(self, mask):
+        self.v = self.v * mask
 
 
 class AdamW:
@@ -53,6 +56,9 @@ class AdamW:
         W = W * (1 - self.lr * self.weight_decay)
         a, b = self.a / (1 - one**self.t), self.b / (1 - two**self.t)
         return W - self.lr * a / (np.sqrt(b) + self.eps)
+
+    def forget(self, mask):
+        self.a, self.b = self.a * mask, self.b * mask
 
 
 def train_fixed(W, batches, n, m, optimizer):
@@ -135,5 +141,7 @@ def train_lbc(W, batches, n, m, optimizer, t_i, t_f, criterion="learned", moment
                     for j in alive[r, c]:
                         for i in sets[j]:
                             mask[r, c + i] = True
+                W = W * mask
+                optimizer.forget(mask)
         masks.append(mask)
     return W, masks

@@ -61,8 +61,8 @@ class LBC(Method):
     The scores' gradient is computed from the weights' own at each optimizer step: candidates alive hold only weights that are not
     masked, so nothing dense is needed. Scores are learned by SGD at the learning rate of the layer's group, whatever the optimizer:
     only their order within a group counts, and it is their meaning (Eq. 12) to be a plain sum of loss changes. What is removed
-    stays removed, for candidates alive are kept in a mask; in the released code momentum revives them. Of equal scores the
-    lexicographically later goes first.
+    stays removed, weight and momentum zeroed, for candidates alive are kept in a mask; in the released code momentum revives them.
+    Of equal scores the lexicographically later goes first.
 
     All of this is linear, so a candidate's score is a sum over its weights, and two numbers a weight are learned instead of two for
     each of the C(m, n) candidates. Memory is 8 + C(m, n) / m bytes a weight (float32 score and momentum, alive); scores,
@@ -184,6 +184,8 @@ class LBC(Method):
             if self.criterion == "gradient" and candidates.scores is not None:
                 candidates.scores.zero_()
         self.refresh(layers, layers)
+        for layer in layers:
+            attachment.forget(layer)
 
     def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
         parts = []

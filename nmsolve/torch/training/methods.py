@@ -116,17 +116,12 @@ class Fixed(_Solved):
     straight_through: ClassVar[bool] = False
 
     def begin(self, attachment: Attachment) -> None:
-        with torch.no_grad():
-            self.after(attachment)
-            self.loaded(attachment)
+        self.loaded(attachment)
 
     def loaded(self, attachment: Attachment) -> None:
-        from nmsolve.torch.training.stepping import local_state
-
         with torch.no_grad():
             for layer in attachment.layers:
-                for tensor in local_state(attachment.optimizer, layer):
-                    tensor.mul_(attachment.factor(layer, kept=True))
+                attachment.forget(layer)
 
     def after(self, attachment: Attachment) -> None:
         weights = [layer.weight for layer in attachment.layers]

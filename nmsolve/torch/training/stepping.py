@@ -69,6 +69,14 @@ class Attachment:
         self._factors[id(layer)] = version, factor
         return factor
 
+    def forget(self, layer: Layer) -> None:
+        """Zero what a layer's mask drops: in the weight, and in the momenta that would move it or fade to subnormals."""
+        mask = layer.masked.mask[first_axis(layer.parameter)]
+        layer.weight.mul_(mask)
+        for tensor in self.optimizer.state.get(layer.parameter, {}).values():
+            if isinstance(tensor, Tensor) and tensor.shape == layer.parameter.shape:
+                local(tensor).mul_(mask)
+
     def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
         """Layers with their groups, found anew: loading makes new groups, FSDP and load_state_dict(assign=True) new parameters."""
         groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
@@ -157,9 +165,3 @@ def _check_shard(layer: Layer) -> None:
             f"{'blocks' if entry.pattern.transposable else 'groups'} of pattern {entry.pattern}. Shard over a number of ranks that "
             f"leaves each a multiple of {m} rows, choose a row-wise pattern for the layer, or leave it out of the plan"
         )
-
-
-def local_state(optimizer: Optimizer, layer: Layer) -> list[Tensor]:
-    """The optimizer's tensors of a weight's own shape (momenta), on this rank."""
-    state = optimizer.state.get(layer.parameter, {})
-    return [local(t) for t in state.values() if isinstance(t, Tensor) and t.shape == layer.parameter.shape]
