@@ -45,8 +45,7 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
         if model is not None and all(module is not self.sparse.model for module in model.modules()):
             raise InputError(
                 f"the Trainer trains a {type(model).__name__} that is not, and does not contain, the model that was "
-                "sparsified: give "
-                "both the same one"
+                "sparsified: give both the same one"
             )
         self.sparse.attach(kwargs["optimizer"])
 

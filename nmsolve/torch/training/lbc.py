@@ -127,9 +127,8 @@ class LBC(Method):
                 worst = max(each, key=lambda pattern: each[pattern])
                 raise InputError(
                     f"LBC's candidates would take {count / 2**30:,.1f} GiB on {device}, where {free / 2**30:,.1f} GiB are "
-                    "free: pattern "
-                    f"{worst} takes {each[worst]:,.0f} bytes a weight; choose a pattern with fewer "
-                    "combinations, such as 2:4, 1:4 or 2:8, or fewer layers"
+                    f"free: pattern {worst} takes {each[worst]:,.0f} bytes a weight; choose a pattern with fewer combinations, "
+                    "such as 2:4, 1:4 or 2:8, or fewer layers"
                 )
 
     def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:

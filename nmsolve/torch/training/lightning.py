@@ -44,8 +44,8 @@ class LightningCallback(pl.Callback):  # type: ignore[misc]
         """Attach to the optimizers that hold weights with masks."""
         if all(module is not self.sparse.model for module in pl_module.modules()):
             raise InputError(
-                f"the {type(pl_module).__name__} is not, and does not contain, the model that was sparsified: give both the "
-                "same one"
+                f"the {type(pl_module).__name__} is not, and does not contain, the model that was sparsified: give "
+                "both the same one"
             )
         self.sparse.attach(*trainer.optimizers)
 

@@ -55,6 +55,10 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, mask_tangent: None) -> Tensor:
+        return tangent.view_as(tangent)
+
 
 class Masked(nn.Module):
     """W ↦ M∘W for a parametrized weight.
@@ -186,6 +190,7 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
 def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]]]) -> None:
     state, tensors = pickled
     module.__dict__.update(state)
-    for name, (parameter, masked) in tensors.items():
-        module.register_parameter(name, parameter)
+    parameters = {**module._parameters, **{name: parameter for name, (parameter, _) in tensors.items()}}
+    module._parameters = {name: parameters[name] for name in state["_dense_order"]}
+    for name, (_, masked) in tensors.items():
         put_on(module, name, masked)

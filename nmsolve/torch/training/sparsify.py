@@ -83,8 +83,7 @@ def sparsify_(model: nn.Module, plan: Plan | Patterns, method: Method | None = N
     if masked:
         raise InputError(
             f"the model is sparsified already ({', '.join(masked[:3])}{', …' if len(masked) > 3 else ''}): finalize_ it first, "
-            "or train on "
-            "with the SparseModel that sparsify_ returned"
+            "or train on with the SparseModel that sparsify_ returned"
         )
     if not isinstance(plan, Plan):
         plan = make_plan(model, plan)
@@ -173,12 +172,12 @@ class SparseModel:
             elif layer.parameter.requires_grad:
                 lost.append(layer.path)
         if lost:
+            names = " and ".join(type(optimizer).__name__ for optimizer in raw)
+            more = f" and {len(lost) - 5} more layers" if len(lost) > 5 else ""
             raise InputError(
-                f"the {' and '.join(type(optimizer).__name__ for optimizer in raw)} does not hold the weight of "
-                f"{', '.join(lost[:5])}"
-                f"{f' and {len(lost) - 5} more layers' if len(lost) > 5 else ''}: make it from the parameters of this very "
-                "model (after "
-                "fully_shard, if the model is sharded), leave the layers out of the plan, or freeze them with requires_grad_(False)"
+                f"the {names} does not hold the weight of {', '.join(lost[:5])}{more}: make it from the parameters of this very model "
+                "(after fully_shard, if the model is sharded), leave the layers out of the plan, or freeze them with "
+                "requires_grad_(False)"
             )
         news = []
         try:

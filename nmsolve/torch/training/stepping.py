@@ -84,11 +84,9 @@ class Attachment:
         lost = [layer.path for layer, group in held if group is None]
         if lost:
             raise InputError(
-                f"the weight of {', '.join(lost)} is no longer the tensor that the {type(self.optimizer).__name__} holds, so "
-                "it would "
-                "not be trained: it was replaced after attach (load_state_dict(assign=True), a new nn.Parameter, fully_shard). "
-                "Make "
-                "the optimizer from the model's parameters again, and attach it"
+                f"the weight of {', '.join(lost)} is no longer the tensor that the {type(self.optimizer).__name__} holds, so it "
+                "would not be trained: it was replaced after attach (load_state_dict(assign=True), a new nn.Parameter, "
+                "fully_shard). Make the optimizer from the model's parameters again, and attach it"
             )
         return held  # type: ignore[return-value]
 
