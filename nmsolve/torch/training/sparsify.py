@@ -175,7 +175,7 @@ class SparseModel:
             names = " and ".join(type(optimizer).__name__ for optimizer in raw)
             more = f" and {len(lost) - 5} more layers" if len(lost) > 5 else ""
             raise InputError(
-                f"the {names} does not hold the weight of {', '.join(lost[:5])}{more}: make it from the parameters of this very model "
+                f"the {names} does not hold the weight of {', '.join(lost[:5])}{more}: make it from the parameters of this model "
                 "(after fully_shard, if the model is sharded), leave the layers out of the plan, or freeze them with "
                 "requires_grad_(False)"
             )
