@@ -214,6 +214,33 @@ def test_fsdp2_resumes_bit_for_bit(tmp_path, name):
     assert on_two_ranks(tmp_path, resumed, str(tmp_path), name) == [True, True]
 
 
+def empty(rank, folder):
+    """A rank that holds no row of a layer: training, saving and resuming go on."""
+    from torch.distributed.fsdp import fully_shard
+
+    for name in METHODS:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)).double()
+        sparse = nmt.sparsify_(model, "2:4", METHODS[name]())
+        fully_shard(model)
+        optimizer = optimizer_of(model, name)
+        sparse.attach(optimizer)
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.full((2, 8), 1.0 + step, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+            if step == 1:
+                model.load_state_dict(model.state_dict())
+                sparse.attach(optimizer)
+        assert nmt.verify(model, sparse.plan).ok, name
+        assert sparse.stats().step == 5
+    return True
+
+
+def test_ranks_without_a_row(tmp_path):
+    assert on_two_ranks(tmp_path, empty, str(tmp_path)) == [True, True]
+
+
 def troubles(rank):
     from torch.distributed.fsdp import fully_shard
 

@@ -47,7 +47,7 @@ def groups_of(weight: Tensor, axis: int, m: int) -> Tensor:
 
     So a weight that is cut along its first axis (in multiples of m, if that is the groups' axis) has its groups cut alike.
     """
-    shape = (*weight.shape[:axis], -1, m, *weight.shape[axis + 1 :])
+    shape = (*weight.shape[:axis], weight.shape[axis] // m, m, *weight.shape[axis + 1 :])
     return weight.reshape(shape).movedim(axis + 1, -1)
 
 

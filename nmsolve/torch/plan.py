@@ -216,12 +216,16 @@ def kind_of(module: nn.Module) -> str:
 
 def _patterns(pattern: Patterns) -> dict[str, Pattern | None]:
     if isinstance(pattern, Mapping):
+        _globs(pattern, "pattern")
         return {glob: None if p is None else Pattern.of(p) for glob, p in pattern.items()}
     return {"*": Pattern.of(pattern)}
 
 
 def _globs(globs: str | Iterable[str], name: str) -> tuple[str, ...]:
-    given = (globs,) if isinstance(globs, str) else tuple(globs)
+    try:
+        given = (globs,) if isinstance(globs, str) else tuple(globs)
+    except TypeError:
+        given = (globs,)  # type: ignore[assignment]
     for glob in given:
         if not isinstance(glob, str):
             raise InputError(f"{name} takes module paths or globs of them, such as 'encoder.*', got {glob!r}")

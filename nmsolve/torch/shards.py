@@ -90,12 +90,17 @@ def cut(saved: Tensor, weight: Tensor) -> Tensor:
     return saved[round(rows.start * share) : round(rows.stop * share)]
 
 
-def anywhere(problem: bool, weight: Tensor) -> bool:
-    """Whether any rank that holds a part of a sharded weight has a problem: so that all stop together."""
+def least(number: int, weight: Tensor) -> int:
+    """The least of a number over the ranks that hold a sharded weight."""
     import torch.distributed as dist
 
-    flag = torch.tensor(int(problem), device=local(weight).device)
+    value = torch.tensor(number, device=local(weight).device)
     mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
     for axis in range(mesh.ndim):
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=mesh.get_group(axis))
-    return bool(flag)
+        dist.all_reduce(value, op=dist.ReduceOp.MIN, group=mesh.get_group(axis))
+    return int(value)
+
+
+def anywhere(problem: bool, weight: Tensor) -> bool:
+    """Whether any rank that holds a part of a sharded weight has a problem: so that all stop together."""
+    return least(int(not problem), weight) == 0

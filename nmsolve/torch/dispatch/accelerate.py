@@ -20,6 +20,7 @@ from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import is_2to4
 from nmsolve.torch.dispatch.recording import Call, record, undisturbed
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+from nmsolve.torch.training.parametrization import masked_parameters
 
 #: In training, a layer with fewer nonzeros was not pruned but initialised so, to zero say; its zeros are not a mask.
 LEAST_DENSITY = 0.2
@@ -160,6 +161,8 @@ def _refusal(module: nn.Module, shape: tuple[int, ...], training: bool) -> str |
         return "scripted: what its forward does is fixed"
     if isinstance(module, PackedLinear):
         return "packed before"
+    if masked_parameters(module):
+        return "masks are on it: finalize_ first, or sparsify_(…, accelerate=True)"
     if parametrize.is_parametrized(module):
         return "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes its weight a parameter"
     if not isinstance(module, nn.Linear):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmsolve.errors import InputError
 from nmsolve.lbc import combinations, remove_lowest, survivor_mask
 from nmsolve.pattern import Pattern
 
@@ -22,17 +21,20 @@ class Candidates:
     """The C(m, n) candidates of every group of a weight, on this rank's part of it.
 
     alive : (…, C) bool, what is removed stays removed; its leading axes are those of `modules.groups_of`. scores : of the weight's
-    shape; a candidate's score is the sum over its weights. momentum : likewise, of the SGD that learns them. None where a criterion
-    needs none. left : how many candidates are alive in every group.
+    shape; a candidate's score is the sum over its weights. momentum : likewise, of the SGD that learns them. saliency : likewise,
+    Σ |W ∂L/∂W̃| since the last removal. None where a criterion needs none. left : how many candidates are alive in every group.
     """
 
-    PARTS = ("alive", "scores", "momentum")
+    PARTS = ("alive", "scores", "momentum", "saliency")
 
-    def __init__(self, alive: Tensor, scores: Tensor | None = None, momentum: Tensor | None = None) -> None:
+    def __init__(
+        self, alive: Tensor, scores: Tensor | None = None, momentum: Tensor | None = None, saliency: Tensor | None = None
+    ) -> None:
         self.alive = alive
         self.scores = scores
         self.momentum = momentum
-        self.left = int(alive.reshape(-1, alive.shape[-1])[0].sum())
+        self.saliency = saliency
+        self.left = int(alive.reshape(-1, alive.shape[-1])[0].sum()) if alive.numel() else alive.shape[-1]
 
     @classmethod
     def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, parts: Sequence[str]) -> Self:
@@ -40,13 +42,11 @@ class Candidates:
         shape = (*groups.shape[:-1], math.comb(pattern.m, pattern.n))
         alive = torch.ones(shape, dtype=torch.bool, device=weight.device)
         dtype = torch.promote_types(torch.float32, weight.dtype)
-        return cls(alive, *(torch.zeros_like(weight, dtype=dtype) for _ in parts[1:]))
+        return cls(alive, **{part: torch.zeros_like(weight, dtype=dtype) for part in parts[1:]})
 
     @classmethod
     def loaded(cls, parts: dict[str, Tensor]) -> Self:
-        """From the parts of a state dict."""
-        if "alive" not in parts:
-            raise InputError("the checkpoint has LBC's scores but not which candidates are alive")
+        """From the parts of a state dict, which has "alive"."""
         return cls(**{name: tensor.clone() for name, tensor in parts.items()})
 
     def state(self) -> dict[str, Tensor]:
@@ -74,9 +74,10 @@ class Candidates:
             self.scores.sub_(self.momentum, alpha=rate)
 
     def gather(self, weight: Tensor, gradient: Tensor) -> None:
-        """Add |W ∂L/∂W̃| to the scores."""
-        assert self.scores is not None
-        self.scores.add_((weight * gradient).abs())
+        """Add |W ∂L/∂W̃| to the saliencies."""
+        assert self.saliency is not None
+        dtype = self.saliency.dtype
+        self.saliency.add_((weight.to(dtype) * gradient.to(dtype)).abs())
 
     def remove(self, worth: Tensor, pattern: Pattern, gone: int) -> None:
         """Remove the candidates of the lowest Σ worth until `gone` are gone in every group (Alg. 1, lines 7 and 8).
@@ -85,16 +86,20 @@ class Candidates:
         """
         table = combinations(pattern).astype(np.float64).T
         flat = worth.reshape(-1, pattern.m)
+        self.left = self.alive.shape[-1] - gone
+        if not self.alive.numel():
+            return
         alive = self.alive.cpu().reshape(-1, self.alive.shape[-1]).numpy()
         step = max(1, CHUNK // alive.shape[1])
         for start in range(0, len(alive), step):
             part = slice(start, start + step)
             remove_lowest(flat[part].double().cpu().numpy() @ table, alive[part], gone)
         self.alive = torch.from_numpy(alive).reshape(self.alive.shape).to(self.alive.device)
-        self.left = alive.shape[1] - gone
 
     def kept(self, pattern: Pattern) -> Tensor:
         """(…, m): the weights that some candidate alive contains (Eq. 8)."""
+        if not self.alive.numel():
+            return torch.ones((*self.alive.shape[:-1], pattern.m), dtype=torch.bool, device=self.alive.device)
         alive = self.alive.cpu().reshape(-1, self.alive.shape[-1]).numpy()
         mask = torch.from_numpy(survivor_mask(alive, combinations(pattern)))
         return mask.reshape(*self.alive.shape[:-1], pattern.m).to(self.alive.device)

@@ -5,11 +5,13 @@ For a parameter `weight` with a mask, a module's state dict holds
     weight            the dense weight, dropped entries too: training goes on with them
     weight_mask       uint8, ceil(size / 8): the mask in row-major order, the first entry in the highest bit of the first byte
     weight_progress   float64, 9: n, m, transposable, at most, step, refreshes, sad, flips, density_sum
-    weight_alive, weight_scores, weight_momentum      LBC's, once it is attached, as far as its criterion needs them
+    weight_alive, weight_scores, weight_momentum, weight_saliency
+                      LBC's, once it is attached, as far as its criterion needs them
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple
 from typing import Any
 
@@ -18,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.pattern import Pattern
 from nmsolve.torch.shards import cut, placed, whole
 from nmsolve.torch.training.candidates import Candidates
 from nmsolve.torch.training.parametrization import Masked, Progress, masked_parameters, original
@@ -83,9 +84,8 @@ def load_masks(
         step, refreshes, sad, flips, density_sum = whole(row).tolist()[4:]
         masked.mask.copy_(unpacked(whole(bits), masked.mask.shape))
         masked.progress = Progress(int(step), int(refreshes), int(sad), int(flips), density_sum)
-        masked.candidates = (
-            Candidates.loaded({part: cut(t, original(module, name)) for part, t in parts.items()}) if parts else None
-        )
+        if "alive" in parts:
+            masked.candidates = Candidates.loaded({part: cut(t, original(module, name)) for part, t in parts.items()})
 
 
 def check_masks(
@@ -94,8 +94,13 @@ def check_masks(
     prefix: str,
     *_: Any,
 ) -> None:
-    """Load hook of a whole model: masks that do not fit are an error before anything is loaded."""
+    """Load hook of a whole model: masks that do not fit are an error before anything is loaded.
+
+    Candidates that the checkpoint does not have are dropped here, where all names of tied weights are seen: they may be under one.
+    """
     problems = []
+    without: dict[int, Masked] = {}
+    having: set[int] = set()
     for name, module in model.named_modules():
         for parameter, masked in masked_parameters(module).items():
             key = prefix + (f"{name}.{parameter}" if name else parameter)
@@ -103,16 +108,39 @@ def check_masks(
             problem = None if bits is None or row is None else _misfit(masked, bits, row)
             if problem:
                 problems.append(f"{key}: {problem}")
+            if f"{key}_alive" in state_dict:
+                having.add(id(masked))
+            elif bits is not None:
+                without[id(masked)] = masked
     if problems:
         raise InputError("nothing was loaded into the sparsified model: " + "; ".join(problems))
+    for number, masked in without.items():
+        if number not in having:
+            masked.candidates = None
+
+
+def stop_checking(model: nn.Module) -> None:
+    """Take the hooks of checkpoints off a module."""
+    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (save_masks, load_masks, check_masks):
+                del hooks[key]
 
 
 def _misfit(masked: Masked, bits: Tensor, row: Tensor) -> str | None:
     """Why a saved mask does not belong to a weight."""
-    n, m, transposable, at_most = (int(number) for number in whole(row).tolist()[:4])
-    pattern = Pattern(n, m, bool(transposable), bool(at_most))
-    if pattern != masked.pattern:
-        return f"the checkpoint's mask has pattern {pattern}, the plan {masked.pattern}; sparsify the model with {pattern}"
+    if bits.dtype != torch.uint8 or row.dtype != torch.float64 or row.numel() != 9 or bits.is_meta or row.is_meta:
+        return (
+            f"the checkpoint's mask is {bits.dtype} and its progress {row.dtype} of {row.numel()} numbers, not uint8 and float64 "
+            "of 9 with values: it was cast or cut when it was saved"
+        )
+    numbers = whole(row).tolist()
+    if not all(math.isfinite(number) for number in numbers):
+        return "the checkpoint's progress is not finite"
+    n, m, transposable, at_most = (int(number) for number in numbers[:4])
+    text = f"{'<=' if at_most else ''}{n}:{m}{'T' if transposable else ''}"
+    if text != str(masked.pattern):
+        return f"the checkpoint's mask has pattern {text}, the plan {masked.pattern}; sparsify the model with {text}"
     if bits.numel() != -(-masked.mask.numel() // 8):
         return f"the checkpoint's mask has {bits.numel()} bytes, which is not that of a weight of shape {tuple(masked.mask.shape)}"
     return None

@@ -60,6 +60,8 @@ def solve_mask(entry: LayerPlan, weight: Tensor, scores: Tensor | None, solver: 
     """The best mask of a weight, of its shape; errors name the layer."""
     assert entry.pattern is not None
     assert entry.axis is not None
+    if not weight.numel():  # this rank holds no row of it
+        return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
     given = None if scores is None else for_solver(scores, entry.axis)
     try:
         result = solve(for_solver(weight, entry.axis), entry.pattern, given, solver, None, threads, entry.padding)

@@ -16,6 +16,7 @@ from nmsolve.lbc import combinations, removed_by
 from nmsolve.pattern import Pattern
 from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.shards import is_sharded, least
 from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
 from nmsolve.torch.training.layer import Layer, exchange, together
 from nmsolve.torch.training.methods import Method, check_count
@@ -87,6 +88,7 @@ class LBC(Method):
 
     straight_through: ClassVar[bool] = False
     uses_gradients: ClassVar[bool] = True
+    needs_training: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count(self.t_i, "t_i", 0)
@@ -94,15 +96,16 @@ class LBC(Method):
         check_count(self.update_every, "update_every", 1)
         if self.criterion not in get_args(Criterion):
             raise InputError(f"criterion must be one of {', '.join(map(repr, get_args(Criterion)))}, got {self.criterion!r}")
-        if not 0 <= self.momentum < 1:
+        if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
         removed_by(2, 0, self.t_i, self.t_f, self.power)
 
     @property
     def _parts(self) -> tuple[str, ...]:
         """What of `Candidates` the criterion needs."""
-        needed = 1 if self.criterion == "magnitude" else 2 if self.criterion == "gradient" or not self.momentum else 3
-        return Candidates.PARTS[:needed]
+        if self.criterion in ("magnitude", "gradient"):
+            return ("alive",) if self.criterion == "magnitude" else ("alive", "saliency")
+        return ("alive", "scores", "momentum") if self.momentum else ("alive", "scores")
 
     def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
         needed: dict[torch.device, float] = {}
@@ -134,21 +137,29 @@ class LBC(Method):
     def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
 
-    def begin(self, attachment: Attachment) -> None:
-        for layer in attachment.layers:
-            found, groups = layer.masked.candidates, _groups(layer, layer.weight)
-            if found is None:
-                layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self._parts)
-            elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != self._parts:
-                raise InputError(
-                    f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with {', '.join(found.state())}, "
-                    f"are not those of criterion {self.criterion!r}, momentum {self.momentum}; resume with those it was saved with"
-                )
+    def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:
+        for layer in layers:
+            candidates = self._candidates(layer)
+            if is_sharded(layer.parameter):  # a rank that holds no row cannot tell
+                candidates.left = least(candidates.left, layer.parameter)
+
+    def _candidates(self, layer: Layer) -> Candidates:
+        """A layer's candidates: fresh ones at first, and checked, for a checkpoint may have brought others."""
+        found, groups = layer.masked.candidates, _groups(layer, layer.weight)
+        if found is None:
+            found = layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self._parts)
+        elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != self._parts:
+            raise InputError(
+                f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with {', '.join(found.state())}, are "
+                f"not those of criterion {self.criterion!r}, momentum {self.momentum}; resume with those it was saved with"
+            )
+        return found
 
     def before(self, step: Step) -> None:
+        if not step.first:
+            return
         for layer, group in step.layers:
-            candidates, weight, gradient = layer.masked.candidates, layer.weight, layer.gradient
-            assert candidates is not None
+            candidates, weight, gradient = self._candidates(layer), layer.weight, layer.gradient
             assert gradient is not None
             candidates.to(weight.device)
             if self.criterion == "magnitude" or candidates.left == 1:
@@ -161,27 +172,21 @@ class LBC(Method):
                 candidates.learn(weight, -gradient if group.get("maximize") else gradient, float(group["lr"]), self.momentum)
 
     def after(self, attachment: Attachment) -> None:
-        layers, gone = [], []
+        due: list[tuple[Layer, Candidates, int]] = []
         for layer in attachment.layers:
-            step = layer.masked.progress.step + 1
-            candidates = layer.masked.candidates
-            assert candidates is not None
+            step, candidates = layer.masked.progress.step + 1, self._candidates(layer)
             count = math.comb(_pattern(layer).m, _pattern(layer).n)
-            if step > self.t_f or (step != self.t_f and step % self.update_every):
-                total = 0
-            else:
-                total = removed_by(count, step, self.t_i, self.t_f, self.power)
-            if total > count - candidates.left:
-                layers.append(layer)
-                gone.append(total)
+            waits = step < self.t_f and step % self.update_every != 0
+            gone = 0 if waits else removed_by(count, step, self.t_i, self.t_f, self.power)
+            if gone > count - candidates.left:
+                due.append((layer, candidates, gone))
+        layers = [layer for layer, _, _ in due]
         with together(layers):
             worths = [self._worth(layer) for layer in layers]
-        for layer, worth, total in zip(layers, worths, gone, strict=True):
-            candidates = layer.masked.candidates
-            assert candidates is not None
-            candidates.remove(worth, _pattern(layer), total)
-            if self.criterion == "gradient" and candidates.scores is not None:
-                candidates.scores.zero_()
+        for (layer, candidates, gone), worth in zip(due, worths, strict=True):
+            candidates.remove(worth, _pattern(layer), gone)
+            if candidates.saliency is not None:
+                candidates.saliency.zero_()
         self.refresh(layers, layers)
         for layer in layers:
             attachment.forget(layer)
@@ -200,7 +205,8 @@ class LBC(Method):
         """What candidates are removed by, weight by weight, (…, m); InputError if any is not finite."""
         candidates = layer.masked.candidates
         assert candidates is not None
-        worth = layer.weight.abs() if self.criterion == "magnitude" else candidates.scores
+        learned = candidates.saliency if self.criterion == "gradient" else candidates.scores
+        worth = layer.weight.abs() if self.criterion == "magnitude" else learned
         assert worth is not None
         if not bool(torch.isfinite(worth).all()):
             raise InputError(

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 class Method:
     """What `sparsify_` and an optimizer's steps ask of a training method.
 
-    straight_through : whether gradients reach dropped weights. uses_gradients : whether `before` is needed.
+    straight_through : whether gradients reach dropped weights. uses_gradients : whether `before` is needed. needs_training :
+    whether masks come about only by training, so that a frozen layer would get none. forgets : whether dropped weights and their
+    momenta are to be zero.
     """
 
     straight_through: ClassVar[bool]
     uses_gradients: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = False
+    forgets: ClassVar[bool] = False
 
     def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
         """InputError if the method cannot serve the planned layers; nothing has been changed yet."""
@@ -37,11 +41,8 @@ class Method:
         """A layer's first mask."""
         raise NotImplementedError
 
-    def begin(self, attachment: Attachment) -> None:
-        """When an optimizer is attached."""
-
-    def loaded(self, attachment: Attachment) -> None:
-        """When the optimizer has loaded a state dict."""
+    def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:
+        """When an optimizer that holds these layers is attached."""
 
     def before(self, step: Step) -> None:
         """Before the optimizer's update, with gradients as it will use them."""
@@ -100,7 +101,7 @@ class Fixed(_Solved):
         Method of `nmsolve.torch.solve`.
     score : "magnitude" or function
         What the mask maximises: |W|, or a function of (weight, gradient), which returns a tensor of the weight's shape. The
-        gradient is None before the first step.
+        gradient is None before the first step, and as the optimizer used it after: with SR-STE's decay under SGD.
 
     Notes
     -----
@@ -114,14 +115,7 @@ class Fixed(_Solved):
     """
 
     straight_through: ClassVar[bool] = False
-
-    def begin(self, attachment: Attachment) -> None:
-        self.loaded(attachment)
-
-    def loaded(self, attachment: Attachment) -> None:
-        with torch.no_grad():
-            for layer in attachment.layers:
-                attachment.forget(layer)
+    forgets: ClassVar[bool] = True
 
     def after(self, attachment: Attachment) -> None:
         weights = [layer.weight for layer in attachment.layers]
@@ -222,6 +216,8 @@ class SRSTE(STE):
         weights = [layer.weight for layer, _ in step.layers]
         dropped = [attachment.factor(layer, kept=False) for layer, _ in step.layers]
         if decoupled:
+            if not step.first:
+                return
             rates = [-float(group["lr"]) * self.decay for _, group in step.layers]
             torch._foreach_addcmul_(weights, weights, dropped, rates)
         else:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.torch.shards import placed_like
 
@@ -55,6 +56,10 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
+
+class _ForwardToo(_StraightThrough):
+    """The same with a derivative for forward mode, which the compiler does not take."""
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, mask_tangent: None) -> Tensor:
         return tangent.view_as(tangent)
@@ -72,6 +77,9 @@ class Masked(nn.Module):
 
     def __init__(self, mask: Tensor, pattern: Pattern, axis: int, padding: str, straight_through: bool) -> None:
         super().__init__()
+        if mask.is_inference():
+            with torch.inference_mode(False):
+                mask = mask.clone()
         self.register_buffer("mask", mask, persistent=False)  # checkpoints hold it in bits: see checkpoint.py
         self.pattern = pattern
         self.axis = axis
@@ -85,14 +93,27 @@ class Masked(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """W∘M; of a sharded weight, read outside the model's forward, sharded too."""
         mask = placed_like(self.mask, weight)
-        if self.straight_through:
-            masked: Tensor = _StraightThrough.apply(weight, mask)  # type: ignore[no-untyped-call]
-            return masked
-        return weight * mask
+        if not self.straight_through:
+            return weight * mask
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._get_tracing_state() is not None:  # a trace of torch.jit holds no Python functions
+            return torch.where(mask, weight, weight - weight.detach())
+        function = _StraightThrough if compiling else _ForwardToo
+        masked: Tensor = function.apply(weight, mask)  # type: ignore[no-untyped-call]
+        return masked
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning module.weight sets the dense weight underneath."""
-        return weight
+        """Assigning module.weight copies a tensor into the dense weight underneath."""
+        if isinstance(weight, nn.Parameter):  # the weight itself, when the mask is put on
+            return weight
+        if weight.shape != self.mask.shape:
+            raise InputError(f"the weight has shape {tuple(self.mask.shape)}; a tensor of shape {tuple(weight.shape)} was assigned")
+        if weight.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(weight):
+            raise InputError(
+                "a masked weight is a copy of what is assigned, without its gradient: assign weight.detach(), or give "
+                "torch.func.functional_call the names of model.named_parameters() (parametrizations.weight.original)"
+            )
+        return weight.clone()
 
     def put(self, mask: Tensor) -> int:
         """Exchange the mask, in place for compiled code; the number of entries that changed."""
@@ -145,9 +166,11 @@ def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
     from nmsolve.torch.training import checkpoint
 
     for part in checkpoint.PARTS:  # torch.distributed.checkpoint looks up what a state dict names
-        setattr(type(module), f"{parameter}_{part}", property(partial(checkpoint.saved_part, parameter=parameter, part=part)))
+        read = partial(checkpoint.saved_part, parameter=parameter, part=part)
+        setattr(type(module), f"{parameter}_{part}", property(read, _refuse))
     if first:
         type(module).__reduce_ex__ = _reduce  # type: ignore[assignment]
+        type(module).__copy__ = _copy  # type: ignore[attr-defined]
         if checkpoint.save_masks not in module._state_dict_hooks.values():
             module.register_state_dict_post_hook(checkpoint.save_masks)  # type: ignore[no-untyped-call]
             module.register_load_state_dict_pre_hook(checkpoint.load_masks)  # type: ignore[no-untyped-call]
@@ -167,10 +190,7 @@ def take_off(module: nn.Module) -> None:
     parameters: dict[str, Any] = {**originals, **module._parameters}
     # Parameters in the order in which they were: optimizers' state dicts count them.
     module._parameters = {name: parameters[name] for name in (*order, *(set(parameters) - set(order)))}
-    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) in (checkpoint.save_masks, checkpoint.load_masks):
-                del hooks[key]
+    checkpoint.stop_checking(module)
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -181,6 +201,17 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     tensors = {name: (original(module, name), masked) for name, masked in masks.items()}
     kind = type(module).__bases__[0]
     return _blank, (kind,), (state, tensors), None, None, _restore
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """copy.copy, which does not take what `_reduce` gives."""
+    copied = type(module).__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    return copied
+
+
+def _refuse(module: nn.Module, value: object) -> None:
+    raise InputError("what a checkpoint holds of a mask is set by load_state_dict")
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from nmsolve.errors import InputError, SolverError
 from nmsolve.torch.modules import reduction_axis
-from nmsolve.torch.plan import Patterns, Plan, parameters_of
+from nmsolve.torch.plan import Patterns, Plan, parameters_of, path_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.report import ModelReport, planned_modules, verify
 from nmsolve.torch.shards import is_sharded
@@ -119,7 +119,14 @@ class SparseModel:
                 raise InputError(f"layer {entry.path} is sharded already: sparsify_ the model first, then fully_shard it")
             if reduction_axis(module, entry.parameter) != entry.axis or parametrize.is_parametrized(module):
                 raise InputError(f"layer {entry.path} is a {type(module).__name__}, planned was a {entry.kind}: make a new plan")
+            for part in checkpoint.PARTS:
+                if hasattr(module, f"{entry.parameter}_{part}"):
+                    raise InputError(
+                        f"layer {entry.path} has an attribute {entry.parameter}_{part} of its own, which is what a part of the "
+                        "mask is called in checkpoints: rename it, or leave the layer out of the plan"
+                    )
             weights.append(check_tensor(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"))
+        _check_ties(model, plan)
         method.check(plan.planned, weights)
         layers: dict[int, Layer] = {}
         puts: list[tuple[nn.Module, str, Masked]] = []
@@ -136,7 +143,7 @@ class SparseModel:
             puts.append((module, entry.parameter, shared.masked))
         self.layers = tuple(layers.values())
         # All masks are solved: from here on nothing can fail halfway. The check goes first: it reads what put_on's hooks take out.
-        self._check = model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
+        model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
         for module, parameter, masked in puts:
             put_on(module, parameter, masked)
 
@@ -164,26 +171,31 @@ class SparseModel:
                 raise InputError(f"attach takes torch optimizers, got {type(optimizer).__name__}")
         held: list[list[Layer]] = [[] for _ in raw]
         owners = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in raw]
-        lost = []
+        lost, waiting = [], []
         for layer in self.layers:
             holding = [i for i, owned in enumerate(owners) if id(layer.parameter) in owned]
+            if len({id(raw[i]) for i in holding}) > 1:
+                raise InputError(
+                    f"the weight of layer {layer.path} is in several of these optimizers: attach those that hold it once"
+                )
             if holding:
                 held[holding[0]].append(layer)
-            elif layer.parameter.requires_grad:
+            elif layer.parameter.requires_grad or self.method.needs_training:
                 lost.append(layer.path)
+            else:
+                waiting.append(layer)
         if lost:
             names = " and ".join(type(optimizer).__name__ for optimizer in raw)
             more = f" and {len(lost) - 5} more layers" if len(lost) > 5 else ""
             raise InputError(
                 f"the {names} does not hold the weight of {', '.join(lost[:5])}{more}: make it from the parameters of this model "
-                "(after fully_shard, if the model is sharded), leave the layers out of the plan, or freeze them with "
-                "requires_grad_(False)"
+                "(after fully_shard, if the model is sharded), or leave the layers out of the plan"
+                f"{'' if self.method.needs_training else ', or freeze them with requires_grad_(False)'}"
             )
         news = []
         try:
             for optimizer, layers in zip(raw, held, strict=True):
-                if layers:
-                    news.append(Attachment(optimizer, layers, self.method))
+                news.append(Attachment(optimizer, layers, waiting, self.method))
         except BaseException:
             for attachment in news:
                 attachment.detach()
@@ -260,6 +272,11 @@ class SparseModel:
         subject = self.model if model is None else model
         layers = self._layers_of(subject)
         for layer in layers:
+            lists: Any = layer.module.parametrizations
+            if not all(len(parts) == 1 and isinstance(parts[0], Masked) for parts in lists.values()):
+                raise InputError(
+                    f"layer {layer.path} has parametrizations besides its mask, which were added to it later: remove them first"
+                )
             if is_sharded(layer.parameter):
                 raise InputError(
                     f"layer {layer.path} is sharded, and fully_shard cannot be undone: load the full state dict "
@@ -277,9 +294,9 @@ class SparseModel:
                 layer.weight.copy_(torch.where(layer.masked.mask, layer.weight, 0))
         for module in dict.fromkeys(layer.module for layer in layers):
             take_off(module)
+        checkpoint.stop_checking(subject)
         if model is None:
             self.detach()
-            self._check.remove()
             self._finalized = True
         return verify(subject, self.plan)
 
@@ -312,3 +329,19 @@ class SparseModel:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_attachments": []}  # hooks belong to the optimizer of this process
+
+
+def _check_ties(model: nn.Module, plan: Plan) -> None:
+    """InputError if a planned weight is also another's, which the plan gives no mask or another."""
+    planned = {(entry.name, entry.parameter): (entry.pattern, entry.axis) for entry in plan.planned}
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for name, module in model.named_modules():
+        for parameter, weight in parameters_of(module).items():
+            owners.setdefault(id(weight), []).append((name, parameter))
+    for shared in owners.values():
+        found = {planned.get(owner) for owner in shared}
+        if len(found) > 1:
+            names = ", ".join(path_of(*owner) for owner in shared)
+            raise InputError(
+                f"{names} are one weight, and the plan does not give all of them one mask: make a new plan for this model"
+            )

@@ -20,12 +20,14 @@ from nmsolve.torch.training.methods import Method
 class Step:
     """A step that is about to be taken, as methods see it: layers with the optimizer's group that each is in.
 
-    scale : what gradients are multiplied by, where a gradient scaler leaves unscaling to a fused optimizer; 1 otherwise.
+    scale : what gradients are multiplied by, where a gradient scaler leaves unscaling to a fused optimizer; 1 otherwise. first :
+    False when a closure is evaluated again within the step.
     """
 
     attachment: Attachment
     layers: list[tuple[Layer, dict[str, Any]]]
-    scale: float = 1.0
+    scale: float
+    first: bool
 
 
 class Attachment:
@@ -35,20 +37,31 @@ class Attachment:
     given a closure, gradients exist only once it has run, so the work is done at its end.
     """
 
-    def __init__(self, optimizer: Optimizer, layers: Sequence[Layer], method: Method) -> None:
+    def __init__(self, optimizer: Optimizer, layers: Sequence[Layer], waiting: list[Layer], method: Method) -> None:
         self.optimizer = optimizer
-        self.layers = list(layers)
+        self.layers: list[Layer] = []
+        self.waiting = waiting
         self.method = method
         self._factors: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._skipped = False
-        for layer in self.layers:
-            _check_shard(layer)
-        self.method.begin(self)
+        self._to_forget = False
+        self._take(layers)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
             optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
+
+    def _take(self, layers: Sequence[Layer]) -> None:
+        """Begin with layers that the optimizer holds."""
+        for layer in layers:
+            _check_shard(layer)
+        self.method.begin(layers, self)
+        self.layers += layers
+        if self.method.forgets:
+            with torch.no_grad():
+                for layer in layers:
+                    self.forget(layer)
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -74,12 +87,16 @@ class Attachment:
         mask = layer.masked.mask[first_axis(layer.parameter)]
         layer.weight.mul_(mask)
         for tensor in self.optimizer.state.get(layer.parameter, {}).values():
-            if isinstance(tensor, Tensor) and tensor.shape == layer.parameter.shape:
+            if isinstance(tensor, Tensor) and tensor.shape == layer.parameter.shape and tensor.is_floating_point():
                 local(tensor).mul_(mask)
 
     def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
         """Layers with their groups, found anew: loading makes new groups, FSDP and load_state_dict(assign=True) new parameters."""
         groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
+        thawed = [layer for layer in self.waiting if id(layer.parameter) in groups]
+        if thawed:  # frozen when the optimizer was attached, and added to it since
+            self.waiting[:] = [layer for layer in self.waiting if layer not in thawed]
+            self._take(thawed)
         held = [(layer, groups.get(id(layer.parameter))) for layer in self.layers]
         lost = [layer.path for layer, group in held if group is None]
         if lost:
@@ -93,25 +110,32 @@ class Attachment:
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         held = self._held()
         self._skipped = False
+        if self._to_forget:
+            self._to_forget = False
+            with torch.no_grad():
+                for layer in self.layers:
+                    self.forget(layer)
         if not self.method.uses_gradients:
             return None
         args = tuple(args)
         closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._prepare(held)
+            self._prepare(held, first=True)
             return None
+        evaluations = 0
 
         def then_prepare() -> Any:
+            nonlocal evaluations
             loss = closure()
-            with torch.no_grad():
-                self._prepare(held)
+            evaluations += 1
+            self._prepare(held, first=evaluations == 1)
             return loss
 
         if len(args) > 1:
             return (args[0], then_prepare, *args[2:]), kwargs
         return args, {**kwargs, "closure": then_prepare}
 
-    def _prepare(self, held: list[tuple[Layer, dict[str, Any]]]) -> None:
+    def _prepare(self, held: list[tuple[Layer, dict[str, Any]]], first: bool) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) != 0.0:
             self._skipped = True
@@ -119,19 +143,19 @@ class Attachment:
         scale = getattr(self.optimizer, "grad_scale", None)
         ready = [(layer, group) for layer, group in held if layer.parameter.grad is not None]
         with torch.no_grad():
-            self.method.before(Step(self, ready, 1.0 if scale is None else float(scale)))
+            self.method.before(Step(self, ready, 1.0 if scale is None else float(scale), first))
 
     def _loaded(self, optimizer: Optimizer) -> None:
         for layer in self.layers:
             state, shape = optimizer.state.get(layer.parameter, {}), layer.parameter.shape
-            for name in ("momentum_buffer", "exp_avg"):
+            for name in ("momentum_buffer", "exp_avg", "square_avg", "sum", "acc_delta"):
                 if isinstance(state.get(name), Tensor) and state[name].shape != shape:
                     raise InputError(
                         f"the optimizer's state for layer {layer.path} {tuple(shape)} has shape {tuple(state[name].shape)}:"
                         " it was saved with parameters in another order. Masks change that order, so make the optimizer before "
                         "sparsify_ or after it as in the run that was saved"
                     )
-        self.method.loaded(self)
+        self._to_forget = self.method.forgets  # not now: the model may be yet to load the masks that belong to this state
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
