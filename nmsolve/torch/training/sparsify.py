@@ -195,7 +195,8 @@ class SparseModel:
         news = []
         try:
             for optimizer, layers in zip(raw, held, strict=True):
-                news.append(Attachment(optimizer, layers, waiting, self.method))
+                if layers or waiting:
+                    news.append(Attachment(optimizer, layers, waiting, self.method))
         except BaseException:
             for attachment in news:
                 attachment.detach()
