@@ -1,5 +1,6 @@
 """Hypothesis profile, and the repository root on the path for `reference`."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -34,3 +35,14 @@ def warned_already():
     from nmsolve.torch.dispatch.backends import _said
 
     _said.update({"no sparse GPU", "masked dense"})
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Models this small spend their time on waking threads, and trainers on collecting garbage among all that is imported."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
