@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.training.refresh import QUOTED
 
+#: Heads, and what stands under them for one result.
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+
 
 def markdown(run: dict[str, Any]) -> str:
     """Targets, and the tables behind them."""
-    parts = [_heading(run), "## Targets\n\n" + _rows(run["targets"])]
+    parts = [_heading(run), "## Targets\n\n" + _targets(run["targets"])]
     if run["refresh"]:
         parts.append(_refresh(run))
     if run["hooks"]:
@@ -43,7 +47,7 @@ optimizer.step().
 """
 
 
-def _rows(rows: list[dict[str, Any]]) -> str:
+def _targets(rows: list[dict[str, Any]]) -> str:
     verdicts = {True: "pass", False: "**miss**", None: ""}
     lines = []
     for row in rows:
@@ -53,24 +57,18 @@ def _rows(rows: list[dict[str, Any]]) -> str:
 
 
 def _refresh(run: dict[str, Any]) -> str:
-    every = run["settings"]["every"]
-    lines = [
-        [
-            one["pattern"],
-            one["solver"],
-            _short(one["dense_ms"]),
-            _spread(one["masked"]),
-            _short(one["refresh_ms"]),
-            f"{_short(one['weights'] / one['refresh_ms'] / 1e3)}",
-            f"{_short(one['each_40'])} %",
-            f"{_short(one['each_step'])} %",
-            f"{_short(one['least'])} %",
-            _spread(one["whole"]),
-        ]
-        for one in run["refresh"]
-    ]
-    head = ["pattern", "solver", "dense step, ms", "masked forward and backward", "refresh, ms", "Mw/s", f"every {every} steps"]
-    head += ["every step", "by least times", "every step, by whole steps"]
+    columns: Columns = {
+        "pattern": lambda one: one["pattern"],
+        "solver": lambda one: one["solver"],
+        "dense step, ms": lambda one: _short(one["dense_ms"]),
+        "masked forward and backward": lambda one: _spread(one["masked"]),
+        "refresh, ms": lambda one: _short(one["refresh_ms"]),
+        "Mw/s": lambda one: _short(one["weights"] / one["refresh_ms"] / 1e3),
+        f"every {run['settings']['every']} steps": lambda one: f"{_short(one['each_40'])} %",
+        "every step": lambda one: f"{_short(one['each_step'])} %",
+        "by least times": lambda one: f"{_short(one['least'])} %",
+        "every step, by whole steps": lambda one: _spread(one["whole"]),
+    }
     first = run["refresh"][0]
     quoted = ", ".join(f"{name} {share:g} %" for name, share in QUOTED.items())
     return f"""## A refresh of all masks
@@ -80,35 +78,36 @@ step. "Refresh" is what it adds to the hooks (solving, exchanging masks, countin
 whole steps, "masked forward and backward" what a masked step without a refresh takes more than a dense one. "By least times": the
 least of the rounds instead of their medians, which a machine that others use disturbs less.
 
-{_table(head, "llrrrrrrrr", lines)}
+{_results(run["refresh"], columns)}
 Quoted, not measured here: the transposable-masks paper reports, for ResNet-50 on its own hardware, 4:8T masks refreshed every 40
 steps, by its own solvers: {quoted}.
 """
 
 
 def _hooks(run: dict[str, Any]) -> str:
-    lines = [
-        [
-            one["name"],
-            one["pattern"],
-            _short(one["step_ms"]),
-            _short(one["optimizer_ms"]),
-            _short(one["hooks_ms"]),
-            f"{_short(one['share'])} %",
-            f"{_short(one['least'])} %",
-            _spread(one["optimizer"]),
-            _spread(one["whole"]),
-            _spread(one["masked"]),
-        ]
-        for one in run["hooks"]
-    ]
-    head = ["method", "pattern", "step, ms", "optimizer.step(), ms", "hooks, ms", "of the step", "by least times"]
-    head += ["added to optimizer.step()", "added to the step", "masked forward and backward, added to a dense step"]
+    columns: Columns = {
+        "method": lambda one: one["name"],
+        "pattern": lambda one: one["pattern"],
+        "step, ms": lambda one: _short(one["step_ms"]),
+        "optimizer.step(), ms": lambda one: _short(one["optimizer_ms"]),
+        "hooks, ms": lambda one: _short(one["hooks_ms"]),
+        "of the step": lambda one: f"{_short(one['share'])} %",
+        "by least times": lambda one: f"{_short(one['least'])} %",
+        "added to optimizer.step()": lambda one: _spread(one["optimizer"]),
+        "added to the step": lambda one: _spread(one["whole"]),
+        "masked forward and backward, added to a dense step": lambda one: _spread(one["masked"]),
+    }
     return f"""## Hooks in steps without a refresh
 
 Steps with masks but without the method's hooks, steps with them, and steps of the dense model take turns.
 
-{_table(head, "llrrrrrrrr", lines)}"""
+{_results(run["hooks"], columns)}"""
+
+
+def _results(found: list[dict[str, Any]], columns: Columns) -> str:
+    """A table with two columns of text before those of numbers."""
+    lines = [[show(one) for show in columns.values()] for one in found]
+    return _table(list(columns), "ll" + "r" * (len(columns) - 2), lines)
 
 
 def _spread(spread: dict[str, float]) -> str:

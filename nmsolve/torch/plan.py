@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
+from nmsolve.torch.entries import Entries
 from nmsolve.torch.modules import filter_groups, reduction_axis
 from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.table import shortened, table
@@ -50,35 +50,13 @@ class LayerPlan:
         return path_of(self.name, self.parameter)
 
 
-class Plan(Sequence[LayerPlan]):
+class Plan(Entries[LayerPlan]):
     """One entry a weight with two axes or more, in the model's order. Prints as a table."""
-
-    def __init__(self, layers: Iterable[LayerPlan]) -> None:
-        self.layers = tuple(layers)
 
     @property
     def planned(self) -> tuple[LayerPlan, ...]:
         """The entries with a pattern."""
         return tuple(layer for layer in self.layers if layer.pattern is not None)
-
-    @overload
-    def __getitem__(self, index: int) -> LayerPlan: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[LayerPlan, ...]: ...
-    def __getitem__(self, index: int | slice) -> LayerPlan | tuple[LayerPlan, ...]:
-        return self.layers[index]
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[LayerPlan]:
-        return iter(self.layers)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.layers == other.layers
-
-    def __hash__(self) -> int:
-        return hash(self.layers)
 
     def __str__(self) -> str:
         rows = [

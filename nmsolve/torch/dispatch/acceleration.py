@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
+from nmsolve.torch.entries import Entries
 from nmsolve.torch.table import shortened, table
 
 Decision = Literal["sparse", "masked dense", "dense"]
@@ -41,24 +42,8 @@ class LayerDecision:
     reason: str
 
 
-class Acceleration(Sequence[LayerDecision]):
+class Acceleration(Entries[LayerDecision]):
     """What became of every layer with a weight matrix. Prints as a table."""
-
-    def __init__(self, layers: Iterable[LayerDecision]) -> None:
-        self.layers = tuple(layers)
-
-    @overload
-    def __getitem__(self, index: int) -> LayerDecision: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[LayerDecision, ...]: ...
-    def __getitem__(self, index: int | slice) -> LayerDecision | tuple[LayerDecision, ...]:
-        return self.layers[index]
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[LayerDecision]:
-        return iter(self.layers)
 
     def __str__(self) -> str:
         if not self.layers:

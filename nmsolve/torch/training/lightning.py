@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nmsolve.errors import InputError, MissingDependencyError
-from nmsolve.torch.training.sparsify import SparseModel
+from nmsolve.errors import MissingDependencyError
+from nmsolve.torch.training.callback import Callback
 
 try:
     import lightning.pytorch as pl
@@ -16,7 +16,7 @@ except ImportError:
         raise MissingDependencyError("nmt.LightningCallback needs lightning: pip install 'nmsolve[lightning]'") from error
 
 
-class LightningCallback(pl.Callback):  # type: ignore[misc]
+class LightningCallback(Callback, pl.Callback):  # type: ignore[misc]
     """Attaches a sparsified model to the optimizers that a LightningModule makes, and logs its masks' density, SAD and flips.
 
     Parameters
@@ -35,24 +35,11 @@ class LightningCallback(pl.Callback):  # type: ignore[misc]
     method. Call sparse.finalize_() after training, before the model is saved for use.
     """
 
-    def __init__(self, sparse: SparseModel) -> None:
-        if not isinstance(sparse, SparseModel):
-            raise InputError(f"LightningCallback takes what sparsify_ returned, got {type(sparse).__name__}")
-        self.sparse = sparse
-
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers that hold weights with masks."""
-        if all(module is not self.sparse.model for module in pl_module.modules()):
-            raise InputError(
-                f"the {type(pl_module).__name__} is not, and does not contain, the model that was sparsified: give "
-                "both the same one"
-            )
-        self.sparse.attach(*trainer.optimizers)
+        self._attach(pl_module, *trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         """Log; the Trainer decides how often it writes."""
-        if self.sparse.finalized:
-            return
-        stats = self.sparse.stats()
-        numbers = {"nm_density": stats.density, "nm_sad_share": stats.sad_share, "nm_flips": float(stats.flips)}
+        numbers = {name: float(number) for name, number in self._numbers().items()}
         pl_module.log_dict(numbers, on_step=True, on_epoch=False)
