@@ -10,12 +10,17 @@ import numpy as np
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from examples.study.configurations import DENSE, Comparisons, Configuration
 from examples.study.diversity import bits
 from examples.study.outcome import Outcome
 
 COLOURS = {"Dense": "0.3", "Fixed": "tab:brown", "STE": "tab:orange", "SR-STE": "tab:blue", "LBC": "tab:green"}
+METHODS = list(COLOURS)
+MARKERS = ["o", "s", "D", "v", "^", "<", ">"]
+#: How far apart points of equal FLOPs are drawn.
+GAP = 0.009
 DPI = 90
 
 
@@ -48,30 +53,34 @@ def divergence(outcome: Outcome, comparisons: Comparisons, path: Path) -> bool:
 
 
 def cost(outcome: Outcome, comparisons: Comparisons, path: Path) -> bool:
-    """The measure against training FLOPs, as in LBC's Figure 3."""
+    """The measure against training FLOPs, as in LBC's Figure 3. A colour a method, a marker a pattern; equal FLOPs side by side."""
     if not outcome.has(DENSE):
         return False
-    figure, axis = plt.subplots(figsize=(5, 3.2))
-    named: set[str] = set()
-    for pattern, methods in {"": ("Dense",), **comparisons.methods}.items():
-        for method in methods:
-            one = Configuration(method, pattern or None)
-            if not outcome.has(one):
-                continue
-            x, y = outcome.spread(one, "training_flops").mean, _measure(outcome, one)
-            label = method if method not in named else None
-            named.add(method)
-            marker = "^" if pattern.endswith("T") else "o"
-            axis.errorbar(
-                x, y[0], y[1], marker=marker, markersize=4, color=COLOURS[method], label=label, linestyle="", elinewidth=0.8
-            )
-            axis.annotate(pattern, (x, y[0]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    shown = [DENSE, *(Configuration(m, pattern) for pattern, methods in comparisons.methods.items() for m in methods)]
+    columns: dict[float, list[Configuration]] = {}
+    for one in filter(outcome.has, shown):
+        columns.setdefault(round(outcome.spread(one, "training_flops").mean, 2), []).append(one)
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    for flops, ones in columns.items():
+        for place, one in enumerate(sorted(ones, key=lambda one: METHODS.index(one.method))):
+            x, y = flops + GAP * (place - (len(ones) - 1) / 2), _measure(outcome, one)
+            style = {"color": COLOURS[one.method], "marker": _marker(one, comparisons), "linestyle": ""}
+            axis.errorbar(x, y[0], y[1], markersize=5, elinewidth=0.8, **style)
+    methods = [Line2D([], [], color=COLOURS[m], marker="o", markersize=4, linestyle="", label=m) for m in METHODS]
+    patterns = [
+        Line2D([], [], color="0.5", marker=mark, markersize=5, linestyle="", label=pattern)
+        for pattern, mark in zip(comparisons.methods, MARKERS, strict=False)
+    ]
+    axis.legend(handles=[*methods, *patterns], fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.set_xlabel("training FLOPs, relative to dense", fontsize=8)
     axis.set_ylabel(outcome.heading, fontsize=8)
     axis.tick_params(labelsize=7)
-    axis.legend(fontsize=7)
     _save(figure, path)
     return True
+
+
+def _marker(one: Configuration, comparisons: Comparisons) -> str:
+    return "*" if one.pattern is None else MARKERS[list(comparisons.methods).index(one.pattern)]
 
 
 def density(outcome: Outcome, comparisons: Comparisons, path: Path) -> bool:
@@ -101,6 +110,7 @@ def _scatter(axis: Axes, outcome: Outcome, patterns: list[str], kind: str) -> No
         colour, marker = ("tab:purple", "^") if transposable else ("tab:blue", "o")
         axis.errorbar(x, y[0], y[1], marker=marker, markersize=4, color=colour, linestyle="", elinewidth=0.8)
         axis.annotate(pattern, (x, y[0]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axis.margins(x=0.12)  # room for the names
     axis.tick_params(labelsize=7)
 
 

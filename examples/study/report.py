@@ -64,6 +64,7 @@ the steps, then a cosine to 0. λ of SR-STE {settings["decay"]:g}. Settings were
     yield from _sentences(findings.methods(outcome, comparisons))
     if plots.cost(outcome, comparisons, folder / f"cost_{task.name}.png"):
         yield f"![{task.title}: quality against training FLOPs](cost_{task.name}.png)"
+        yield "Markers of equal FLOPs are drawn side by side; bars are one standard deviation over seeds."
     if plots.divergence(outcome, comparisons, folder / f"sad_{task.name}.png"):
         yield "### Sparse architecture divergence"
         yield f"![{task.title}: SAD over training](sad_{task.name}.png)"
