@@ -1,4 +1,4 @@
-"""The PyTorch layer: masks of tensors, and 2:4 matrix products on sparse tensor cores.
+"""The PyTorch layer: masks of tensors, training with them, and 2:4 matrix products on sparse tensor cores.
 
 >>> import nmsolve.torch as nmt
 

@@ -23,6 +23,7 @@ class Candidates:
     alive : (…, C) bool, what is removed stays removed; its leading axes are those of `modules.groups_of`. scores : of the weight's
     shape; a candidate's score is the sum over its weights. momentum : likewise, of the SGD that learns them. saliency : likewise,
     Σ |W ∂L/∂W̃| since the last removal. None where a criterion needs none. left : how many candidates are alive in every group.
+    checked : whether they are known to be those of the layer and its criterion.
     """
 
     PARTS = ("alive", "scores", "momentum", "saliency")
@@ -35,6 +36,7 @@ class Candidates:
         self.momentum = momentum
         self.saliency = saliency
         self.left = int(alive.reshape(-1, alive.shape[-1])[0].sum()) if alive.numel() else alive.shape[-1]
+        self.checked = False
 
     @classmethod
     def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, parts: Sequence[str]) -> Self:
@@ -55,6 +57,8 @@ class Candidates:
 
     def to(self, device: torch.device) -> None:
         """Follow a weight that was moved."""
+        if self.alive.device == device:
+            return
         for name, tensor in self.state().items():
             setattr(self, name, tensor.to(device))
 

@@ -144,8 +144,11 @@ class LBC(Method):
                 candidates.left = least(candidates.left, layer.parameter)
 
     def _candidates(self, layer: Layer) -> Candidates:
-        """A layer's candidates: fresh ones at first, and checked, for a checkpoint may have brought others."""
-        found, groups = layer.masked.candidates, _groups(layer, layer.weight)
+        """A layer's candidates: fresh ones at first, and checked once, for a checkpoint may have brought others."""
+        found = layer.masked.candidates
+        if found is not None and found.checked:
+            return found
+        groups = _groups(layer, layer.weight)
         if found is None:
             found = layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self._parts)
         elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != self._parts:
@@ -153,6 +156,7 @@ class LBC(Method):
                 f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with {', '.join(found.state())}, are "
                 f"not those of criterion {self.criterion!r}, momentum {self.momentum}; resume with those it was saved with"
             )
+        found.checked = True
         return found
 
     def before(self, step: Step) -> None:

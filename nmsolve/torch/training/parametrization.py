@@ -1,15 +1,13 @@
-"""`Masked`: the parametrization that puts a mask on a weight, and how it is put on a module and taken off again.
+"""`Masked`: the parametrization that makes a weight the masked one.
 
 torch.nn.utils.parametrize rather than new module classes: fused paths (attention, nn.TransformerEncoderLayer) read `weight` past
-any forward, and so get the masked one. What torch leaves open is mended here: state dicts with plain names, torch.save of the whole
-module, and taking masks off a deep copy, which shares its class with the original.
+any forward, and so get the masked one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +17,7 @@ from torch.nn.utils import parametrize
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.torch.shards import placed_like
-
-if TYPE_CHECKING:
-    from nmsolve.torch.training.candidates import Candidates
+from nmsolve.torch.training.candidates import Candidates
 
 
 @dataclass(slots=True)
@@ -154,74 +150,3 @@ def original(module: nn.Module, parameter: str) -> Tensor:
     lists: Any = module.parametrizations
     tensor: Tensor = lists[parameter].original
     return tensor
-
-
-def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
-    """Put a mask on a module's parameter, which stays the same object; `masked` may be on several."""
-    first = not parametrize.is_parametrized(module)
-    if first:
-        module._dense_order = tuple(module._parameters)  # type: ignore[assignment]
-    # unsafe: that skips a trial run, it gives up no check that could fail here.
-    parametrize.register_parametrization(module, parameter, masked, unsafe=True)
-    from nmsolve.torch.training import checkpoint
-
-    for part in checkpoint.PARTS:  # torch.distributed.checkpoint looks up what a state dict names
-        read = partial(checkpoint.saved_part, parameter=parameter, part=part)
-        setattr(type(module), f"{parameter}_{part}", property(read, _refuse))
-    if first:
-        type(module).__reduce_ex__ = _reduce  # type: ignore[assignment]
-        type(module).__copy__ = _copy  # type: ignore[attr-defined]
-        if checkpoint.save_masks not in module._state_dict_hooks.values():
-            module.register_state_dict_post_hook(checkpoint.save_masks)  # type: ignore[no-untyped-call]
-            module.register_load_state_dict_pre_hook(checkpoint.load_masks)  # type: ignore[no-untyped-call]
-
-
-def take_off(module: nn.Module) -> None:
-    """Take all masks off a module: its own class and parameters again, the parameters as they are.
-
-    torch's remove_parametrizations deletes the property from the class, which deep copies share; this leaves the class alone.
-    """
-    from nmsolve.torch.training import checkpoint
-
-    originals = {name: original(module, name) for name in masked_parameters(module)}
-    del module._modules["parametrizations"]
-    module.__class__ = type(module).__bases__[0]
-    order: Any = module.__dict__.pop("_dense_order")
-    parameters: dict[str, Any] = {**originals, **module._parameters}
-    # Parameters in the order in which they were: optimizers' state dicts count them.
-    module._parameters = {name: parameters[name] for name in (*order, *(set(parameters) - set(order)))}
-    checkpoint.stop_checking(module)
-
-
-def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """How a module with masks is pickled: as its own class, whose masks are put on again when it is read."""
-    masks = masked_parameters(module)
-    state = dict(module.__dict__)
-    state["_modules"] = {name: child for name, child in module._modules.items() if name != "parametrizations"}
-    tensors = {name: (original(module, name), masked) for name, masked in masks.items()}
-    kind = type(module).__bases__[0]
-    return _blank, (kind,), (state, tensors), None, None, _restore
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    """copy.copy, which does not take what `_reduce` gives."""
-    copied = type(module).__new__(type(module))
-    copied.__dict__.update(module.__dict__)
-    return copied
-
-
-def _refuse(module: nn.Module, value: object) -> None:
-    raise InputError("what a checkpoint holds of a mask is set by load_state_dict")
-
-
-def _blank(kind: type[nn.Module]) -> nn.Module:
-    return kind.__new__(kind)
-
-
-def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]]]) -> None:
-    state, tensors = pickled
-    module.__dict__.update(state)
-    parameters = {**module._parameters, **{name: parameter for name, (parameter, _) in tensors.items()}}
-    module._parameters = {name: parameters[name] for name in state["_dense_order"]}
-    for name, (_, masked) in tensors.items():
-        put_on(module, name, masked)

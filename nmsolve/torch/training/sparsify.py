@@ -19,7 +19,8 @@ from nmsolve.torch.tensors import check_tensor
 from nmsolve.torch.training import checkpoint
 from nmsolve.torch.training.layer import Layer
 from nmsolve.torch.training.methods import SRSTE, Method
-from nmsolve.torch.training.parametrization import Masked, masked_parameters, put_on, take_off
+from nmsolve.torch.training.mounting import put_on, take_off
+from nmsolve.torch.training.parametrization import Masked, masked_parameters
 from nmsolve.torch.training.stats import Stats, stats_of
 from nmsolve.torch.training.stepping import Attachment
 
