@@ -197,6 +197,30 @@ def test_training_flops_are_those_of_the_papers_table():
     assert share == pytest.approx((2 * density + 1) / 3)
 
 
+@pytest.mark.parametrize("method", [nmt.Fixed(), nmt.STE(), nmt.SRSTE(decay=0.1), nmt.LBC(t_i=0, t_f=5)], ids=repr)
+def test_mixed_patterns(method):
+    """Each layer is trained under the pattern that the plan gives it, to the end."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 8))
+    patterns = {"0": "1:4", "2": "2:8", "4": "1:2"} if isinstance(method, nmt.LBC) else {"0": "1:4", "2": "2:4T", "4": "2:8"}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse = nmt.sparsify_(model, patterns, method).attach(optimizer)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, 2, 2)).square().sum().backward()
+        optimizer.step()
+        for layer in sparse.layers:
+            if isinstance(method, nmt.STE):
+                best = nmt.solve(layer.weight, patterns[layer.path])
+                assert torch.equal(layer.masked.mask, best.mask)
+    assert {path: str(layer.pattern) for path, layer in sparse.stats().layers.items()} == patterns
+    assert sparse.finalize_().ok
+    for path, pattern in patterns.items():
+        n, m = (int(number) for number in pattern.rstrip("T").split(":"))
+        groups = model.get_submodule(path).weight.flatten(1).unflatten(1, (-1, m))
+        assert (groups.count_nonzero(2) == n).all()
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
 def test_several_models_in_one_optimizer_and_one_model_in_several(pattern):
     torch.manual_seed(0)
