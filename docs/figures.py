@@ -43,28 +43,28 @@ LOSS = {
 APART = {"speed": 1.75, "loss": 1.42}
 
 
-def main() -> None:
+def write(path: Path, folder: Path) -> None:
     """Read a run, write both figures."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else newest()
     run = json.loads(path.read_text(encoding="utf-8"))
     plt.rcParams |= {"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
     figure, axes = frame(run, "Speed: million weights a second", "Finding transposable n:m masks, N(0, 1) weights, one thread")
     draw(axes, run, SPEED, "rate", 1.0, APART["speed"])
-    figure.savefig(DOCS / "speed.png", dpi=160)
+    figure.savefig(folder / "speed.png", dpi=160)
 
     figure, axes = frame(run, "Kept |W| below the optimum, %", "What heuristics lose; the exact solver loses nothing")
     draw(axes, run, LOSS, "loss", 100.0, APART["loss"])
-    figure.savefig(DOCS / "loss.png", dpi=160)
+    figure.savefig(folder / "loss.png", dpi=160)
     print("drawn from", path.name)
 
 
 def newest() -> Path:
-    """The saved run with the latest date."""
-    runs = sorted(RESULTS.glob("*.json"), key=lambda path: json.loads(path.read_text(encoding="utf-8"))["machine"]["date"])
-    if not runs:
+    """The saved run of the core's benchmark with the latest date; those of training and of GPUs lie beside it."""
+    runs = {path: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
+    dates = {path: run["machine"]["date"] for path, run in runs.items() if "families" in run}
+    if not dates:
         sys.exit(f"no run in {RESULTS}: make one with `make bench`")
-    return runs[-1]
+    return max(dates, key=lambda path: dates[path])
 
 
 def frame(run: dict[str, Any], label: str, title: str) -> tuple[plt.Figure, Axes]:
@@ -120,4 +120,4 @@ def block_size(pattern: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else newest(), DOCS)
