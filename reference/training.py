@@ -106,13 +106,14 @@ def train_lbc(W, batches, n, m, optimizer, t_i, t_f, criterion="learned", moment
     alive = {group: list(range(len(sets))) for group in groups}
     S = {group: [1.0] * len(sets) for group in groups}
     V = {group: [0.0] * len(sets) for group in groups}
-    seen = np.zeros(W.shape)
+    seen, ever = np.zeros(W.shape), np.zeros(W.shape)
     mask = np.ones(W.shape, bool)
     masks = [mask]
     for step, (x, t) in enumerate(batches, 1):
         g = gradient(W, mask, x, t)
         worth = W * g
         seen += np.abs(worth * mask)
+        ever += np.abs(worth * mask)
         for r, c in groups:
             for j in alive[r, c]:
                 V[r, c][j] = momentum * V[r, c][j] + sum(worth[r, c + i] for i in sets[j])
@@ -122,9 +123,12 @@ def train_lbc(W, batches, n, m, optimizer, t_i, t_f, criterion="learned", moment
             gone = removed(len(sets), step, t_i, t_f)
             before = len(sets) - len(alive[groups[0]])
             for r, c in groups if gone > before else []:
-                source = np.abs(W) if criterion == "magnitude" else seen
+                known = (seen if criterion == "gradient" else ever)[r, c : c + m].any()
+                source = seen if criterion == "gradient" and known else np.abs(W)
 
-                def score(j, r=r, c=c, source=source):
+                def score(j, r=r, c=c, source=source, known=known):
+                    if not known:  # no gradient has said anything
+                        return sum(source[r, c + i] for i in sets[j])
                     if criterion == "learned":
                         return S[r, c][j]
                     if criterion == "inverse":

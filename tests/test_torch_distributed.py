@@ -237,6 +237,30 @@ def empty(rank, folder):
     return True
 
 
+def rolled_back(rank, folder):
+    """Candidates that are loaded into a model in training, where a rank has none to count, and are not due for a while."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    sparse = nmt.sparsify_(model, "2:4", nmt.LBC(t_i=0, t_f=60))
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse.attach(optimizer)
+    for step in range(60):
+        optimizer.zero_grad()
+        (model(torch.full((2, 8), 1.0 + step % 3)) - 1).square().mean().backward()
+        optimizer.step()
+        if step == 5:
+            model.load_state_dict(model.state_dict())
+    assert nmt.verify(model, sparse.plan).ok
+    return [layer.masked.candidates.left for layer in sparse.layers]
+
+
+def test_candidates_loaded_in_training(tmp_path):
+    assert on_two_ranks(tmp_path, rolled_back, str(tmp_path)) == [[1, 1], [1, 1]]
+
+
 def test_ranks_without_a_row(tmp_path):
     assert on_two_ranks(tmp_path, empty, str(tmp_path)) == [True, True]
 

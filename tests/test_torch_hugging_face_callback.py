@@ -47,6 +47,26 @@ def test_logs(tmp_path):
     assert "nm_density" not in trainer.state.log_history[-1]
 
 
+def test_reporters_see_the_numbers_of_a_callback_that_goes_first(tmp_path):
+    """The Trainer puts its own reporters before the callbacks that it is given."""
+
+    class Reporter(transformers.TrainerCallback):
+        entries = ()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.entries = (*self.entries, dict(logs))
+
+    model = bert()
+    sparse = nmt.sparsify_(model, "2:4")
+    reporter = Reporter()
+    trainer = trainer_of(model, tmp_path, callbacks=[reporter])
+    trainer.callback_handler.callbacks.insert(0, nmt.TrainerCallback(sparse))
+    trainer.train()
+    assert sparse.stats().step == 12
+    assert reporter.entries
+    assert all(entry["nm_density"] == 0.5 for entry in reporter.entries)
+
+
 def test_evaluation_before_training(tmp_path):
     model = bert()
     sparse = nmt.sparsify_(model, "2:4")

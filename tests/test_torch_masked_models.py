@@ -159,6 +159,9 @@ def test_stats_and_reports_print():
     assert stats.sad_share == stats.sad / stats.weights
     assert "block.self_attn.in_proj_weight" in str(stats)
     assert "total" in str(stats)
+    assert stats["head"] is stats.layers["head"]
+    with pytest.raises(KeyError, match="no planned layer 'tail'"):
+        stats["tail"]
     report = nmt.verify(model, sparse.plan)
     assert report["head"].ok
     assert (report.violations, report.density) == (0, 0.5)

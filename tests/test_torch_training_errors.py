@@ -87,6 +87,21 @@ def test_sparsify_twice():
     assert nmt.verify(model, "1:4").ok
 
 
+@pytest.mark.parametrize("method", [nmt.STE(), nmt.SRSTE()])
+def test_training_without_attach(method):
+    """Masks are those of the first weights: finalize_ warns of it, unless they were chosen anew."""
+    for refreshed in (False, True):
+        model = net()
+        sparse = nmt.sparsify_(model, "2:4", method)
+        step(model, torch.optim.SGD(model.parameters(), lr=0.01))
+        if refreshed:
+            sparse.refresh_()
+            assert sparse.finalize_().ok
+        else:
+            with pytest.warns(UserWarning, match=r"weights have changed since sparsify_.*sparse\.attach\(optimizer\)"):
+                assert sparse.finalize_().ok
+
+
 def test_finalize_twice():
     model = net()
     sparse = nmt.sparsify_(model, "2:4")
@@ -280,7 +295,8 @@ def test_weights_that_are_not_finite_at_a_refresh(value, method):
             break
     else:
         pytest.fail("no error")
-    assert "layer 2" in message
+    assert "layer 2: " in message
+    assert "resume from the last checkpoint, with a lower learning rate" in message
     assert [torch.equal(a, layer.masked.mask) for a, layer in zip(masks, sparse.layers, strict=True)] == [True, True]
     assert str(sparse.stats()) == stats
     model.load_state_dict(backup[0])  # from here training goes on
@@ -316,7 +332,7 @@ def test_a_score_that_is_none(score):
         (lambda: nmt.SRSTE(decay=-1e-4), "decay must be"),
         (lambda: nmt.SRSTE(decay="x"), "decay must be"),
         (lambda: nmt.SRSTE(decoupled="yes"), "decoupled"),
-        (lambda: nmt.LBC(t_i=5, t_f=5), "start < end"),
+        (lambda: nmt.LBC(t_i=5, t_f=5), "t_i must be less than t_f, got t_i=5, t_f=5"),
         (lambda: nmt.LBC(t_i=0, t_f=5, criterion="best"), "criterion must be one of 'learned'"),
         (lambda: nmt.LBC(t_i=0, t_f=5, momentum=1.0), "momentum"),
         (lambda: nmt.sparsify_(net(), "2:4", nmt.STE(solver="magic")), "magic"),

@@ -1,12 +1,13 @@
 """What users do around masked models: odd assignments, transforms, frozen layers, checkpoints cut and cast, copies."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import nmsolve.torch as nmt
 from nmsolve import InputError, NMSolveError
@@ -172,22 +173,27 @@ def test_a_state_dict_without_the_duplicates_of_tied_weights():
     assert resumed.layers[0].masked.candidates.left == sparse.layers[0].masked.candidates.left < 6
 
 
-def test_fixed_resumes_whatever_is_loaded_first():
-    """Momenta are masked by the masks that belong to them, loaded before or after."""
+def test_fixed_resumes_in_any_order():
+    """Momenta are masked by the masks that belong to them, loaded before or after, attached before or after."""
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     nmt.sparsify_(model, "2:4", nmt.Fixed()).attach(optimizer)
     train(model, optimizer, 3)
     state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     train(model, optimizer, 4)
-    for model_first in (True, False):
+    for order in itertools.permutations(("attach", "model", "optimizer")):
         again = net(5)
         other = torch.optim.AdamW(again.parameters(), lr=0.05)
-        nmt.sparsify_(again, "2:4", nmt.Fixed()).attach(other)
-        for load_model in (model_first, not model_first):
-            again.load_state_dict(state[0]) if load_model else other.load_state_dict(copy.deepcopy(state[1]))  # else it is shared
+        sparse = nmt.sparsify_(again, "2:4", nmt.Fixed())
+        for what in order:
+            if what == "attach":
+                sparse.attach(other)
+            elif what == "model":
+                again.load_state_dict(state[0])
+            else:
+                other.load_state_dict(copy.deepcopy(state[1]))  # which is shared otherwise
         train(again, other, 4)
-        assert torch.equal(dense(again), dense(model))
+        assert torch.equal(dense(again), dense(model)), order
 
 
 @pytest.mark.parametrize(
@@ -294,3 +300,50 @@ def test_decoupled_decay_counts_once_a_step_of_lbfgs():
     optimizer.step(closure)
     after = sparse.layers[0].weight[~sparse.layers[0].masked.mask].abs().sum().item()
     assert after == pytest.approx(calls[0] * (1 - 0.1 * 0.5), rel=1e-5)
+
+
+def test_finalizing_whatever_became_of_other_parameters():
+    """A bias pruned, deleted or made a buffer, parameters added: masks come off whole, parameters keep their order."""
+
+    def finalized(change):
+        model = net()
+        sparse = nmt.sparsify_(model, "2:4", nmt.STE())
+        change(model[0])
+        masked = model[0].weight.detach().clone()
+        assert sparse.finalize_().ok
+        assert torch.equal(model[0].weight, masked)
+        return list(model[0]._parameters)
+
+    def to_buffer(layer):
+        del layer.bias
+        layer.register_buffer("bias", torch.zeros(12))
+
+    def more(layer):
+        for name in ("p2", "p1", "p4", "p3"):
+            layer.register_parameter(name, nn.Parameter(torch.zeros(1)))
+
+    assert finalized(lambda layer: prune.l1_unstructured(layer, "bias", 0.5)) == ["weight", "bias_orig"]
+    assert finalized(to_buffer) == ["weight"]
+    assert finalized(more) == ["weight", "bias", "p2", "p1", "p4", "p3"]
+
+
+def test_a_shallow_copy_outlives_its_original():
+    model = net()
+    sparse = nmt.sparsify_(model, "2:4", nmt.STE())
+    layer, x = copy.copy(model[0]), torch.randn(3, 8)
+    before = layer(x)
+    sparse.finalize_()
+    assert torch.equal(layer(x), before)
+
+
+def test_names_with_brackets():
+    model = nn.Sequential()
+    model.add_module("blk[0]", nn.Linear(8, 8))
+    model.add_module("head", nn.Linear(8, 8))
+    assert [layer.path for layer in nmt.plan(model, "2:4", exclude="blk[0]").planned] == ["head"]
+
+
+def test_a_model_without_weights():
+    assert len(nmt.plan(nn.ReLU(), "2:4")) == 0
+    with pytest.raises(InputError, match="the plan has nothing to do"):
+        nmt.sparsify_(nn.ReLU(), "2:4")

@@ -104,6 +104,30 @@ def test_lbc(n, m, criterion, optimizer):
     assert nmt.verify(result[2].model, f"{n}:{m}").ok
 
 
+@pytest.mark.parametrize("criterion", ["learned", "magnitude", "gradient", "inverse"])
+def test_lbc_where_there_is_no_gradient(criterion):
+    """Groups whose inputs are always zero, and layers that are frozen or not used, keep what is largest."""
+    W, batches = problem(7)
+    batches = [(np.where(np.arange(COLS) < 8, 0.0, x), t) for x, t in batches]
+    ours, theirs = OPTIMIZERS["sgd"]
+    assert_same(
+        train(W, batches, "2:4", nmt.LBC(t_i=1, t_f=9, criterion=criterion), ours),
+        oracle.train_lbc(W, batches, 2, 4, theirs(), 1, 9, criterion),
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    best = nmt.solve(model[0].weight, "2:4").mask
+    sparse = nmt.sparsify_(model, "2:4", nmt.LBC(t_i=0, t_f=4, criterion=criterion)).attach(optimizer)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(sparse.layers[0].masked.mask, best)
+    assert sparse.finalize_().ok
+
+
 @pytest.mark.parametrize("update_every", [2, 5])
 def test_lbc_removes_when_it_is_due(update_every):
     W, batches = problem(1)

@@ -7,6 +7,7 @@ import torch
 from small_net import ALL, BOTH, METHODS, Net, batch, made, train
 from torch import nn
 
+import nmsolve
 import nmsolve.torch as nmt
 
 
@@ -39,6 +40,7 @@ def test_a_plain_loop_ends_in_a_plain_sparse_model(name, optimizer, pattern):
     assert not opt._optimizer_step_pre_hooks
     assert not opt._optimizer_step_post_hooks
     assert not model._load_state_dict_pre_hooks
+    assert not model._load_state_dict_post_hooks
     assert not model.conv._state_dict_hooks
 
 
@@ -240,3 +242,38 @@ def test_frozen_layers_keep_their_mask():
     opt.step()
     assert [layer.step for layer in sparse.stats().layers.values()] == [0, 1]
     assert sparse.finalize_().ok
+
+
+@ALL
+def test_a_frozen_backbone(name):
+    """Every planned layer is frozen, an optimizer trains the dense head: steps are steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    model[0].requires_grad_(False)
+    opt = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    sparse = nmt.sparsify_(model, nmt.plan(model, "2:4", exclude="1"), METHODS[name]())
+    if name == "lbc":
+        with pytest.raises(nmsolve.InputError, match="SGD does not hold the weight of 0"):
+            sparse.attach(opt)
+        return
+    sparse.attach(opt)
+    before, masked = model[1].weight.detach().clone(), model[0].weight.detach().clone()
+    for _ in range(2):
+        opt.zero_grad()
+        model(torch.randn(4, 8)).square().sum().backward()
+        opt.step()
+    assert not torch.equal(model[1].weight, before)
+    assert torch.equal(model[0].weight, masked)
+    assert sparse.finalize_().ok
+
+
+@pytest.mark.parametrize("method", [nmt.SRSTE(), nmt.LBC(t_i=0, t_f=4)])
+def test_an_optimizer_without_a_learning_rate(method):
+    from transformers.optimization import Adafactor
+
+    model = nn.Sequential(nn.Linear(8, 8))
+    opt = Adafactor(model.parameters())  # makes its own rate
+    nmt.sparsify_(model, "2:4", method).attach(opt)
+    model(torch.randn(4, 8)).square().sum().backward()
+    with pytest.raises(nmsolve.InputError, match=r"layer 0: its optimizer has no learning rate \(lr=None\).*relative_step=False"):
+        opt.step()

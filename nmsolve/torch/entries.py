@@ -1,11 +1,19 @@
-"""`Entries`: what has one entry a layer, as an immutable sequence."""
+"""What has one entry a layer: `Entries`, an immutable sequence, and entries looked up by a layer's path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar, overload
 
 Entry = TypeVar("Entry", covariant=True)
+Found = TypeVar("Found")
+
+
+def entry_of(entries: Mapping[str, Found], path: str) -> Found:
+    """What there is for a layer; KeyError with the layers that there are."""
+    if path not in entries:
+        raise KeyError(f"no planned layer {path!r}; there are {', '.join(entries)}")
+    return entries[path]
 
 
 class Entries(Sequence[Entry]):

@@ -132,7 +132,11 @@ def plan(
     included, excluded = None if include is None else _globs(include, "include"), _globs(exclude, "exclude")
     found = list(_weights(model))
     paths = [path_of(name, parameter) for name, _, parameter, _ in found]
-    for what, globs in (("include", included or ()), ("exclude", excluded), ("pattern", patterns or ())):
+    for what, globs in (
+        ("include", included or ()),
+        ("exclude", excluded),
+        ("pattern", pattern if isinstance(pattern, Mapping) else ()),
+    ):
         for glob in globs:
             if not any(matches(path, glob) for path in paths):
                 close = difflib.get_close_matches(glob, paths, 3, 0.4) or paths[:3]
@@ -184,7 +188,8 @@ def path_of(name: str, parameter: str) -> str:
 def matches(path: str, glob: str) -> bool:
     """Whether a glob names a path or a module that it lies in."""
     parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), glob) for end in range(1, len(parts) + 1))
+    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return glob in prefixes or any(fnmatchcase(prefix, glob) for prefix in prefixes)  # names may hold brackets
 
 
 def kind_of(module: nn.Module) -> str:

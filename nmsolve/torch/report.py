@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nmsolve.certify import Report
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
+from nmsolve.torch.entries import entry_of
 from nmsolve.torch.masks import verify as verify_tensor
 from nmsolve.torch.modules import for_solver
 from nmsolve.torch.plan import LayerPlan, Patterns, Plan, parameters_of
@@ -58,10 +59,7 @@ class ModelReport:
 
     def __getitem__(self, name: str) -> Report:
         """The report of a layer, by its path."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer.report
-        raise KeyError(f"no planned layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
+        return entry_of({layer.name: layer.report for layer in self.layers}, name)
 
     def __bool__(self) -> bool:
         return self.ok

@@ -33,5 +33,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[
 
 
 def shortened(name: str, width: int = 40) -> str:
-    """A module path that is no wider than `width`, with its end kept."""
-    return name if len(name) <= width else "…" + name[1 - width :]
+    """A module path that is no wider than `width`, with its end kept, from a dot on if there is one.
+
+    Examples
+    --------
+    >>> shortened("model.decoder.layers.31.mlp.down_proj", 28)
+    '….layers.31.mlp.down_proj'
+    """
+    if len(name) <= width:
+        return name
+    end = name[1 - width :]
+    return "…" + end[max(0, end.find(".")) :]

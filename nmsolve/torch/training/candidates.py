@@ -42,14 +42,16 @@ class Candidates:
     def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, parts: Sequence[str]) -> Self:
         """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m), of the parts that are needed."""
         shape = (*groups.shape[:-1], math.comb(pattern.m, pattern.n))
-        alive = torch.ones(shape, dtype=torch.bool, device=weight.device)
         dtype = torch.promote_types(torch.float32, weight.dtype)
-        return cls(alive, **{part: torch.zeros_like(weight, dtype=dtype) for part in parts[1:]})
+        with torch.inference_mode(False):  # they are to be changed outside of it
+            alive = torch.ones(shape, dtype=torch.bool, device=weight.device)
+            return cls(alive, **{part: torch.zeros_like(weight, dtype=dtype) for part in parts[1:]})
 
     @classmethod
     def loaded(cls, parts: dict[str, Tensor]) -> Self:
         """From the parts of a state dict, which has "alive"."""
-        return cls(**{name: tensor.clone() for name, tensor in parts.items()})
+        with torch.inference_mode(False):
+            return cls(**{name: tensor.clone() for name, tensor in parts.items()})
 
     def state(self) -> dict[str, Tensor]:
         """For a state dict."""

@@ -30,11 +30,9 @@ PARTS = ("mask", "progress", *Candidates.PARTS)
 def save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """State-dict hook: plain names, masks in bits."""
     for name in masked_parameters(module):
-        for key in list(state_dict):
-            if key.startswith(f"{prefix}parametrizations.{name}."):
-                value = state_dict.pop(key)
-                if key.endswith(".original"):
-                    state_dict[prefix + name] = value
+        dense = state_dict.pop(f"{prefix}parametrizations.{name}.original", None)
+        if dense is not None:
+            state_dict[prefix + name] = dense
         for part in PARTS:
             if hasattr(module, f"{name}_{part}"):
                 state_dict[f"{prefix}{name}_{part}"] = getattr(module, f"{name}_{part}")
@@ -70,6 +68,7 @@ def load_masks(
     """Load hook: the inverse of `save_masks`. A mask that fits neither its weight nor its plan is an error, and not taken."""
     for name, masked in masked_parameters(module).items():
         key = prefix + name
+        dense = state_dict.get(key)
         if key in state_dict:
             state_dict[f"{prefix}parametrizations.{name}.original"] = state_dict.pop(key)
         bits, row = state_dict.pop(f"{key}_mask", None), state_dict.pop(f"{key}_progress", None)
@@ -77,12 +76,16 @@ def load_masks(
         if bits is None or row is None:
             missing_keys += [f"{key}_{part}" for part, found in (("mask", bits), ("progress", row)) if found is None]
             continue
-        problem = _misfit(masked, bits, row)
+        problem = _misfit(masked, dense, bits, row)
         if problem:
             error_msgs.append(f"{key}: {problem}")
             continue
         step, refreshes, sad, flips, density_sum = whole(row).tolist()[4:]
-        masked.mask.copy_(unpacked(whole(bits), masked.mask.shape))
+        mask = unpacked(whole(bits), masked.mask.shape)
+        if masked.mask.is_meta:  # the weight, too, is assigned
+            masked.mask = mask.to(bits.device)
+        else:
+            masked.mask.copy_(mask)
         masked.progress = Progress(int(step), int(refreshes), int(sad), int(flips), density_sum)
         if "alive" in parts:
             masked.candidates = Candidates.loaded({part: cut(t, original(module, name)) for part, t in parts.items()})
@@ -105,7 +108,7 @@ def check_masks(
         for parameter, masked in masked_parameters(module).items():
             key = prefix + (f"{name}.{parameter}" if name else parameter)
             bits, row = state_dict.get(f"{key}_mask"), state_dict.get(f"{key}_progress")
-            problem = None if bits is None or row is None else _misfit(masked, bits, row)
+            problem = None if bits is None or row is None else _misfit(masked, state_dict.get(key), bits, row)
             if problem:
                 problems.append(f"{key}: {problem}")
             if f"{key}_alive" in state_dict:
@@ -119,16 +122,28 @@ def check_masks(
             masked.candidates = None
 
 
+def name_plainly(model: nn.Module, incompatible: Any) -> None:
+    """Load hook of a whole model, at the end: what is missing is called as state dicts call it."""
+    for name, module in model.named_modules():
+        for parameter in masked_parameters(module):
+            inner = ".".join(filter(None, (name, "parametrizations", parameter, "original")))
+            outer = f"{name}.{parameter}" if name else parameter
+            missing = incompatible.missing_keys
+            missing[:] = [key.removesuffix(inner) + outer if f".{key}".endswith(f".{inner}") else key for key in missing]
+
+
 def stop_checking(model: nn.Module) -> None:
     """Take the hooks of checkpoints off a module."""
-    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks):
+    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks, model._load_state_dict_post_hooks):
         for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) in (save_masks, load_masks, check_masks):
+            if getattr(hook, "hook", hook) in (save_masks, load_masks, check_masks, name_plainly):
                 del hooks[key]
 
 
-def _misfit(masked: Masked, bits: Tensor, row: Tensor) -> str | None:
-    """Why a saved mask does not belong to a weight."""
+def _misfit(masked: Masked, dense: Tensor | None, bits: Tensor, row: Tensor) -> str | None:
+    """Why a saved mask, with the weight that was saved, does not belong to a weight."""
+    if dense is not None and dense.shape != masked.mask.shape:
+        return f"the checkpoint's weight has shape {tuple(dense.shape)}, this one {tuple(masked.mask.shape)}"
     if bits.dtype != torch.uint8 or row.dtype != torch.float64 or row.numel() != 9 or bits.is_meta or row.is_meta:
         return (
             f"the checkpoint's mask is {bits.dtype} and its progress {row.dtype} of {row.numel()} numbers, not uint8 and float64 "
@@ -148,6 +163,8 @@ def _misfit(masked: Masked, bits: Tensor, row: Tensor) -> str | None:
 
 def packed(mask: Tensor) -> Tensor:
     """A bool tensor in bits: uint8, the first entry in the highest bit of the first byte."""
+    if mask.is_meta:
+        return torch.empty(-(-mask.numel() // 8), dtype=torch.uint8, device="meta")
     return torch.from_numpy(np.packbits(mask.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))).to(mask.device)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ class Layer:
         """Its gradient on this rank."""
         gradient = self.parameter.grad
         return None if gradient is None else local(gradient)
+
+
+def rate_of(layer: Layer, group: dict[str, Any]) -> float:
+    """The learning rate of an optimizer's group."""
+    if group.get("lr") is None:
+        raise InputError(
+            f"layer {layer.path}: its optimizer has no learning rate (lr=None), which this method goes by: give it one "
+            "(Adafactor: lr=1e-3, relative_step=False)"
+        )
+    return float(group["lr"])
 
 
 def solve_mask(entry: LayerPlan, weight: Tensor, scores: Tensor | None, solver: str, threads: int | None = None) -> Tensor:
@@ -108,8 +119,26 @@ def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
         If a weight is not finite, naming the layer; all masks and counters are then as they were.
     """
     with together(layers):
-        parts = _solve_all(layers, solver, score)
+        try:
+            parts = _solve_all(layers, solver, score)
+        except InputError as error:
+            raise _diverged(layers) or error from None
     exchange(layers, parts)
+
+
+def _diverged(layers: Sequence[Layer]) -> InputError | None:
+    """The error for the first weight that is not finite: during training another remedy helps than the solver's."""
+    for layer in layers:
+        weight = layer.weight
+        finite = torch.isfinite(weight)
+        if not bool(finite.all()):
+            index = (~finite).nonzero()[0].tolist()
+            return InputError(
+                f"layer {layer.path}: its weight is not finite any more, {weight[tuple(index)].item()} at {index}. Masks and "
+                "counters are as before this step, but the optimizer has changed the weights: resume from the last checkpoint, "
+                "with a lower learning rate or with gradients clipped"
+            )
+    return None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
 from nmsolve.torch.shards import is_sharded, least
 from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
-from nmsolve.torch.training.layer import Layer, exchange, together
+from nmsolve.torch.training.layer import Layer, exchange, rate_of, together
 from nmsolve.torch.training.methods import Method, check_count
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class LBC(Method):
     masked, so nothing dense is needed. Scores are learned by SGD at the learning rate of the layer's group, whatever the optimizer:
     only their order within a group counts, and it is their meaning (Eq. 12) to be a plain sum of loss changes. What is removed
     stays removed, weight and momentum zeroed, for candidates alive are kept in a mask; in the released code momentum revives them.
-    Of equal scores the lexicographically later goes first.
+    In groups that never had a gradient (frozen layers, inputs that are always zero) magnitudes decide. Of equal scores the
+    lexicographically later goes first.
 
     All of this is linear, so a candidate's score is a sum over its weights, and two numbers a weight are learned instead of two for
     each of the C(m, n) candidates. Memory is 8 + C(m, n) / m bytes a weight (float32 score and momentum, alive); scores,
@@ -98,6 +99,8 @@ class LBC(Method):
             raise InputError(f"criterion must be one of {', '.join(map(repr, get_args(Criterion)))}, got {self.criterion!r}")
         if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        if self.t_i >= self.t_f:
+            raise InputError(f"t_i must be less than t_f, got t_i={self.t_i}, t_f={self.t_f}")
         removed_by(2, 0, self.t_i, self.t_f, self.power)
 
     @property
@@ -139,9 +142,7 @@ class LBC(Method):
 
     def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:
         for layer in layers:
-            candidates = self._candidates(layer)
-            if is_sharded(layer.parameter):  # a rank that holds no row cannot tell
-                candidates.left = least(candidates.left, layer.parameter)
+            self._candidates(layer)
 
     def _candidates(self, layer: Layer) -> Candidates:
         """A layer's candidates: fresh ones at first, and checked once, for a checkpoint may have brought others."""
@@ -157,6 +158,8 @@ class LBC(Method):
                 f"not those of criterion {self.criterion!r}, momentum {self.momentum}; resume with those it was saved with"
             )
         found.checked = True
+        if is_sharded(layer.parameter):  # a rank that holds no row cannot tell
+            found.left = least(found.left, layer.parameter)
         return found
 
     def before(self, step: Step) -> None:
@@ -173,7 +176,7 @@ class LBC(Method):
             if self.criterion == "gradient":
                 candidates.gather(weight, gradient)
             else:
-                candidates.learn(weight, -gradient if group.get("maximize") else gradient, float(group["lr"]), self.momentum)
+                candidates.learn(weight, -gradient if group.get("maximize") else gradient, rate_of(layer, group), self.momentum)
 
     def after(self, attachment: Attachment) -> None:
         due: list[tuple[Layer, Candidates, int]] = []
@@ -209,15 +212,19 @@ class LBC(Method):
         """What candidates are removed by, weight by weight, (…, m); InputError if any is not finite."""
         candidates = layer.masked.candidates
         assert candidates is not None
+        magnitude = layer.weight.abs()
         learned = candidates.saliency if self.criterion == "gradient" else candidates.scores
-        worth = layer.weight.abs() if self.criterion == "magnitude" else learned
+        worth = magnitude if self.criterion == "magnitude" else learned
         assert worth is not None
-        if not bool(torch.isfinite(worth).all()):
+        if not bool(torch.isfinite(worth).all() & torch.isfinite(magnitude).all()):
             raise InputError(
-                f"layer {layer.path}: its weights or gradients were not finite, so its candidates cannot be compared; masks and "
-                "candidates are as before the step. Lower the learning rate, clip gradients, or resume from the last checkpoint"
+                f"layer {layer.path}: its weights or gradients were not finite, so its candidates cannot be compared. Masks and "
+                "counters are as before this step, but the optimizer has changed the weights: resume from the last checkpoint, "
+                "with a lower learning rate or with gradients clipped"
             )
-        return _groups(layer, -worth if self.criterion == "inverse" else worth)
+        groups = _groups(layer, -worth if self.criterion == "inverse" else worth)
+        known = groups.any(-1, keepdim=True)  # nothing is of a frozen layer, or where inputs are always zero
+        return torch.where(known, groups, _groups(layer, magnitude).to(groups.dtype))
 
     def unfinished(self, layers: Sequence[Layer]) -> str | None:
         for layer in layers:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nmsolve import api
 from nmsolve.errors import InputError
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.training.layer import Layer, Score, refresh, scores_of, solve_mask
+from nmsolve.torch.training.layer import Layer, Score, rate_of, refresh, scores_of, solve_mask
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.stepping import Attachment, Step
@@ -105,8 +105,8 @@ class Fixed(_Solved):
 
     Notes
     -----
-    Dropped weights become zero when an optimizer is attached, and so do the momenta that it has for them; after every step they
-    are zeroed again, so that no optimizer revives them.
+    Dropped weights become zero at the first step of an optimizer that is attached, and so do the momenta that it has for them;
+    after every step they are zeroed again, so that no optimizer revives them.
 
     Examples
     --------
@@ -119,7 +119,8 @@ class Fixed(_Solved):
 
     def after(self, attachment: Attachment) -> None:
         weights = [layer.weight for layer in attachment.layers]
-        torch._foreach_mul_(weights, [attachment.factor(layer, kept=True) for layer in attachment.layers])
+        if weights:  # else all of them are frozen
+            torch._foreach_mul_(weights, [attachment.factor(layer, kept=True) for layer in attachment.layers])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,7 @@ class SRSTE(STE):
         if decoupled:
             if not step.first:
                 return
-            rates = [-float(group["lr"]) * self.decay for _, group in step.layers]
+            rates = [-rate_of(layer, group) * self.decay for layer, group in step.layers]
             torch._foreach_addcmul_(weights, weights, dropped, rates)
         else:
             gradients = [gradient for layer, _ in step.layers if (gradient := layer.gradient) is not None]

@@ -41,13 +41,17 @@ def take_off(module: nn.Module) -> None:
     torch's remove_parametrizations deletes the property from the class, which deep copies share; this leaves the class alone.
     """
     originals = {name: original(module, name) for name in masked_parameters(module)}
-    del module._modules["parametrizations"]
+    parameters = _in_order({**originals, **module._parameters}, module._dense_order)
+    module._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
     module.__class__ = type(module).__bases__[0]
-    order: Any = module.__dict__.pop("_dense_order")
-    parameters: dict[str, Any] = {**originals, **module._parameters}
-    # Parameters in the order in which they were: optimizers' state dicts count them.
-    module._parameters = {name: parameters[name] for name in (*order, *(set(parameters) - set(order)))}
+    module._parameters = parameters
+    del module.__dict__["_dense_order"]
     checkpoint.stop_checking(module)
+
+
+def _in_order(parameters: dict[str, Any], order: Any) -> dict[str, Any]:
+    """Parameters in the order in which they were, as far as they still are: optimizers' state dicts count them."""
+    return {name: parameters[name] for name in dict.fromkeys((*order, *parameters)) if name in parameters}
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -57,7 +61,8 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     state["_modules"] = {name: child for name, child in module._modules.items() if name != "parametrizations"}
     tensors = {name: (original(module, name), masked) for name, masked in masks.items()}
     kind = type(module).__bases__[0]
-    return _blank, (kind,), (state, tensors), None, None, _restore
+    forward = vars(type(module)).get("forward")  # where the layer is accelerated
+    return _blank, (kind,), (state, tensors, forward), None, None, _restore
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -75,10 +80,12 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]]]) -> None:
-    state, tensors = pickled
+def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]], Any]) -> None:
+    state, tensors, forward = pickled
     module.__dict__.update(state)
-    parameters = {**module._parameters, **{name: parameter for name, (parameter, _) in tensors.items()}}
-    module._parameters = {name: parameters[name] for name in state["_dense_order"]}
+    originals = {name: parameter for name, (parameter, _) in tensors.items()}
+    module._parameters = _in_order({**module._parameters, **originals}, state["_dense_order"])
     for name, (_, masked) in tensors.items():
         put_on(module, name, masked)
+    if forward is not None:
+        type(module).forward = forward

@@ -6,8 +6,9 @@ any forward, and so get the masked one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -85,6 +86,13 @@ class Masked(nn.Module):
         self.progress = Progress()
         self._counted: tuple[tuple[int, int], float] | None = None
         self.candidates: Candidates | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As nn.Module's; what casts everything, as model.type(dtype) does, leaves the mask bool."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.mask.dtype != torch.bool:
+            self.mask = self.mask != 0
+        return self
 
     def forward(self, weight: Tensor) -> Tensor:
         """W∘M; of a sharded weight, read outside the model's forward, sharded too."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
@@ -145,8 +146,10 @@ class SparseModel:
         self.layers = tuple(layers.values())
         # All masks are solved: from here on nothing can fail halfway. The check goes first: it reads what put_on's hooks take out.
         model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
+        model.register_load_state_dict_post_hook(checkpoint.name_plainly)  # type: ignore[no-untyped-call]
         for module, parameter, masked in puts:
             put_on(module, parameter, masked)
+        self._versions = [_version(layer.parameter) for layer in self.layers]
 
     def attach(self, *optimizers: Optimizer) -> Self:
         """Let the method work in the steps of an optimizer, or of several that hold the weights between them.
@@ -271,6 +274,7 @@ class SparseModel:
             why = self.method.unfinished(self.layers)
             if why:
                 raise InputError(why)
+            self._warn_of_stale_masks()
         subject = self.model if model is None else model
         layers = self._layers_of(subject)
         for layer in layers:
@@ -302,6 +306,18 @@ class SparseModel:
             self._finalized = True
         return verify(subject, self.plan)
 
+    def _warn_of_stale_masks(self) -> None:
+        """Training without attach fails nowhere: the masks are those of the first weights, and good for nothing."""
+        chosen = any(layer.masked.progress.step or layer.masked.progress.refreshes for layer in self.layers)
+        changed = [_version(layer.parameter) for layer in self.layers] != self._versions
+        if self.method.straight_through and changed and not chosen:
+            warnings.warn(
+                "the weights have changed since sparsify_, but no step of an attached optimizer has chosen masks for them: call "
+                "sparse.attach(optimizer) before training, or give the trainer nmt.TrainerCallback(sparse) or "
+                "nmt.LightningCallback(sparse); sparse.refresh_() chooses masks for weights that were loaded",
+                stacklevel=3,
+            )
+
     @property
     def finalized(self) -> bool:
         """Whether `finalize_` has taken the masks off."""
@@ -331,6 +347,11 @@ class SparseModel:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_attachments": []}  # hooks belong to the optimizer of this process
+
+
+def _version(weight: Tensor) -> int:
+    """Changes when a weight does."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def _check_ties(model: nn.Module, plan: Plan) -> None:

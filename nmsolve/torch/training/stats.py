@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nmsolve.pattern import Pattern
+from nmsolve.torch.entries import entry_of
 from nmsolve.torch.table import shortened, table
 from nmsolve.torch.training.layer import Layer
 
@@ -44,6 +45,10 @@ class Stats:
     """
 
     layers: Mapping[str, LayerStats]
+
+    def __getitem__(self, name: str) -> LayerStats:
+        """The statistics of a layer, by its path."""
+        return entry_of(self.layers, name)
 
     @property
     def weights(self) -> int:

@@ -56,12 +56,10 @@ class Attachment:
         """Begin with layers that the optimizer holds."""
         for layer in layers:
             _check_shard(layer)
+            self._check_state(layer)
         self.method.begin(layers, self)
         self.layers += layers
-        if self.method.forgets:
-            with torch.no_grad():
-                for layer in layers:
-                    self.forget(layer)
+        self._to_forget = self.method.forgets  # at the first step: the model may be yet to load the masks of this state
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -108,7 +106,7 @@ class Attachment:
         return held  # type: ignore[return-value]
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        held = self._held()
+        held = self._held()  # may take layers
         self._skipped = False
         if self._to_forget:
             self._to_forget = False
@@ -147,15 +145,19 @@ class Attachment:
 
     def _loaded(self, optimizer: Optimizer) -> None:
         for layer in self.layers:
-            state, shape = optimizer.state.get(layer.parameter, {}), layer.parameter.shape
-            for name in ("momentum_buffer", "exp_avg", "square_avg", "sum", "acc_delta"):
-                if isinstance(state.get(name), Tensor) and state[name].shape != shape:
-                    raise InputError(
-                        f"the optimizer's state for layer {layer.path} {tuple(shape)} has shape {tuple(state[name].shape)}:"
-                        " it was saved with parameters in another order. Masks change that order, so make the optimizer before "
-                        "sparsify_ or after it as in the run that was saved"
-                    )
-        self._to_forget = self.method.forgets  # not now: the model may be yet to load the masks that belong to this state
+            self._check_state(layer)
+        self._to_forget = self.method.forgets
+
+    def _check_state(self, layer: Layer) -> None:
+        """InputError if what the optimizer holds for a layer is another's."""
+        state, shape = self.optimizer.state.get(layer.parameter, {}), layer.parameter.shape
+        for name in ("momentum_buffer", "exp_avg", "square_avg", "sum", "acc_delta"):
+            if isinstance(state.get(name), Tensor) and state[name].shape != shape:
+                raise InputError(
+                    f"the optimizer's state for layer {layer.path} {tuple(shape)} has shape {tuple(state[name].shape)}:"
+                    " it was saved with parameters in another order. Masks change that order, so make the optimizer before "
+                    "sparsify_ or after it as in the run that was saved"
+                )
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
