@@ -116,5 +116,14 @@ class At(transformers.TrainerCallback):
             self.call(control)
 
 
+class Logged(transformers.TrainerCallback):
+    """Keeps what callbacks are given to log."""
+
+    entries = ()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.entries = (*self.entries, dict(logs))
+
+
 def stopped(control):
     control.should_save = control.should_training_stop = True

@@ -1,8 +1,7 @@
 """nmt.TrainerCallback over the life of a Trainer: logs, wrong models, frozen layers, training again, finalizing."""
 
 import pytest
-import transformers
-from hugging_face_models import At, InOrder, adamw, bert, gpt2, trainer_of
+from hugging_face_models import At, InOrder, Logged, adamw, bert, gpt2, trainer_of
 from snapshots import differing, hooks_of, snapshot
 
 import nmsolve
@@ -13,14 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 def test_logs(tmp_path):
     """In every entry of the history, those of evaluation too, and in what later callbacks are given."""
-
-    class Seen(transformers.TrainerCallback):
-        entries = ()
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            self.entries = (*self.entries, dict(logs))
-
-    seen = Seen()
+    seen = Logged()
     model = bert()
     sparse = nmt.sparsify_(model, "2:4T")
     flips = {}
@@ -49,16 +41,9 @@ def test_logs(tmp_path):
 
 def test_reporters_see_the_numbers_of_a_callback_that_goes_first(tmp_path):
     """The Trainer puts its own reporters before the callbacks that it is given."""
-
-    class Reporter(transformers.TrainerCallback):
-        entries = ()
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            self.entries = (*self.entries, dict(logs))
-
     model = bert()
     sparse = nmt.sparsify_(model, "2:4")
-    reporter = Reporter()
+    reporter = Logged()
     trainer = trainer_of(model, tmp_path, callbacks=[reporter])
     trainer.callback_handler.callbacks.insert(0, nmt.TrainerCallback(sparse))
     trainer.train()

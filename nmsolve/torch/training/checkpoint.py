@@ -12,6 +12,7 @@ For a parameter `weight` with a mask, a module's state dict holds
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import astuple
 from typing import Any
 
@@ -104,17 +105,16 @@ def check_masks(
     problems = []
     without: dict[int, Masked] = {}
     having: set[int] = set()
-    for name, module in model.named_modules():
-        for parameter, masked in masked_parameters(module).items():
-            key = prefix + (f"{name}.{parameter}" if name else parameter)
-            bits, row = state_dict.get(f"{key}_mask"), state_dict.get(f"{key}_progress")
-            problem = None if bits is None or row is None else _misfit(masked, state_dict.get(key), bits, row)
-            if problem:
-                problems.append(f"{key}: {problem}")
-            if f"{key}_alive" in state_dict:
-                having.add(id(masked))
-            elif bits is not None:
-                without[id(masked)] = masked
+    for start, parameter, masked in _masked_in(model):
+        key = prefix + start + parameter
+        bits, row = state_dict.get(f"{key}_mask"), state_dict.get(f"{key}_progress")
+        problem = None if bits is None or row is None else _misfit(masked, state_dict.get(key), bits, row)
+        if problem:
+            problems.append(f"{key}: {problem}")
+        if f"{key}_alive" in state_dict:
+            having.add(id(masked))
+        elif bits is not None:
+            without[id(masked)] = masked
     if problems:
         raise InputError("nothing was loaded into the sparsified model: " + "; ".join(problems))
     for number, masked in without.items():
@@ -124,12 +124,17 @@ def check_masks(
 
 def name_plainly(model: nn.Module, incompatible: Any) -> None:
     """Load hook of a whole model, at the end: what is missing is called as state dicts call it."""
+    missing = incompatible.missing_keys
+    for start, parameter, _ in _masked_in(model):
+        inner = f"{start}parametrizations.{parameter}.original"
+        missing[:] = [key.removesuffix(inner) + start + parameter if f".{key}".endswith(f".{inner}") else key for key in missing]
+
+
+def _masked_in(model: nn.Module) -> Iterator[tuple[str, str, Masked]]:
+    """All masks of a model: what a state dict's keys of the module begin with, the parameter's name there, the mask."""
     for name, module in model.named_modules():
-        for parameter in masked_parameters(module):
-            inner = ".".join(filter(None, (name, "parametrizations", parameter, "original")))
-            outer = f"{name}.{parameter}" if name else parameter
-            missing = incompatible.missing_keys
-            missing[:] = [key.removesuffix(inner) + outer if f".{key}".endswith(f".{inner}") else key for key in missing]
+        for parameter, masked in masked_parameters(module).items():
+            yield (f"{name}." if name else ""), parameter, masked
 
 
 def stop_checking(model: nn.Module) -> None:

@@ -122,22 +122,26 @@ def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
         try:
             parts = _solve_all(layers, solver, score)
         except InputError as error:
-            raise _diverged(layers) or error from None
+            raise _not_finite(layers) or error from None
     exchange(layers, parts)
 
 
-def _diverged(layers: Sequence[Layer]) -> InputError | None:
-    """The error for the first weight that is not finite: during training another remedy helps than the solver's."""
+def diverged(layer: Layer, what: str) -> InputError:
+    """The error for a layer that has numbers that are not finite: during training another remedy helps than the solver's."""
+    return InputError(
+        f"layer {layer.path}: {what}. Masks and counters are as before this step, but the optimizer has changed the weights: "
+        "resume from the last checkpoint, with a lower learning rate or with gradients clipped"
+    )
+
+
+def _not_finite(layers: Sequence[Layer]) -> InputError | None:
+    """The error for the first weight that is not finite, if one is."""
     for layer in layers:
         weight = layer.weight
         finite = torch.isfinite(weight)
         if not bool(finite.all()):
             index = (~finite).nonzero()[0].tolist()
-            return InputError(
-                f"layer {layer.path}: its weight is not finite any more, {weight[tuple(index)].item()} at {index}. Masks and "
-                "counters are as before this step, but the optimizer has changed the weights: resume from the last checkpoint, "
-                "with a lower learning rate or with gradients clipped"
-            )
+            return diverged(layer, f"its weight is not finite any more, {weight[tuple(index)].item()} at {index}")
     return None
 
 

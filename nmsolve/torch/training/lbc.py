@@ -18,7 +18,7 @@ from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
 from nmsolve.torch.shards import is_sharded, least
 from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
-from nmsolve.torch.training.layer import Layer, exchange, rate_of, together
+from nmsolve.torch.training.layer import Layer, diverged, exchange, rate_of, together
 from nmsolve.torch.training.methods import Method, check_count
 
 if TYPE_CHECKING:
@@ -217,11 +217,7 @@ class LBC(Method):
         worth = magnitude if self.criterion == "magnitude" else learned
         assert worth is not None
         if not bool(torch.isfinite(worth).all() & torch.isfinite(magnitude).all()):
-            raise InputError(
-                f"layer {layer.path}: its weights or gradients were not finite, so its candidates cannot be compared. Masks and "
-                "counters are as before this step, but the optimizer has changed the weights: resume from the last checkpoint, "
-                "with a lower learning rate or with gradients clipped"
-            )
+            raise diverged(layer, "its weights or gradients were not finite, so its candidates cannot be compared")
         groups = _groups(layer, -worth if self.criterion == "inverse" else worth)
         known = groups.any(-1, keepdim=True)  # nothing is of a frozen layer, or where inputs are always zero
         return torch.where(known, groups, _groups(layer, magnitude).to(groups.dtype))
