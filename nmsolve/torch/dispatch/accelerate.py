@@ -18,8 +18,9 @@ from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, Backends, backends,
 from nmsolve.torch.dispatch.measuring import measure
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import is_2to4
-from nmsolve.torch.dispatch.recording import Call, record, undisturbed
+from nmsolve.torch.dispatch.recording import Call, record
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+from nmsolve.torch.running import undisturbed
 from nmsolve.torch.training.parametrization import masked_parameters
 
 #: In training, a layer with fewer nonzeros was not pruned but initialised so, to zero say; its zeros are not a mask.

@@ -1,0 +1,75 @@
+"""What a choice of patterns may cost: kept weights, multiply-adds, or measured seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """At most `limit` kept weights over the planned layers.
+
+    Examples
+    --------
+    >>> Params(2_000_000).limit
+    2000000
+    """
+
+    limit: int
+
+    def __post_init__(self) -> None:
+        _check_limit(self, self.limit, "kept weights")
+
+
+@dataclass(frozen=True, slots=True)
+class FLOPs:
+    """At most `limit` multiply-adds of planned weights, for the example inputs that they are counted with.
+
+    A kept weight costs one a token, or one an output position of a convolution; biases, norms and the scores of attention are not
+    counted.
+
+    Examples
+    --------
+    >>> FLOPs(227_000_000).limit
+    227000000
+    """
+
+    limit: int
+
+    def __post_init__(self) -> None:
+        _check_limit(self, self.limit, "multiply-adds")
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """At most `limit` seconds (or whatever unit the table is in) over the planned layers, by a table of measured ones.
+
+    table : layer path → pattern → time; "dense" for the layer without a pattern.
+
+    Examples
+    --------
+    >>> Latency({"fc": {"2:4": 1.1e-4, "dense": 1.9e-4}}, limit=1.5e-4).limit
+    0.00015
+    """
+
+    table: Mapping[str, Mapping[Pattern | str, float]]
+    limit: float
+
+    def __post_init__(self) -> None:
+        _check_limit(self, self.limit, "seconds")
+
+
+Budget = Params | FLOPs | Latency
+
+
+def _check_limit(budget: object, limit: object, unit: str) -> None:
+    name = type(budget).__name__
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit) or limit <= 0:
+        raise InputError(f"{name} takes a positive number of {unit}, got {limit!r}")
+    if name != "Latency" and limit < 1:
+        raise InputError(f"{name} counts {unit}, and {limit!r} is less than one: a share of the model is {limit!r} × its number")

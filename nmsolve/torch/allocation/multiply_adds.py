@@ -1,0 +1,35 @@
+"""How often each planned weight is multiplied in a run of the model, from the shapes that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from nmsolve.errors import InputError
+from nmsolve.torch.calibration.uses import Use, unreached, watched
+from nmsolve.torch.plan import LayerPlan
+
+
+def positions_of(model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[], Any]) -> dict[str, float]:
+    """By path, how often an entry of each weight is multiplied while run() runs the model: tokens, or output positions.
+
+    The multiply-adds of a layer are that times its kept weights.
+
+    Raises
+    ------
+    InputError
+        If a layer is not reached, naming it.
+    """
+    found = dict.fromkeys((entry.path for entry in entries), 0.0)
+
+    def count(path: str, use: Use) -> None:
+        found[path] += use.positions
+
+    with watched(model, entries, count):
+        run()
+    unused = [path for path, positions in found.items() if not positions]
+    if unused:
+        raise InputError(unreached(unused, "the example inputs"))
+    return found

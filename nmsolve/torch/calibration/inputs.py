@@ -1,0 +1,122 @@
+"""Calibration inputs: an iterable of what a model is called with, run through it as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nmsolve.errors import InputError
+
+#: What a model is called with: a tensor, or a list or tuple of arguments, or a mapping of keyword arguments.
+Item = Any
+
+
+class Stop(BaseException):
+    """Raised by a hook to end a run of the model, once it has seen what it was there for."""
+
+
+class Calibration:
+    """The items of a calibration iterable, as often as they are asked for.
+
+    Iterators, which can be run through once only, are kept as a list; everything else is iterated anew each time.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        if isinstance(items, Tensor | Mapping | str):
+            what = f"a tensor of shape {tuple(items.shape)}" if isinstance(items, Tensor) else f"a {type(items).__name__}"
+            raise InputError(f"calibration is an iterable of model inputs, and {what} is one of them: pass [inputs]")
+        try:
+            iterator = iter(items)
+        except TypeError:
+            raise InputError(
+                f"calibration must be an iterable of model inputs (a list of batches, a DataLoader), got a {type(items).__name__}"
+            ) from None
+        self._items: Iterable[Item] = list(iterator) if iterator is items else items
+        self._count: int | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        count = 0
+        for item in self._items:
+            count += 1
+            yield item
+        if not count:
+            raise InputError(
+                "calibration gave no inputs"
+                + ("" if self._count is None else f", though it gave {self._count} before")
+                + ": it is empty or exhausted (a generator that was run through already?); pass a list of batches or a DataLoader"
+            )
+        if self._count is not None and count != self._count:
+            raise InputError(f"calibration gave {self._count} inputs before and {count} now: it has to give the same each time")
+        self._count = count
+
+    def __len__(self) -> int:
+        """How many items there were; known once they have been run through."""
+        assert self._count is not None
+        return self._count
+
+
+def run(model: nn.Module, item: Item, index: int) -> Any:
+    """model(item): tensors as the one argument, lists and tuples as positional, mappings as keyword arguments.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be called with it, or fails.
+    """
+    try:
+        if isinstance(item, Mapping):
+            return model(**item)
+        if isinstance(item, list | tuple):
+            return model(*item)
+        return model(item)
+    except Stop:
+        return None
+    except Exception as error:
+        raise InputError(
+            f"calibration item {index}, {_called(model, item)}, failed: {type(error).__name__}: {error}{_remedy(item)}"
+        ) from error
+
+
+def run_all(
+    model: nn.Module, calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None
+) -> None:
+    """Call each(item, index) for all items, under a progress bar (None: on a terminal only)."""
+    total = calibration._count
+    for index, item in enumerate(tqdm(calibration, about, total, leave=False, disable=None if progress is None else not progress)):
+        each(item, index)
+
+
+def _called(model: nn.Module, item: Item) -> str:
+    name = type(model).__name__
+    if isinstance(item, Mapping):
+        return f"called as {name}({', '.join(f'{key}={_shown(value)}' for key, value in item.items())})"
+    if isinstance(item, list | tuple):
+        return f"called as {name}({', '.join(map(_shown, item))})"
+    return f"called as {name}({_shown(item)})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)} on {value.device}"
+    return repr(value) if isinstance(value, int | float | bool | None) else type(value).__name__
+
+
+def _remedy(item: Item) -> str:
+    if isinstance(item, list | tuple) and len(item) > 1:
+        return "; if items hold inputs and targets, pass the inputs alone: [inputs for inputs, targets in loader]"
+    return ""
+
+
+def check_finite(tensor: Tensor, path: str, index: int) -> None:
+    """InputError if a layer's input is not finite, naming the layer and the first item at which it happens."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = tensor[~finite][0].item()
+        raise InputError(
+            f"layer {path} is given {bad} by calibration item {index} (and {int((~finite).sum()) - 1} more such values): look for "
+            "it in the inputs, or in the layers before; attention over padding alone gives NaN"
+        )

@@ -1,0 +1,151 @@
+"""What reaches a planned weight when its model runs: each use, with its inputs as matrices.
+
+Hooks see what modules are called with. Attention uses its output projection past the module's forward; what reaches that is the
+attention's own output with the identity in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmsolve.torch.plan import LayerPlan
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: Elements of an input that are laid out at once.
+_PIECE = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A call of the module of a planned weight. inputs : what each part multiplies, or one tensor for all parts."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def positions(self) -> float:
+        """How often an entry of the weight is multiplied: tokens, or output positions; the mean over parts."""
+        if isinstance(self.module, _CONVOLUTIONS):
+            x = _batched(self.module, self.inputs[0])
+            return x.shape[0] * math.prod(_outputs(self.module, x))
+        counts = [x.shape[:-1].numel() for x in self.inputs]
+        return sum(counts) / len(counts)
+
+    def matrices(self) -> Iterator[tuple[int, Tensor]]:
+        """(part, (samples, cols)) pieces of the inputs, laid out as `Layout.matrices` lays out the weight."""
+        if not isinstance(self.module, _CONVOLUTIONS):
+            for part, x in enumerate(self.inputs):
+                yield part, x.reshape(-1, x.shape[-1])
+            return
+        x = _batched(self.module, self.inputs[0])
+        size = math.prod(_outputs(self.module, x)) * math.prod(self.module.kernel_size) * x.shape[1]
+        for piece in torch.split(x, max(1, _PIECE // max(1, size))):
+            yield from enumerate(_patches(self.module, piece))
+
+
+Seen = Callable[[str, Use], None]
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Iterator[None]:
+    """While it lasts, every use of the weights of these entries calls seen(path, use), before the product."""
+    modules = dict(model.named_modules())
+    handles = []
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        # Fused encoder layers call no hooks, and pack padded inputs into nested tensors.
+        torch.backends.mha.set_fastpath_enabled(False)
+        for entry in entries:
+            module, parent = modules[entry.name], modules.get(entry.name.rpartition(".")[0])
+            inside = isinstance(parent, nn.MultiheadAttention) and parent.out_proj is module
+            hook = _hook(entry, module, inside, seen)
+            handles.append((parent if inside else module).register_forward_pre_hook(hook, with_kwargs=True))  # type: ignore[union-attr]
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(entry: LayerPlan, module: nn.Module, inside: bool, seen: Seen) -> Callable[..., None]:
+    def note(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if inside:
+            inputs: tuple[Tensor, ...] = (_attended(called, args, kwargs),)
+        elif isinstance(called, nn.MultiheadAttention):
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            inputs = tuple(given[name] for name in _OF[entry.parameter])
+        else:
+            inputs = (args[0] if args else next(iter(kwargs.values())),)
+        seen(entry.path, Use(module, tuple(x.detach() for x in inputs)))
+
+    return note
+
+
+#: What attention's packed and separate projections multiply.
+_OF = {
+    "in_proj_weight": ("query", "key", "value"),
+    "q_proj_weight": ("query",),
+    "k_proj_weight": ("key",),
+    "v_proj_weight": ("value",),
+}
+
+
+def _attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What attention gives to its output projection."""
+    assert isinstance(attention, nn.MultiheadAttention)
+    width, weight = attention.embed_dim, attention.out_proj.weight
+    through = nn.Linear(width, width, bias=False, device="meta")
+    through.weight = nn.Parameter(torch.eye(width, dtype=weight.dtype, device=weight.device))
+    probe = nn.Module.__new__(type(attention))
+    probe.__dict__.update(attention.__dict__)
+    probe._modules = {**attention._modules, "out_proj": through}
+    with torch.no_grad():
+        attended: Tensor = type(attention).forward(probe, *args, **kwargs)[0]
+    return attended
+
+
+def _batched(module: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(module, _CONVOLUTIONS)
+    return x.unsqueeze(0) if x.dim() == len(module.kernel_size) + 1 else x
+
+
+def _outputs(module: nn.Module, x: Tensor) -> list[int]:
+    """Output positions along each axis of a batch of inputs."""
+    assert isinstance(module, _CONVOLUTIONS)
+    padding = module._reversed_padding_repeated_twice
+    found = []
+    for axis, (kernel, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        before, after = padding[-2 * axis - 2], padding[-2 * axis - 1]
+        found.append((x.shape[2 + axis] + before + after - dilation * (kernel - 1) - 1) // stride + 1)
+    return found
+
+
+def _patches(module: nn.Module, x: Tensor) -> Tensor:
+    """(filter groups, batch · output positions, kernel positions · input channels of a group)."""
+    assert isinstance(module, _CONVOLUTIONS)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    axes = len(module.kernel_size)
+    for axis, (size, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    x = x.reshape(x.shape[0], module.groups, -1, *x.shape[2:])  # batch, group, channel, positions …, kernel …
+    positions, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
+    return x.permute(1, 0, *positions, *kernel, 2).flatten(1, 1 + axes).flatten(2)
+
+
+def unreached(paths: Sequence[str], by: str) -> str:
+    """The message for layers that inputs do not reach."""
+    names = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    are = f"layer {names} is" if len(paths) == 1 else f"layers {names} are"
+    return (
+        f"{are} never reached by {by}: no call of the model goes through the module's forward; give inputs that do, or leave "
+        "the weight out (nmt.plan(…, exclude=[…]))"
+    )
