@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "solve", "find the mask of an array of weights")
     command.add_argument("weights", metavar="WEIGHTS.npy", type=Path, help="(..., rows, cols), as np.save writes it")
     command.add_argument("pattern", **pattern)
+    command.add_argument("--scores", metavar="SCORES.npy", type=Path, help="what to maximise instead of |W|, of the same shape")
     command.add_argument("--method", choices=METHODS, default="auto", help="default: %(default)s, which is exact")
     command.add_argument("--at-most", **at_most)
     command.add_argument("--threads", type=int, help="default: all processors")
@@ -108,14 +109,19 @@ def _warm_up(weights: NDArray[Any], pattern: str, options: dict[str, Any]) -> No
     if weights.ndim < 2:
         return
     rows, cols = weights.shape[-2:]
-    corner = weights[(0,) * (weights.ndim - 2)][-(m + rows % m) :, -(m + cols % m) :]
+    corner: tuple[Any, ...] = (*(0,) * (weights.ndim - 2), slice(-(m + rows % m), None), slice(-(m + cols % m), None))
+    scores = options.get("scores")
+    if scores is not None and scores.shape == weights.shape:
+        options = options | {"scores": scores[corner]}
     with suppress(nmsolve.NMSolveError):
-        nmsolve.solve(corner, pattern, **options)
+        nmsolve.solve(weights[corner], pattern, **options)
 
 
 def _solve(arguments: argparse.Namespace) -> int:
     weights = _load(arguments.weights)
     options = {name: getattr(arguments, name) for name in ("method", "at_most", "threads", "padding")}
+    if arguments.scores is not None:
+        options["scores"] = _load(arguments.scores)
     _warm_up(weights, arguments.pattern, options)
     result = nmsolve.solve(weights, arguments.pattern, **options)
     print(f"pattern    {result.pattern} on {weights.shape}, density {result.mask.mean():.4f}")

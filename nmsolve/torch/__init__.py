@@ -15,6 +15,7 @@ except ImportError as _error:
 
     raise MissingDependencyError("nmsolve.torch needs PyTorch 2.8 or later: pip install 'nmsolve[torch]'") from _error
 
+from nmsolve.torch import scores
 from nmsolve.torch.dispatch.accelerate import accelerate_
 from nmsolve.torch.dispatch.backends import backends
 from nmsolve.torch.dispatch.masked_linear import masked_linear
@@ -23,8 +24,15 @@ from nmsolve.torch.dispatch.packing import pack, unpack
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from nmsolve.torch.masks import solve
 from nmsolve.torch.plan import LayerPlan, Plan, plan
+from nmsolve.torch.pruning.adam import Adam
+from nmsolve.torch.pruning.adaprune import adaprune_
+from nmsolve.torch.pruning.least_squares import LeastSquares
+from nmsolve.torch.pruning.matching import matching_plan
+from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
+from nmsolve.torch.pruning.sparsegpt import sparsegpt_
 from nmsolve.torch.report import ModelReport, verify
 from nmsolve.torch.result import MaskResult, TensorDuals
+from nmsolve.torch.scores import ModelScores
 from nmsolve.torch.training.lbc import LBC
 from nmsolve.torch.training.methods import SRSTE, STE, Fixed, Method
 from nmsolve.torch.training.sparsify import SparseModel, sparsify_
@@ -38,26 +46,35 @@ __all__ = [
     "LBC",
     "SRSTE",
     "STE",
+    "Adam",
     "Fixed",
     "LayerPlan",
+    "LayerReconstruction",
     "LayerStats",
+    "LeastSquares",
     "LightningCallback",
     "MaskResult",
     "Method",
     "ModelReport",
+    "ModelScores",
     "PackedLinear",
     "Plan",
+    "Reconstruction",
     "SparseLinear",
     "SparseModel",
     "Stats",
     "TensorDuals",
     "TrainerCallback",
     "accelerate_",
+    "adaprune_",
     "backends",
     "masked_linear",
+    "matching_plan",
     "pack",
     "plan",
+    "scores",
     "solve",
+    "sparsegpt_",
     "sparsify_",
     "unpack",
     "verify",

@@ -16,6 +16,7 @@ from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.torch.entries import Entries
 from nmsolve.torch.modules import filter_groups, reduction_axis
+from nmsolve.torch.scoring import check_scores
 from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.table import shortened, table
 from nmsolve.torch.tensors import FLOATS
@@ -49,9 +50,21 @@ class LayerPlan:
         """The module path, with the parameter behind it unless that is "weight"."""
         return path_of(self.name, self.parameter)
 
+    @property
+    def owner(self) -> str:
+        """The path under which a weight that several layers share is counted; elsewhere its own."""
+        return self.tied_to or self.path
+
 
 class Plan(Entries[LayerPlan]):
-    """One entry a weight with two axes or more, in the model's order. Prints as a table."""
+    """One entry a weight with two axes or more, in the model's order. Prints as a table.
+
+    scores : what masks are to maximise instead of |W|, by layer path; None: |W|.
+    """
+
+    def __init__(self, layers: Iterable[LayerPlan], scores: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(layers)
+        self.scores = scores
 
     @property
     def planned(self) -> tuple[LayerPlan, ...]:
@@ -82,6 +95,7 @@ def plan(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
     padding: str = "skip",
+    scores: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """Decide which weights of a model get which pattern. Changes nothing; `sparsify_` puts the plan into effect.
 
@@ -96,6 +110,8 @@ def plan(
     padding : {"skip", "error", "pad", "dense"}
         What becomes of a weight whose shape the pattern does not divide: skipped with the reason, an error, or masked as
         `nmsolve.torch.solve` pads ("pad", or "dense" for a dense remainder).
+    scores : mapping of layer paths to tensors of the weights' shapes, optional
+        What masks maximise instead of |W|, for `sparsify_` and `adaprune_` to find in the plan: from `nmsolve.torch.scores`.
 
     Returns
     -------
@@ -106,7 +122,7 @@ def plan(
     ------
     PatternError, InputError
         For a pattern or option that does not exist, a glob that matches no layer, with padding="error" a shape that does not
-        divide.
+        divide, a planned layer without scores or with scores of another shape.
 
     Notes
     -----
@@ -177,7 +193,10 @@ def plan(
                 tied_to=owners[id(weight)][0] if owners[id(weight)][0] != path else None,
             )
         )
-    return Plan(_untie(layers, list(owners.values())))
+    made = Plan(_untie(layers, list(owners.values())), scores)
+    if scores is not None:
+        check_scores(made.planned, scores)
+    return made
 
 
 def path_of(name: str, parameter: str) -> str:

@@ -29,14 +29,11 @@ class Calibration:
         if isinstance(items, Tensor | Mapping | str):
             what = f"a tensor of shape {tuple(items.shape)}" if isinstance(items, Tensor) else f"a {type(items).__name__}"
             raise InputError(f"calibration is an iterable of model inputs, and {what} is one of them: pass [inputs]")
-        try:
-            iterator = iter(items)
-        except TypeError:
-            raise InputError(
-                f"calibration must be an iterable of model inputs (a list of batches, a DataLoader), got a {type(items).__name__}"
-            ) from None
-        self._items: Iterable[Item] = list(iterator) if iterator is items else items
-        self._count: int | None = None
+        if not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
+            raise InputError(f"calibration must be an iterable of model inputs (a list of batches, a DataLoader), got {items!r}")
+        self._items: Iterable[Item] = list(items) if hasattr(items, "__next__") else items
+        #: How many items there are; known once they have been run through.
+        self.count: int | None = None
 
     def __iter__(self) -> Iterator[Item]:
         count = 0
@@ -46,17 +43,12 @@ class Calibration:
         if not count:
             raise InputError(
                 "calibration gave no inputs"
-                + ("" if self._count is None else f", though it gave {self._count} before")
+                + ("" if self.count is None else f", though it gave {self.count} before")
                 + ": it is empty or exhausted (a generator that was run through already?); pass a list of batches or a DataLoader"
             )
-        if self._count is not None and count != self._count:
-            raise InputError(f"calibration gave {self._count} inputs before and {count} now: it has to give the same each time")
-        self._count = count
-
-    def __len__(self) -> int:
-        """How many items there were; known once they have been run through."""
-        assert self._count is not None
-        return self._count
+        if self.count is not None and count != self.count:
+            raise InputError(f"calibration gave {self.count} inputs before and {count} now: it has to give the same each time")
+        self.count = count
 
 
 def run(model: nn.Module, item: Item, index: int) -> Any:
@@ -81,12 +73,10 @@ def run(model: nn.Module, item: Item, index: int) -> Any:
         ) from error
 
 
-def run_all(
-    model: nn.Module, calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None
-) -> None:
+def run_all(calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None) -> None:
     """Call each(item, index) for all items, under a progress bar (None: on a terminal only)."""
-    total = calibration._count
-    for index, item in enumerate(tqdm(calibration, about, total, leave=False, disable=None if progress is None else not progress)):
+    disable = None if progress is None else not progress
+    for index, item in enumerate(tqdm(calibration, about, calibration.count, leave=False, disable=disable)):
         each(item, index)
 
 
@@ -111,12 +101,13 @@ def _remedy(item: Item) -> str:
     return ""
 
 
-def check_finite(tensor: Tensor, path: str, index: int) -> None:
-    """InputError if a layer's input is not finite, naming the layer and the first item at which it happens."""
+def check_finite(tensor: Tensor, subject: str, index: int) -> None:
+    """InputError if what was computed from a calibration item is not finite. subject : "the input of layer fc", for the message."""
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
-        bad = tensor[~finite][0].item()
+        others = int((~finite).sum()) - 1
+        more = f" (and {others} more are not finite)" if others else ""
         raise InputError(
-            f"layer {path} is given {bad} by calibration item {index} (and {int((~finite).sum()) - 1} more such values): look for "
-            "it in the inputs, or in the layers before; attention over padding alone gives NaN"
+            f"{subject} is {tensor[~finite][0].item()} for calibration item {index}{more}: look for it in the inputs, or in the "
+            "layers before; attention over nothing but padding gives NaN"
         )

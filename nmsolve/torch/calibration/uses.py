@@ -39,6 +39,12 @@ class Use:
         counts = [x.shape[:-1].numel() for x in self.inputs]
         return sum(counts) / len(counts)
 
+    def positions_of_sample(self, part: int) -> int:
+        """Rows of a part's matrix for each entry of the input's first axis."""
+        if isinstance(self.module, _CONVOLUTIONS):
+            return math.prod(_outputs(self.module, _batched(self.module, self.inputs[0])))
+        return self.inputs[part].shape[1:-1].numel()
+
     def matrices(self) -> Iterator[tuple[int, Tensor]]:
         """(part, (samples, cols)) pieces of the inputs, laid out as `Layout.matrices` lays out the weight."""
         if not isinstance(self.module, _CONVOLUTIONS):
@@ -84,7 +90,7 @@ def _hook(entry: LayerPlan, module: nn.Module, inside: bool, seen: Seen) -> Call
             inputs = tuple(given[name] for name in _OF[entry.parameter])
         else:
             inputs = (args[0] if args else next(iter(kwargs.values())),)
-        seen(entry.path, Use(module, tuple(x.detach() for x in inputs)))
+        seen(entry.path, Use(module, inputs))
 
     return note
 

@@ -137,7 +137,7 @@ class LBC(Method):
                     "such as 2:4, 1:4 or 2:8, or fewer layers"
                 )
 
-    def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
+    def initial(self, entry: LayerPlan, weight: Tensor, scores: Tensor | None = None) -> Tensor:
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
 
     def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:

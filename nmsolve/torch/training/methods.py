@@ -15,6 +15,7 @@ from torch import Tensor
 from nmsolve import api
 from nmsolve.errors import InputError
 from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.scoring import check_scores
 from nmsolve.torch.training.layer import Layer, Score, rate_of, refresh, scores_of, solve_mask
 
 if TYPE_CHECKING:
@@ -26,19 +27,32 @@ class Method:
 
     straight_through : whether gradients reach dropped weights. uses_gradients : whether `before` is needed. needs_training :
     whether masks come about only by training, so that a frozen layer would get none. forgets : whether dropped weights and their
-    momenta are to be zero.
+    momenta are to be zero. takes_scores : whether masks are those of scores given with the plan; other methods would replace them.
     """
 
     straight_through: ClassVar[bool]
     uses_gradients: ClassVar[bool] = False
     needs_training: ClassVar[bool] = False
     forgets: ClassVar[bool] = False
+    takes_scores: ClassVar[bool] = False
 
     def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
         """InputError if the method cannot serve the planned layers; nothing has been changed yet."""
 
-    def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
-        """A layer's first mask."""
+    def check_scores(self, layers: Sequence[LayerPlan], scores: object) -> None:
+        """InputError if masks cannot be chosen by scores that are given beforehand."""
+        name = type(self).__name__
+        if not self.takes_scores:
+            raise InputError(
+                f"{name} chooses masks anew while it trains, so that scores given beforehand would be lost at its first step: use "
+                f"nmt.Fixed(), or {name}(score=…) with a function of weight and gradient if it has one"
+            )
+        if callable(getattr(self, "score", None)):
+            raise InputError(f"{name} has a score function already, and scores are given: choose one of them")
+        check_scores(layers, scores)
+
+    def initial(self, entry: LayerPlan, weight: Tensor, scores: Tensor | None = None) -> Tensor:
+        """A layer's first mask; scores are given to methods that take them."""
         raise NotImplementedError
 
     def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:
@@ -77,8 +91,9 @@ class _Solved(Method):
             assert pattern is not None
             api.check_method(self.solver, pattern)
 
-    def initial(self, entry: LayerPlan, weight: Tensor) -> Tensor:
-        return solve_mask(entry, weight, scores_of(entry, weight, None, self.score), self.solver)
+    def initial(self, entry: LayerPlan, weight: Tensor, scores: Tensor | None = None) -> Tensor:
+        given = scores_of(entry, weight, None, self.score) if scores is None else scores
+        return solve_mask(entry, weight, given, self.solver)
 
     def density(self, layer: Layer) -> float:
         pattern = layer.masked.pattern  # counting every new mask would take a tenth as long as solving it
@@ -116,6 +131,7 @@ class Fixed(_Solved):
 
     straight_through: ClassVar[bool] = False
     forgets: ClassVar[bool] = True
+    takes_scores: ClassVar[bool] = True
 
     def after(self, attachment: Attachment) -> None:
         weights = [layer.weight for layer in attachment.layers]

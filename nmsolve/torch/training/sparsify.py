@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from nmsolve.torch.modules import reduction_axis
 from nmsolve.torch.plan import Patterns, Plan, parameters_of, path_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.report import ModelReport, planned_modules, verify
+from nmsolve.torch.scoring import scores_for
 from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.tensors import check_tensor
 from nmsolve.torch.training import checkpoint
@@ -26,7 +28,14 @@ from nmsolve.torch.training.stats import Stats, stats_of
 from nmsolve.torch.training.stepping import Attachment
 
 
-def sparsify_(model: nn.Module, plan: Plan | Patterns, method: Method | None = None, accelerate: bool = False) -> SparseModel:
+def sparsify_(
+    model: nn.Module,
+    plan: Plan | Patterns,
+    method: Method | None = None,
+    accelerate: bool = False,
+    *,
+    scores: Mapping[str, Tensor] | None = None,
+) -> SparseModel:
     """Put a mask on every planned weight of a model, in place, to be trained by a method.
 
     Parameters
@@ -41,6 +50,9 @@ def sparsify_(model: nn.Module, plan: Plan | Patterns, method: Method | None = N
     accelerate : bool
         Multiply nn.Linear layers under 2:4T masks by packed sparse tensors, forward and backward, where the GPU can; elsewhere the
         numbers are those of the masked dense weight. Which layers, and why not others, is in the result's `acceleration`.
+    scores : mapping of layer paths to tensors of the weights' shapes, optional
+        What `Fixed` masks maximise instead of |W|, from `nmsolve.torch.scores`; None: the plan's, if it was made with some. The
+        other methods choose masks anew while they train, by their own `score`.
 
     Returns
     -------
@@ -91,7 +103,7 @@ def sparsify_(model: nn.Module, plan: Plan | Patterns, method: Method | None = N
         plan = make_plan(model, plan)
     if not plan.planned:
         raise InputError(f"the plan has nothing to do, every weight is skipped:\n{plan}")
-    sparse = SparseModel(model, plan, method)
+    sparse = SparseModel(model, plan, method, plan.scores if scores is None else scores)
     if accelerate:
         from nmsolve.torch.training.acceleration import accelerate_layers
 
@@ -106,10 +118,11 @@ class SparseModel:
     dense product does; empty unless sparsify_ was asked to accelerate.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, method: Method) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, method: Method, scores: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
         self.plan = plan
         self.method = method
+        self._scored = scores is not None
         self.acceleration: dict[str, str] = {}
         self._attachments: list[Attachment] = []
         self._finalized = False
@@ -130,6 +143,8 @@ class SparseModel:
             weights.append(check_tensor(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"))
         _check_ties(model, plan)
         method.check(plan.planned, weights)
+        if scores is not None:
+            method.check_scores(plan.planned, scores)
         layers: dict[int, Layer] = {}
         puts: list[tuple[nn.Module, str, Masked]] = []
         for entry, module, weight in zip(plan.planned, modules, weights, strict=True):
@@ -137,7 +152,8 @@ class SparseModel:
             assert entry.axis is not None
             shared = layers.get(id(parameters_of(module)[entry.parameter]))
             if shared is None:
-                mask = method.initial(entry, weight)
+                given = None if scores is None else scores_for(entry, scores).to(weight.device)
+                mask = method.initial(entry, weight, given)
                 masked = Masked(mask, entry.pattern, entry.axis, entry.padding, method.straight_through)
                 shared = layers[id(parameters_of(module)[entry.parameter])] = Layer(entry, module, masked)
             else:
@@ -243,6 +259,11 @@ class SparseModel:
         """
         if model is None:
             self._check_open()
+        if self._scored:
+            raise InputError(
+                "these masks were chosen by scores of the weights as they were: score the model again, and sparsify_ it with those "
+                "(finalize_ it first)"
+            )
         layers = {id(layer.masked): layer for layer in self._layers_of(self.model if model is None else model)}  # tied ones once
         with torch.no_grad():
             self.method.refresh(list(layers.values()), self.layers)

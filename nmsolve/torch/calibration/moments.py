@@ -1,0 +1,92 @@
+"""Second moments of what a layer is given, and of what it should give: all that least squares needs to know of the calibration.
+
+For inputs X and wanted outputs Y they are XᵀX, YᵀX and the row sums of Y², so that memory does not depend on the number of samples,
+and ‖Y − X Wᵀ‖² = Σ Y² − 2 ⟨YᵀX, W⟩ + ⟨W XᵀX, W⟩. In float64, for that is a difference of large numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmsolve.errors import InputError
+from nmsolve.torch.calibration.inputs import Calibration, check_finite, run, run_all
+from nmsolve.torch.calibration.layout import Layout, layout_of
+from nmsolve.torch.calibration.uses import Use, unreached, watched
+from nmsolve.torch.plan import LayerPlan
+
+
+@dataclass(slots=True)
+class Moments:
+    """gram : (parts, cols, cols), XᵀX. cross : (parts, rows, cols), YᵀX. energy : (parts, rows), Σ Y²."""
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+
+    @classmethod
+    def empty(cls, weight: Tensor) -> Moments:
+        """None yet, of weights (parts, rows, cols)."""
+        parts, rows, cols = weight.shape
+        kind: dict[str, Any] = {"dtype": torch.float64, "device": weight.device}
+        return cls(torch.zeros(parts, cols, cols, **kind), torch.zeros(parts, rows, cols, **kind), torch.zeros(parts, rows, **kind))
+
+    @classmethod
+    def of_dense(cls, gram: Tensor, weight: Tensor) -> Moments:
+        """Where the wanted outputs are those of weights (parts, rows, cols) in float64 for the same inputs."""
+        cross = weight @ gram
+        return cls(gram, cross, (cross * weight).sum(-1))
+
+    def add(self, part: int, inputs: Tensor, outputs: Tensor) -> None:
+        """Samples of a part: inputs (samples, cols), outputs (samples, rows), in float64."""
+        self.gram[part].addmm_(inputs.T, inputs)
+        self.cross[part].addmm_(outputs.T, inputs)
+        self.energy[part] += outputs.square().sum(0)
+
+    def error(self, weight: Tensor) -> Tensor:
+        """‖Y − X Wᵀ‖² of each row of weights (parts, rows, cols) in float64: (parts, rows), not below zero."""
+        return (self.energy + ((weight @ self.gram - 2 * self.cross) * weight).sum(-1)).clamp(min=0)
+
+
+def gram_matrices(
+    model: nn.Module, entries: Sequence[LayerPlan], calibration: Calibration, progress: bool | None = None
+) -> dict[str, Tensor]:
+    """XᵀX of what reaches each planned weight, (parts, cols, cols) in float64, by path.
+
+    The model is run as it is: the caller decides about training mode and gradients.
+
+    Raises
+    ------
+    InputError
+        If an input is not finite or a layer is never reached, naming the layer; if the model cannot be run.
+    """
+    layouts: dict[str, Layout] = {}
+    grams: dict[str, Tensor] = {}
+    by_path = {entry.path: entry for entry in entries}
+
+    def add(path: str, use: Use) -> None:
+        layout = layouts.setdefault(path, layout_of(by_path[path], use.module))
+        for part, x in use.matrices():
+            check_finite(x, f"the input of layer {path}", at)
+            if path not in grams:
+                grams[path] = torch.zeros(layout.parts, x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+            wide = x.double()
+            grams[path][part].addmm_(wide.T, wide)
+
+    at = 0
+
+    def each(item: object, index: int) -> None:
+        nonlocal at
+        at = index
+        run(model, item, index)
+
+    with watched(model, entries, add):
+        run_all(calibration, each, "inputs of layers", progress)
+    unused = [path for path in by_path if path not in grams]
+    if unused:
+        raise InputError(unreached(unused, "the calibration"))
+    return grams

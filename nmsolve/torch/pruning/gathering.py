@@ -1,0 +1,219 @@
+"""What a layer is given and should give, gathered from runs of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nmsolve.errors import InputError
+from nmsolve.torch.calibration.inputs import Calibration, Item, Stop, check_finite, run, run_all
+from nmsolve.torch.calibration.layout import Layout, layout_of
+from nmsolve.torch.calibration.moments import Moments
+from nmsolve.torch.calibration.uses import Use, unreached, watched
+from nmsolve.torch.modules import reduction_axis
+from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
+from nmsolve.torch.report import planned_modules
+from nmsolve.torch.shards import is_sharded
+from nmsolve.torch.tensors import check_tensor
+
+#: Bytes of moments that are gathered in one run where layers do not wait for each other.
+_AT_ONCE = 2**30
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """A planned weight while its model is pruned.
+
+    entries : its own first, then those of layers that share it. own : its storage, which holds what it is pruned to. dense : a copy
+    of what it was. calls : in a run of the model, at most. first : its inputs in the first run, for as long as they are compared.
+    """
+
+    entries: list[LayerPlan]
+    layout: Layout
+    parameter: Tensor
+    own: Tensor
+    dense: Tensor
+    calls: int = 0
+    first: tuple[Tensor, ...] = ()
+    pruned: bool = False
+
+    @property
+    def entry(self) -> LayerPlan:
+        """Its plan."""
+        return self.entries[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """What it was, (parts, rows, cols), float64."""
+        return self.layout.matrices(self.dense).double()
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What runs add up to for a layer. samples : as in `Problem`."""
+
+    moments: Moments
+    samples: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+
+def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
+    """The planned weights, each once.
+
+    Raises
+    ------
+    InputError
+        If the plan is another model's, or a weight cannot be replaced, naming the layer.
+    """
+    layers: dict[str, Layer] = {}
+    for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True):
+        parameter = parameters_of(module)[entry.parameter]
+        if parametrize.is_parametrized(module):
+            raise InputError(
+                f"layer {entry.path} has a mask or another parametrization on it: finalize_() the SparseModel first, then "
+                "prune what it leaves (masks that are baked in as zeros are converted)"
+            )
+        if is_sharded(parameter):
+            raise InputError(f"layer {entry.path} is sharded: prune the model first, then fully_shard it")
+        if reduction_axis(module, entry.parameter) != entry.axis:
+            raise InputError(f"layer {entry.path} is a {type(module).__name__}, planned was a {entry.kind}: make a new plan")
+        weight = check_tensor(parameter, f"the weight of layer {entry.path}", f"pattern {entry.pattern}")
+        bad = (~torch.isfinite(weight)).nonzero()
+        if len(bad):
+            first = tuple(bad[0].tolist())
+            raise InputError(
+                f"the weight of layer {entry.path} is {weight[first].item()} at {list(first)}; masks need finite weights"
+            )
+        if entry.owner in layers:
+            layers[entry.owner].entries.append(entry)
+        else:
+            layers[entry.owner] = Layer([entry], layout_of(entry, module), parameter, parameter.data, weight.clone())
+    return list(layers.values())
+
+
+@contextmanager
+def _dense(layers: Sequence[Layer]) -> Iterator[None]:
+    """The dense model for a while."""
+    pruned = [layer for layer in layers if layer.pruned]
+    try:
+        for layer in pruned:
+            layer.parameter.data = layer.dense
+        yield
+    finally:
+        for layer in pruned:
+            layer.parameter.data = layer.own
+
+
+def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progress: bool | None) -> list[Layer]:
+    """The layers in the order in which the model comes to them.
+
+    Raises
+    ------
+    InputError
+        If one is never reached or is given what is not finite, naming it; nothing has been changed yet.
+    """
+    by_owner = {layer.entry.owner: layer for layer in layers}
+    owner_of = {entry.path: entry.owner for layer in layers for entry in layer.entries}
+    order: dict[str, Layer] = {}
+    calls: dict[str, int] = {}
+    at = 0
+
+    def seen(path: str, use: Use) -> None:
+        layer = order.setdefault(owner_of[path], by_owner[owner_of[path]])
+        for x in use.inputs:
+            check_finite(x, f"the input of layer {path}", at)
+        if not at and not layer.first:
+            layer.first = use.inputs  # kept for a moment, so that equal inputs are told by identity
+        calls[layer.entry.owner] = calls.get(layer.entry.owner, 0) + 1
+        layer.calls = max(layer.calls, calls[layer.entry.owner])
+
+    def each(item: Item, index: int) -> None:
+        nonlocal at
+        at = index
+        calls.clear()
+        run(model, item, index)
+
+    with watched(model, [entry for layer in layers for entry in layer.entries], seen):
+        run_all(items, each, "reaching layers", progress)
+    unused = [layer.entry.path for layer in layers if layer.entry.owner not in order]
+    if unused:
+        raise InputError(unreached(unused, "the calibration"))
+    return list(order.values())
+
+
+def stages_of(order: Sequence[Layer], sequential: bool) -> list[list[Layer]]:
+    """Layers whose moments are gathered in one run: those with the same input (query, key, value), or as many as memory takes."""
+    stages: list[list[Layer]] = []
+    size = 0
+    for layer in order:
+        parts, _, cols = layer.weight.shape
+        needed = 8 * parts * cols * cols
+        if sequential:
+            last = stages[-1][-1].first if stages else ()
+            joins = len(last) == len(layer.first) > 0 and all(a is b for a, b in zip(last, layer.first, strict=True))
+        else:
+            joins = bool(stages) and size + needed <= _AT_ONCE
+        if joins:
+            stages[-1].append(layer)
+            size += needed
+        else:
+            stages.append([layer])
+            size = needed
+    for layer in order:
+        layer.first = ()
+    return stages
+
+
+def gather(
+    model: nn.Module, stage: Sequence[Layer], layers: Sequence[Layer], items: Calibration, sequential: bool, keep_samples: bool
+) -> dict[str, Gathered]:
+    """For a stage's layers, by owner: the pruned model's inputs and the dense one's outputs if sequential, both of the dense model
+    otherwise.
+    """
+    entries = {entry.path: entry for layer in stage for entry in layer.entries}
+    weights = {layer.entry.owner: layer.weight for layer in stage}
+    gathered = {owner: Gathered(Moments.empty(weight)) for owner, weight in weights.items()}
+    wanted: dict[str, list[Tensor]] = {owner: [] for owner in weights}
+    prefix_differs = sequential and any(layer.pruned for layer in layers)
+    once = all(layer.calls == 1 for layer in stage)  # then a run can end with the last of them
+    asking, left = False, 0
+
+    def seen(path: str, use: Use) -> None:
+        nonlocal left
+        owner = entries[path].owner
+        mine = gathered[owner]
+        for part, x in use.matrices():
+            x = x.double()
+            y = x @ weights[owner][part].T
+            if asking:
+                wanted[owner].append(y)
+                continue
+            # A model that routes tokens may route others here once it is pruned; these should give what the dense layer gives.
+            dense = wanted[owner].pop(0) if wanted[owner] else y
+            y = dense if dense.shape == y.shape else y
+            mine.moments.add(part, x, y)
+            if keep_samples:
+                kind = torch.promote_types(weights_dtype[owner], torch.float32)
+                given, outputs = (t.to(kind).reshape(-1, use.positions_of_sample(part), t.shape[1]) for t in (x, y))
+                mine.samples.append((part, given, outputs))
+        left -= 1
+        if once and not left:
+            raise Stop
+
+    def each(item: Item, index: int) -> None:
+        nonlocal asking, left
+        for asking in (True, False) if prefix_differs else (False,):
+            left = len(stage)
+            with _dense(layers) if asking or not sequential else nullcontext():
+                run(model, item, index)
+        for outputs in wanted.values():
+            outputs.clear()
+
+    weights_dtype = {layer.entry.owner: layer.dense.dtype for layer in stage}
+    with watched(model, list(entries.values()), seen):
+        run_all(items, each, "", progress=False)
+    return gathered

@@ -1,0 +1,109 @@
+"""Least squares on a fixed support: what kept weights have to be, so that outputs change least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nmsolve.errors import InputError
+from nmsolve.torch.calibration.moments import Moments
+from nmsolve.torch.pruning.problem import Problem, Solution
+
+#: Rounds of iterations, each of which starts from the true residual: it drifts from the one that iterations update.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeastSquares:
+    r"""The normal equations of every row on its support, by conjugate gradients with Jacobi's preconditioner, all rows at once.
+
+    .. math:: \min_V \lVert Y - X V^T \rVert^2 + \delta \lVert V - M \circ W \rVert^2, \quad V = M \circ V
+
+    Parameters
+    ----------
+    damping : float
+        δ as a share of the mean diagonal of XᵀX. It pulls towards the masked weights, so that the error can never be above
+        theirs, and makes the solution unique; 0 needs inputs of full rank.
+    tolerance : float
+        The residual at which every row counts as solved, relative to its right-hand side.
+    iterations : int
+        Of conjugate gradients, at most.
+    """
+
+    damping: float = 1e-2
+    tolerance: float = 1e-8
+    iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, value in (("damping", self.damping), ("tolerance", self.tolerance)):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+                raise InputError(f"{name} must be a number that is not negative, such as 1e-2, got {value!r}")
+        if not isinstance(self.iterations, int) or isinstance(self.iterations, bool) or self.iterations < 1:
+            raise InputError(f"iterations must be a positive integer, got {self.iterations!r}")
+
+    def solve(self, problem: Problem, mask: Tensor) -> Solution:
+        """The best weights on a mask.
+
+        Raises
+        ------
+        InputError
+            Without damping, if the inputs' rank is too low for a unique solution, naming the layer.
+        """
+        if not self.damping:
+            _check_rank(problem)
+        delta = problem.damping(self.damping)
+        start = torch.where(mask, problem.weight, 0)
+        weight, residual, iterations = _conjugate_gradients(problem.moments, start, mask, delta, self.tolerance, self.iterations)
+        return Solution(weight, mask, iterations, residual, float(delta.max()))
+
+
+def _conjugate_gradients(
+    moments: Moments, start: Tensor, mask: Tensor, delta: Tensor, tolerance: float, most: int
+) -> tuple[Tensor, float, int]:
+    """Weights, the largest relative residual of a row, and iterations."""
+    gram = moments.gram
+    diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + delta
+    inverse = torch.where(diagonal > 0, 1 / diagonal, 0.0)  # a column that is never used has no say
+    goal = torch.where(mask, moments.cross + delta * start, 0)
+    scale = goal.norm(dim=-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1.0)
+    weight, done = start.clone(), 0
+    relative = torch.inf
+    for _ in range(_ROUNDS):
+        residual = goal - torch.where(mask, weight @ gram + delta * weight, 0)
+        relative = float((residual.norm(dim=-1, keepdim=True) / scale).max())
+        if relative <= tolerance or done >= most:
+            break
+        direction = inverse * residual
+        energy = (residual * direction).sum(-1, keepdim=True)
+        while done < most:
+            image = torch.where(mask, direction @ gram + delta * direction, 0)
+            curvature = (direction * image).sum(-1, keepdim=True)
+            step = torch.where(curvature > 0, energy / curvature, 0.0)
+            weight += step * direction
+            residual -= step * image
+            done += 1
+            open_rows = residual.norm(dim=-1, keepdim=True) > tolerance * scale
+            if not bool(open_rows.any()):
+                break
+            conditioned = inverse * residual
+            new = (residual * conditioned).sum(-1, keepdim=True)
+            ratio = torch.where(open_rows & (energy > 0), new / energy, 0.0)
+            direction = torch.where(open_rows, conditioned + ratio * direction, 0)  # rows that are solved stand still
+            energy = torch.where(open_rows, new, 0.0)
+    return weight, relative, done
+
+
+def _check_rank(problem: Problem) -> None:
+    for part, gram in enumerate(problem.moments.gram):
+        values = torch.linalg.eigvalsh(gram)
+        rank = int((values > values[-1].clamp(min=0) * len(gram) * torch.finfo(gram.dtype).eps).sum())
+        if rank < len(gram):
+            which = f" (part {part})" if len(problem.moments.gram) > 1 else ""
+            raise InputError(
+                f"layer {problem.entry.path}{which}: its {len(gram)} inputs have rank {rank} over the calibration, so that least "
+                "squares without damping has no unique solution: give more calibration inputs, or damping=1e-2"
+            )

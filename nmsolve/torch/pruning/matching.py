@@ -1,0 +1,87 @@
+"""A pattern for each layer of a model that is unstructured-sparse already: `matching_plan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+from nmsolve.torch.plan import Plan, parameters_of
+from nmsolve.torch.plan import plan as make_plan
+from nmsolve.torch.report import planned_modules
+
+
+def matching_plan(
+    model: nn.Module,
+    m: int = 8,
+    confidence: float = 0.95,
+    *,
+    transposable: bool = False,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
+    padding: str = "skip",
+) -> Plan:
+    r"""Choose n for each layer of an unstructured-sparse model, so that few groups of m lose a nonzero weight.
+
+    .. math:: n = m - \max \{ k : \Pr[\mathrm{Bin}(m, z) \ge k] > c \}, \quad z \text{ the share of zeros in the layer}
+
+    If zeros lay independently, a share c of all groups would have at least m − n zeros, and keep all that they have.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With exact zeros in its weights.
+    m : int
+        Length of a group.
+    confidence : float
+        c, between 0 and 1.
+    transposable : bool
+        n:mT in place of n:m. The rule looks at groups, not at blocks.
+    include, exclude, padding
+        As for `nmsolve.torch.plan`.
+
+    Returns
+    -------
+    Plan
+        Layers with n = m stay dense, with the reason.
+
+    Raises
+    ------
+    PatternError, InputError
+        If m or the confidence is none, or no weight can have groups of m.
+
+    References
+    ----------
+    Hubara et al., Accelerated sparse neural training, NeurIPS 2021, section 5; the rule is in the released code (AdaPrune).
+
+    Examples
+    --------
+    >>> layer = nn.Linear(64, 64)
+    >>> _ = layer.weight.data.mul_(torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) > 0.75)
+    >>> str(matching_plan(nn.Sequential(layer), m=8).planned[0].pattern)
+    '4:8'
+    """
+    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 < confidence < 1:
+        raise InputError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence!r}")
+    fits = make_plan(model, Pattern(1, m, transposable), include, exclude, padding)
+    if not fits.planned:
+        raise InputError(f"no weight can have groups of {m}:\n{fits}")
+    zeros = {}
+    for entry, module in zip(fits.planned, planned_modules(model, fits), strict=True):
+        weight = parameters_of(module)[entry.parameter].detach()
+        zeros[entry.path] = 1 - int(torch.count_nonzero(weight)) / weight.numel()
+    patterns = {path: _pattern(share, m, confidence, transposable) for path, share in zeros.items()}
+    return make_plan(model, patterns, include, exclude, padding)
+
+
+def _pattern(zeros: float, m: int, confidence: float, transposable: bool) -> Pattern | None:
+    at_least = zeros**m  # Pr[Bin(m, z) ≥ k], from k = m down
+    for k in range(m - 1, 0, -1):  # one weight at least is kept
+        at_least += math.comb(m, k) * zeros**k * (1 - zeros) ** (m - k)
+        if at_least > confidence:
+            return Pattern(m - k, m, transposable)
+    return None

@@ -1,0 +1,43 @@
+"""Scores that the user gives by layer, looked up and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from nmsolve.errors import InputError
+
+if TYPE_CHECKING:
+    from nmsolve.torch.plan import LayerPlan
+
+
+def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:
+    """A planned weight's scores.
+
+    Raises
+    ------
+    InputError
+        If there are none, or of another shape, naming the layer.
+    """
+    path = entry.path if entry.path in scores else entry.owner
+    if path not in scores:
+        known = ", ".join(list(scores)[:3]) + (", …" if len(scores) > 3 else "")
+        raise InputError(
+            f"there are no scores for layer {entry.path} (there are some for {known or 'no layer'}): score the model that is "
+            "planned, without excluding what the plan has"
+        )
+    found = scores[path]
+    if not isinstance(found, Tensor) or tuple(found.shape) != entry.shape:
+        what = f"have shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"are a {type(found).__name__}"
+        raise InputError(f"the scores for layer {entry.path} {what}, its weight has shape {entry.shape}: each weight needs one")
+    return found.detach()
+
+
+def check_scores(entries: Iterable[LayerPlan], scores: object) -> None:
+    """InputError unless every planned weight has scores."""
+    if not isinstance(scores, Mapping):
+        raise InputError(f"scores map layer paths to tensors, as nmt.scores.activation(model, calibration) does, got {scores!r}")
+    for entry in entries:
+        scores_for(entry, scores)
