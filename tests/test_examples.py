@@ -22,6 +22,10 @@ def test_scripts(name):
     assert "2:4T" in run(path, "--tiny")
 
 
+def test_domino_search():
+    assert "2:16" in run(ROOT / "examples" / "domino_search.py", "--tiny")
+
+
 def test_study(tmp_path):
     run("-m", "examples.study", "--tiny", "--out", str(tmp_path))
     assert list(tmp_path.glob("*.md"))

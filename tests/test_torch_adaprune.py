@@ -15,7 +15,6 @@ import nmsolve.torch as nmt
 from nmsolve.torch.calibration.layout import Layout
 from reference.pruning import convolution_inputs, least_squares_row
 
-
 pytestmark = pytest.mark.usefixtures("quick")
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from nmsolve.torch.dispatch.acceleration import MARGIN, Acceleration, LayerDecision, Timing, choose
 from nmsolve.torch.dispatch.measuring import measure, wrong_result
 from nmsolve.torch.dispatch.recording import Call, record
-from nmsolve.torch.running import undisturbed
 from nmsolve.torch.dispatch.timing import medians_us, rotation_beyond_cache
+from nmsolve.torch.running import undisturbed
 
 pytestmark = pytest.mark.usefixtures("warned_already")
 

@@ -8,7 +8,6 @@ from torch import nn
 import nmsolve
 import nmsolve.torch as nmt
 
-
 pytestmark = pytest.mark.usefixtures("quick")
 
 

@@ -20,7 +20,6 @@ from nmsolve.torch.pruning.problem import Problem
 from nmsolve.torch.pruning.surgeon import surgeon_mask
 from reference.pruning import matching_n, surgeon_row
 
-
 pytestmark = pytest.mark.usefixtures("quick")
 
 

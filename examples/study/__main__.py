@@ -17,9 +17,10 @@ from pathlib import Path
 from examples.study import report
 from examples.study.configurations import FULL, TINY
 from examples.study.outcome import Outcome
-from examples.study.runner import run_all, task_named
+from examples.study.runner import run_all
 from examples.study.store import Store
 from examples.study.tasks import TASKS
+from examples.study.training import run
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TINY_STEPS, TINY_SEEDS = 4, 2
@@ -38,14 +39,14 @@ def main() -> None:
     comparisons, steps = (TINY, TINY_STEPS) if options.tiny else (FULL, None)
     seeds = options.seeds or (TINY_SEEDS if options.tiny else 5)
     folder = options.out or (Path(tempfile.mkdtemp(prefix="nmsolve-study-")) if options.tiny else RESULTS)
+    tasks = [TASKS[name] if steps is None else TASKS[name].shortened(steps) for name in options.tasks]
     if options.report:
-        stores = {name: Store(folder, task_named(name, steps)) for name in options.tasks}
+        stores = {task.name: Store(folder, task) for task in tasks}
     else:
         workers = options.workers or (1 if options.tiny else 2)
-        stores = run_all(folder, options.tasks, comparisons.configurations(), range(seeds), workers, steps)
-    outcomes = [
-        Outcome(task_named(name, steps), store.runs, store.content["machine"]) for name, store in stores.items() if store.runs
-    ]
+        stores = run_all(folder, tasks, comparisons.configurations(), range(seeds), workers, run)
+    found = [(task, stores[task.name]) for task in tasks]
+    outcomes = [Outcome(task, store.runs, store.content["machine"]) for task, store in found if store.runs]
     if not outcomes:
         raise SystemExit(f"there are no runs in {folder}")
     most = max(len(of_one) for outcome in outcomes for of_one in outcome.runs.values())

@@ -37,6 +37,11 @@ class Configuration:
         parts += [f"λ×{self.decay:g}"] if self.decay != 1.0 else []
         return " ".join(part for part in parts if part)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one name."""
+        return (self.name,)
+
 
 DENSE = Configuration("Dense")
 

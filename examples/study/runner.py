@@ -4,66 +4,81 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from examples.study.configurations import Configuration
 from examples.study.store import Store
-from examples.study.tasks import TASKS, Task
-from examples.study.training import Run, train
+from examples.study.tasks import Task
+
+
+class Saved(Protocol):
+    """What came of a run."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+
+    @property
+    def summary(self) -> str:
+        """For the terminal."""
+
+
+class Named(Protocol):
+    """What a run is made of, and the names that its results are saved under."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+
+
+#: From a task, a configuration and a seed to results by name.
+Do = Callable[[Task, Any, int], Mapping[str, Saved]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be done. steps overrides the task's, for a study that only shows that it runs."""
+    """A run to be done."""
 
-    task: str
-    configuration: Configuration
+    task: Task
+    configuration: Named
     seed: int
-    steps: int | None = None
+    do: Do
 
-    def run(self) -> Run:
-        """Train it here."""
-        return train(task_named(self.task, self.steps), self.configuration, self.seed)
-
-
-def task_named(name: str, steps: int | None) -> Task:
-    """A task, shortened if steps are given."""
-    return TASKS[name] if steps is None else TASKS[name].shortened(steps)
+    def run(self) -> Mapping[str, Saved]:
+        """Do it here."""
+        return self.do(self.task, self.configuration, self.seed)
 
 
 def run_all(
-    folder: Path,
-    tasks: Sequence[str],
-    configurations: Sequence[Configuration],
-    seeds: Sequence[int],
-    workers: int,
-    steps: int | None,
+    folder: Path, tasks: Sequence[Task], configurations: Sequence[Named], seeds: Sequence[int], workers: int, do: Do
 ) -> dict[str, Store]:
     """Do every run that is not on disk yet; the stores by task."""
-    stores = {name: Store(folder, task_named(name, steps)) for name in tasks}
+    stores = {task.name: Store(folder, task) for task in tasks}
     jobs = [
-        Job(name, configuration, seed, steps)
-        for name in tasks
+        Job(task, configuration, seed, do)
         for seed in seeds  # outside, so that a study that is stopped has compared everything on fewer seeds
+        for task in tasks
         for configuration in configurations
-        if not stores[name].has(configuration.name, seed)
+        if not all(stores[task.name].has(name, seed) for name in configuration.names)
     ]
     began = time.perf_counter()
-    for done, (job, run) in enumerate(_results(jobs, workers), start=1):
-        stores[job.task].add(job.configuration.name, job.seed, run)
+    for done, (job, results) in enumerate(_results(jobs, workers), start=1):
+        for name, result in results.items():
+            stores[job.task.name].add(name, job.seed, result)
         left = (time.perf_counter() - began) / done * (len(jobs) - done)
-        shown = f"accuracy {run.accuracy:.4f}, loss {run.loss:.4f}, {run.seconds:.1f} s; {left / 60:.0f} min left"
-        print(f"{done}/{len(jobs)}  {job.task}, {job.configuration.name}, seed {job.seed}: {shown}", file=sys.stderr, flush=True)
+        shown = "; ".join(f"{name}: {result.summary}" for name, result in results.items())
+        print(
+            f"{done}/{len(jobs)}  {job.task.name}, seed {job.seed}, {shown}; {left / 60:.0f} min left", file=sys.stderr, flush=True
+        )
     return stores
 
 
-def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Run]]:
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Mapping[str, Saved]]]:
     if workers == 1:
         _one_thread()
         for job in jobs:

@@ -11,7 +11,6 @@ import sklearn
 
 from benchmarks import machine
 from examples.study.tasks import Task
-from examples.study.training import Run
 
 
 class Store:
@@ -44,8 +43,8 @@ class Store:
         """Whether a run is there."""
         return str(seed) in self.runs.get(configuration, {})
 
-    def add(self, configuration: str, seed: int, run: Run) -> None:
-        """Save one more. The file is replaced in one go, so that a process that is killed leaves a whole one."""
+    def add(self, configuration: str, seed: int, run: Any) -> None:
+        """Save one more, which has `as_json`. The file is replaced in one go: a process that is killed leaves a whole one."""
         self.runs.setdefault(configuration, {})[str(seed)] = run.as_json()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")

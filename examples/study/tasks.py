@@ -42,11 +42,11 @@ class Task:
     measure: Literal["accuracy", "loss"]
     examples: int | None = None
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimizer, at the peak of its learning rate."""
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], rate: float = 1.0) -> Optimizer:
+        """The optimizer, at the peak of its learning rate, times `rate`."""
         if self.optimizer == "sgd":
-            return SGD(parameters, self.rate, momentum=0.9, weight_decay=self.weight_decay)
-        return AdamW(parameters, self.rate, weight_decay=self.weight_decay)
+            return SGD(parameters, rate * self.rate, momentum=0.9, weight_decay=self.weight_decay)
+        return AdamW(parameters, rate * self.rate, weight_decay=self.weight_decay)
 
     def settings(self) -> dict[str, Any]:
         """What results depend on, as saved with them."""

@@ -44,6 +44,16 @@ class Run:
         """Rounded to what means something."""
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
+    @property
+    def summary(self) -> str:
+        """For the terminal."""
+        return f"accuracy {self.accuracy:.4f}, loss {self.loss:.4f}, {self.seconds:.1f} s"
+
+
+def run(task: Task, configuration: Configuration, seed: int) -> dict[str, Run]:
+    """`train`, under the configuration's name."""
+    return {configuration.name: train(task, configuration, seed)}
+
 
 def train(task: Task, configuration: Configuration, seed: int) -> Run:
     """Train and measure. The seed draws the initial weights and the order of the data, the same for every configuration.
@@ -66,7 +76,7 @@ def train(task: Task, configuration: Configuration, seed: int) -> Run:
         began = time.perf_counter()
         relative = 1.0
         if method is None:
-            _fit(task, model, steps, order, None)
+            fit(task, model, steps, order, None)
             seconds += time.perf_counter() - began
         else:
             assert configuration.pattern is not None
@@ -74,7 +84,7 @@ def train(task: Task, configuration: Configuration, seed: int) -> Run:
             flops = forward_flops(model, task.part("validation")[0][0][:1], [layer.path for layer in plan.planned])
             sparse = nmt.sparsify_(model, plan, method)
             churn = Churn(sparse, min(WINDOW, steps))
-            _fit(task, model, steps, order, churn)
+            fit(task, model, steps, order, churn)
             seconds += time.perf_counter() - began
             stats = sparse.stats()
             relative, density = flops.relative(stats), stats.density
@@ -97,11 +107,20 @@ def train(task: Task, configuration: Configuration, seed: int) -> Run:
     )
 
 
-def _fit(task: Task, model: nn.Module, steps: int, order: torch.Generator, churn: Churn | None) -> None:
-    """A loop as anyone writes it; masks are kept by the optimizer's hooks."""
-    optimizer = task.make_optimizer(model.parameters())
-    if churn:
-        churn.sparse.attach(optimizer)
+def fit(
+    task: Task,
+    model: nn.Module,
+    steps: int,
+    order: torch.Generator,
+    churn: Churn | None = None,
+    sparse: nmt.SparseModel | None = None,
+    rate: float = 1.0,
+) -> None:
+    """A loop as anyone writes it; masks are kept by the optimizer's hooks. rate : in units of the task's learning rate."""
+    optimizer = task.make_optimizer(model.parameters(), rate)
+    sparse = churn.sparse if churn else sparse
+    if sparse:
+        sparse.attach(optimizer)
     schedule = cosine(optimizer, steps)
     data = task.data()
     model.train()

@@ -16,6 +16,11 @@ except ImportError as _error:
     raise MissingDependencyError("nmsolve.torch needs PyTorch 2.8 or later: pip install 'nmsolve[torch]'") from _error
 
 from nmsolve.torch import scores
+from nmsolve.torch.allocation.allocate import Allocation, allocate
+from nmsolve.torch.allocation.budget import FLOPs, Latency, Params
+from nmsolve.torch.allocation.domino import domino_search
+from nmsolve.torch.allocation.losses import LayerLosses, Losses, Option, losses
+from nmsolve.torch.allocation.search import Drop, Search
 from nmsolve.torch.dispatch.accelerate import accelerate_
 from nmsolve.torch.dispatch.backends import backends
 from nmsolve.torch.dispatch.masked_linear import masked_linear
@@ -47,19 +52,28 @@ __all__ = [
     "SRSTE",
     "STE",
     "Adam",
+    "Allocation",
+    "Drop",
+    "FLOPs",
     "Fixed",
+    "Latency",
+    "LayerLosses",
     "LayerPlan",
     "LayerReconstruction",
     "LayerStats",
     "LeastSquares",
     "LightningCallback",
+    "Losses",
     "MaskResult",
     "Method",
     "ModelReport",
     "ModelScores",
+    "Option",
     "PackedLinear",
+    "Params",
     "Plan",
     "Reconstruction",
+    "Search",
     "SparseLinear",
     "SparseModel",
     "Stats",
@@ -67,7 +81,10 @@ __all__ = [
     "TrainerCallback",
     "accelerate_",
     "adaprune_",
+    "allocate",
     "backends",
+    "domino_search",
+    "losses",
     "masked_linear",
     "matching_plan",
     "pack",

@@ -71,6 +71,13 @@ class Plan(Entries[LayerPlan]):
         """The entries with a pattern."""
         return tuple(layer for layer in self.layers if layer.pattern is not None)
 
+    @property
+    def patterns(self) -> dict[str, Pattern | None]:
+        """Layer path → pattern, or None: what `plan` takes in place of one pattern."""
+        # A glob names what lies inside a module as well, and the first that matches decides.
+        deepest_first = sorted(self.layers, key=lambda layer: -layer.path.count("."))
+        return {layer.path: layer.pattern for layer in deepest_first}
+
     def __str__(self) -> str:
         rows = [
             (

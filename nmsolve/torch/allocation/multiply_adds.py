@@ -12,10 +12,12 @@ from nmsolve.torch.calibration.uses import Use, unreached, watched
 from nmsolve.torch.plan import LayerPlan
 
 
-def positions_of(model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[], Any]) -> dict[str, float]:
+def positions_of(
+    model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[], Any], by: str = "the example inputs"
+) -> dict[str, float]:
     """By path, how often an entry of each weight is multiplied while run() runs the model: tokens, or output positions.
 
-    The multiply-adds of a layer are that times its kept weights.
+    The multiply-adds of a layer are that times its kept weights. by : what runs the model, for the message.
 
     Raises
     ------
@@ -31,5 +33,5 @@ def positions_of(model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[
         run()
     unused = [path for path, positions in found.items() if not positions]
     if unused:
-        raise InputError(unreached(unused, "the example inputs"))
+        raise InputError(unreached(unused, by))
     return found

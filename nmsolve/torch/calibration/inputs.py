@@ -51,8 +51,10 @@ class Calibration:
         self.count = count
 
 
-def run(model: nn.Module, item: Item, index: int) -> Any:
+def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     """model(item): tensors as the one argument, lists and tuples as positional, mappings as keyword arguments.
+
+    index : of the calibration item, for messages; None for example inputs.
 
     Raises
     ------
@@ -68,9 +70,8 @@ def run(model: nn.Module, item: Item, index: int) -> Any:
     except Stop:
         return None
     except Exception as error:
-        raise InputError(
-            f"calibration item {index}, {_called(model, item)}, failed: {type(error).__name__}: {error}{_remedy(item)}"
-        ) from error
+        name = "the example inputs" if index is None else f"calibration item {index}"
+        raise InputError(f"{name}, {_called(model, item)}, failed: {type(error).__name__}: {error}{_remedy(item)}") from error
 
 
 def run_all(calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None) -> None:

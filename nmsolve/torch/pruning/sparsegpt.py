@@ -73,7 +73,10 @@ def sparsegpt_(
     if not isinstance(damping, int | float) or isinstance(damping, bool) or not 0 < damping < float("inf"):
         raise InputError(f"damping must be a positive number, such as 1e-2, got {damping!r}")
     if isinstance(plan, Plan) and plan.scores is not None:
-        raise InputError("sparsegpt_ chooses masks by second order, and the plan has scores: make it without, or use adaprune_")
+        raise InputError(
+            "sparsegpt_ chooses masks by second order, and the plan has scores: use adaprune_, or a plan without them, "
+            "nmt.plan(model, plan.patterns)"
+        )
     least_squares = LeastSquares(damping=damping)
 
     def prune(problem: Problem, plain: Tensor) -> Solution:

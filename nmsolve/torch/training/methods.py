@@ -45,7 +45,8 @@ class Method:
         if not self.takes_scores:
             raise InputError(
                 f"{name} chooses masks anew while it trains, so that scores given beforehand would be lost at its first step: use "
-                f"nmt.Fixed(), or {name}(score=…) with a function of weight and gradient if it has one"
+                f"nmt.Fixed(), {name}(score=…) with a function of weight and gradient if it has one, or a plan without scores: "
+                "nmt.plan(model, plan.patterns)"
             )
         if callable(getattr(self, "score", None)):
             raise InputError(f"{name} has a score function already, and scores are given: choose one of them")

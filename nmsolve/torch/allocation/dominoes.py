@@ -1,0 +1,218 @@
+"""A run of DominoSearch: all layers are trained and shrunk, and n falls, layer by layer, until the budget is met."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nmsolve.errors import InputError
+from nmsolve.torch.allocation.budget import FLOPs, Params
+from nmsolve.torch.allocation.descent import Descent, penalty_factors
+from nmsolve.torch.allocation.erk import erk_densities
+from nmsolve.torch.allocation.multiply_adds import positions_of
+from nmsolve.torch.allocation.search import Drop
+from nmsolve.torch.calibration.inputs import Item, run
+from nmsolve.torch.running import undisturbed
+
+_DIVERGED = "training diverged; a smaller lr or decay helps. The model is as it was"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """As for `domino_search`, checked; candidates in ascending order, m the last."""
+
+    m: int
+    candidates: tuple[int, ...]
+    betas: tuple[float, float]
+    layerwise: bool
+    decay: float
+    doubling: tuple[int, ...]
+    lr: float
+    penalty_every: int
+    check_every: int
+    vote: float
+    max_steps: int
+
+    def penalty(self, step: int) -> float:
+        """λ at an iteration, 0 at those without."""
+        return 0.0 if step % self.penalty_every else self.decay * 2.0 ** sum(step >= milestone for milestone in self.doubling)
+
+
+class Dominoes:
+    """All layers of a search, and what has fallen so far."""
+
+    def __init__(self, layers: list[Descent], budget: Params | FLOPs, options: Options) -> None:
+        self.layers = layers
+        self.budget = budget
+        self.options = options
+        self.unit = "kept weights" if isinstance(budget, Params) else "multiply-adds"
+        self.history: list[Drop] = []
+        self._targets: list[float] = []
+
+    @property
+    def cost(self) -> float:
+        """Of the plan as it is, in the budget's unit."""
+        by_params = isinstance(self.budget, Params)
+        return math.fsum(layer.kept_weights if by_params else layer.multiply_adds for layer in self.layers)
+
+    def check_budget(self) -> None:
+        """InputError if no plan can meet the budget, or the dense model does; while all layers are dense."""
+        n, m, dense = self.options.candidates[0], self.options.m, self.cost
+        lowest = dense * n / m
+        if self.budget.limit < lowest:
+            raise InputError(
+                f"{self.budget!r} cannot be met: the smallest that can be reached is {lowest:.0f} {self.unit}, with {n}:{m} in all "
+                f"{len(self.layers)} layers; the dense model has {dense:.0f}"
+            )
+        if self.budget.limit >= dense:
+            raise InputError(
+                f"the dense model meets {self.budget!r} already: it has {dense:.0f} {self.unit} in the layers that count"
+            )
+
+    def count(self, positions: dict[str, float]) -> None:
+        """Once it is known how often weights are multiplied: where layers should come to, and how hard they are pushed."""
+        for layer in self.layers:
+            layer.positions = math.fsum(positions[entry.path] for entry in layer.entries)
+        self.check_budget()
+        densities = erk_densities([tuple(layer.weight.shape) for layer in self.layers], self.budget.limit / self.cost)
+        self._targets = [1 - density for density in densities]
+        self._push()
+
+    def fall(self, step: int) -> bool:
+        """Let n fall where layers have voted for it; whether the budget is met, at which the others are not asked any more."""
+        options = self.options
+        for layer in self.layers:
+            if not layer.finite:
+                raise InputError(f"the weight of layer {layer.path} is not finite any more after iteration {step}: {_DIVERGED}")
+            if layer.walk == options.candidates[0] or layer.below < options.vote:
+                continue
+            layer.walk -= 1
+            if layer.walk in options.candidates:
+                layer.n = layer.walk
+                self.history.append(Drop(step, layer.path, layer.n, self.cost))
+                if self.cost <= self.budget.limit:
+                    return True
+                self._push()
+        return False
+
+    def _push(self) -> None:
+        if not self.options.layerwise:
+            return
+        dense = [layer.weight.numel() * layer.positions for layer in self.layers]
+        n = [layer.n for layer in self.layers]
+        factors = penalty_factors(dense, n, self.options.m, self._targets, self.options.betas)
+        for layer, eta in zip(self.layers, factors, strict=True):
+            layer.eta = eta
+
+
+def train(
+    model: nn.Module,
+    train_step: Callable[[nn.Module], Tensor],
+    dominoes: Dominoes,
+    example_inputs: Item | None,
+    progress: bool | None,
+) -> int:
+    """Train and shrink until the budget is met or time is up; the number of iterations.
+
+    Raises
+    ------
+    InputError
+        If the budget, once its unit is known, cannot be met; if train_step returns no loss; if numbers are not finite any more.
+    """
+    layers, options = dominoes.layers, dominoes.options
+    entries = [entry for layer in layers for entry in layer.entries]
+    if example_inputs is not None:
+        with undisturbed(model, training=False):
+            dominoes.count(positions_of(model, entries, lambda: run(model, example_inputs)))
+    searched = {id(layer.weight) for layer in layers}
+    others = [p for p in model.parameters() if id(p) not in searched]
+    optimizer = torch.optim.SGD(others, lr=options.lr) if others else None
+    with tqdm(
+        total=options.max_steps, desc="domino search", leave=False, disable=None if progress is None else not progress
+    ) as bar:
+        for step in range(options.max_steps):
+            with torch.no_grad():
+                for layer in layers:
+                    layer.mask_()
+            if step == 0 and example_inputs is None:
+                losses: list[Tensor] = []
+                counted = positions_of(model, entries, lambda: losses.append(train_step(model)), "train_step")  # noqa: B023
+                dominoes.count(counted)
+                loss = losses[0]
+            else:
+                loss = train_step(model)
+            _check_loss(loss, step, layers)
+            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                for layer in layers:
+                    layer.update(options.lr, options.penalty(step))
+            if optimizer is not None:
+                optimizer.step()
+            model.zero_grad()
+            bar.update()
+            if step % options.check_every == 0:
+                with torch.no_grad():
+                    met = dominoes.fall(step)
+                bar.set_postfix_str(f"{dominoes.cost:.0f} of {dominoes.budget!r}", refresh=False)
+                if met:
+                    return step + 1
+    return options.max_steps
+
+
+def _check_loss(loss: object, step: int, layers: list[Descent]) -> None:
+    """InputError unless backward can start from it, and nobody has gone before."""
+    asked = "train_step returns the loss of a batch, a scalar tensor with its graph"
+    if not isinstance(loss, Tensor):
+        raise InputError(f"{asked}; at iteration {step} it returned {'None' if loss is None else f'a {type(loss).__name__}'}")
+    if loss.numel() != 1:
+        raise InputError(f"{asked}; at iteration {step} it returned one of shape {tuple(loss.shape)}: take its mean()")
+    if not loss.requires_grad:
+        raise InputError(
+            f"{asked}; at iteration {step} it returned one that requires no gradient: it was detached, computed under "
+            "torch.no_grad(), or all parameters are frozen"
+        )
+    touched = [layer.path for layer in layers if layer.touched()]
+    if touched:
+        raise InputError(
+            f"{asked}, and leaves backward() and the optimizer's step to domino_search; at iteration {step} it has given layer "
+            f"{touched[0]} a gradient or another weight"
+        )
+    if not bool(torch.isfinite(loss)):
+        raise InputError(f"the loss is {loss.item()} at iteration {step}: {_DIVERGED}")
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Time to train a model, after which its parameters, their gradients, its buffers and its flags are as before.
+
+    Inside, it starts without gradients.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        for parameter, *_ in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before, gradient, trained in parameters:
+                parameter.copy_(before)
+                parameter.grad = gradient
+                parameter.requires_grad_(trained)
+            for module, name, buffer, saved in buffers:
+                if buffer is not None and saved is not None:
+                    buffer.copy_(saved)
+                module._buffers[name] = buffer
+        for module, training in flags:
+            module.training = training

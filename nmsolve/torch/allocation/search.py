@@ -1,0 +1,73 @@
+"""`Search`: the plan that a search over patterns came to, with what it costs and how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from nmsolve.torch.allocation.budget import FLOPs, Params
+from nmsolve.torch.plan import LayerPlan, Plan
+
+
+class Drop(NamedTuple):
+    """A layer of a search came down to a smaller n.
+
+    step : the iteration, from 0. path : the layer. n : of every m, from here on. cost : of the whole plan then, in
+    the budget's unit.
+    """
+
+    step: int
+    path: str
+    n: int
+    cost: float
+
+
+class Search(Plan):
+    """A plan that was searched for, to be used like any other. Equal to one with the same layers; prints as a table.
+
+    budget : as given. reached : whether the plan meets it. cost : of the plan, in the budget's unit. kept_weights, multiply_adds :
+    of the plan, both, over the layers that were searched, of which some may have been left dense. steps : iterations. seconds : how
+    long they took. history : the drops in their order.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[LayerPlan],
+        *,
+        budget: Params | FLOPs,
+        kept_weights: int,
+        multiply_adds: float,
+        steps: int,
+        seconds: float,
+        history: Iterable[Drop],
+    ) -> None:
+        super().__init__(layers)
+        self.budget = budget
+        self.kept_weights = kept_weights
+        self.multiply_adds = multiply_adds
+        self.steps = steps
+        self.seconds = seconds
+        self.history = tuple(history)
+
+    @property
+    def cost(self) -> float:
+        """What the plan costs, in the budget's unit."""
+        return self.kept_weights if isinstance(self.budget, Params) else self.multiply_adds
+
+    @property
+    def reached(self) -> bool:
+        """Whether the plan meets the budget."""
+        return self.cost <= self.budget.limit
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self._summary()}"
+
+    def __repr__(self) -> str:
+        return f"<Search: {len(self.planned)} of {len(self)} weights have a pattern, {self._summary()}>"
+
+    def _summary(self) -> str:
+        met = "meets" if self.reached else "misses"
+        return (
+            f"{self.kept_weights} kept weights, {self.multiply_adds:.0f} multiply-adds: {met} {self.budget!r} "
+            f"after {self.steps} iterations"
+        )
