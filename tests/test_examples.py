@@ -29,3 +29,12 @@ def test_domino_search():
 def test_study(tmp_path):
     run("-m", "examples.study", "--tiny", "--out", str(tmp_path))
     assert list(tmp_path.glob("*.md"))
+
+
+def test_pruning_study(tmp_path):
+    run("-m", "examples.pruning", "--tiny", "--out", str(tmp_path))
+    report = (tmp_path / "README.md").read_text()
+    assert "AdaPrune, Adam" in report
+    assert "exact, loss" in report
+    assert run("-m", "examples.pruning", "--tiny", "--report", "--out", str(tmp_path))
+    assert (tmp_path / "README.md").read_text() == report

@@ -155,3 +155,9 @@ def test_training_that_diverges():
         )
 
     fail("the weight of layer 0 is not finite any more after iteration 3", train_step=without_showing)
+
+
+def test_models_that_are_sparse_already():
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8))
+    nmt.adaprune_(model, {"1": "2:8"}, [torch.randn(20, 16)])
+    fail("layer 1 is sparse already", model=model, train_step=untrained)

@@ -59,7 +59,7 @@ def main() -> None:
         outcomes[part] = [Outcome(task, store.runs, store.content["machine"]) for task, store in found if store.runs]
     if not any(outcomes.values()):
         raise SystemExit(f"there are no runs in {folder}")
-    print(report.write(folder, outcomes["conversion"], outcomes["allocation"], tiny=options.tiny))
+    print(report.write(folder, outcomes["conversion"], outcomes["allocation"]))
 
 
 if __name__ == "__main__":

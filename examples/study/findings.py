@@ -27,7 +27,7 @@ def methods(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
         for pattern in _with(outcome, comparisons, "LBC", "SR-STE")
     }
     if costs:
-        yield f"LBC's training FLOPs are {_listed(f'{cost:.2f} × at {pattern}' for pattern, cost in costs.items())} of SR-STE's."
+        yield f"LBC's training FLOPs are {listed(f'{cost:.2f} × at {pattern}' for pattern, cost in costs.items())} of SR-STE's."
 
 
 def divergence(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
@@ -39,7 +39,7 @@ def divergence(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
         f"{outcome.ratio(Configuration('SR-STE', pattern), Configuration('STE', pattern), 'flips').show(2)} at {pattern}"
         for pattern in patterns
     ]
-    yield f"SAD summed over training, SR-STE / STE, seed by seed: {_listed(ratios)}."
+    yield f"SAD summed over training, SR-STE / STE, seed by seed: {listed(ratios)}."
     differences = {
         pattern: outcome.difference(Configuration("SR-STE", pattern), Configuration("STE", pattern), "flips")
         for pattern in patterns
@@ -49,7 +49,7 @@ def divergence(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
     higher = [pattern for pattern in patterns if beyond[pattern] and differences[pattern].spread.mean > 0]
     rest = [pattern for pattern in patterns if not beyond[pattern]]
     said = [("lower", lower), ("higher", higher), ("no different beyond noise", rest)]
-    yield "SR-STE's SAD is " + "; ".join(f"{what} at {_listed(those)}" for what, those in said if those) + f" (level {LEVEL})."
+    yield "SR-STE's SAD is " + "; ".join(f"{what} at {listed(those)}" for what, those in said if those) + f" (level {LEVEL})."
 
 
 def criteria(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
@@ -114,13 +114,13 @@ def _verdict(outcome: Outcome, differences: dict[str, Difference], other: str) -
         good = difference.spread.mean > 0 if outcome.task.measure == "accuracy" else difference.spread.mean < 0
         (same if not beyond[name] else better if good else worse).append(name)
     said = (("better than", better), ("worse than", worse), ("no different beyond noise from", same))
-    return "; ".join(f"{what} {other}{_listed(names)}" for what, names in said if names) + f" (comparisons: {len(differences)})"
+    return "; ".join(f"{what} {other}{listed(names)}" for what, names in said if names) + f" (comparisons: {len(differences)})"
 
 
 def _rank(rank: Rank) -> str:
     return f"ρ = {rank.rho:+.2f} (p = {rank.p:.2g})"
 
 
-def _listed(items: Iterable[str]) -> str:
+def listed(items: Iterable[str]) -> str:
     items = list(items)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -48,7 +48,7 @@ def divergence(outcome: Outcome, comparisons: Comparisons, path: Path) -> bool:
     axes[0, 0].legend(fontsize=7)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("SAD a window, % of weights", fontsize=8)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -75,7 +75,7 @@ def cost(outcome: Outcome, comparisons: Comparisons, path: Path) -> bool:
     axis.set_xlabel("training FLOPs, relative to dense", fontsize=8)
     axis.set_ylabel(outcome.heading, fontsize=8)
     axis.tick_params(labelsize=7)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -99,7 +99,7 @@ def density(outcome: Outcome, comparisons: Comparisons, path: Path) -> bool:
             axis.set_title(f"density {share}, {how}: ρ = {rank.rho:+.2f}, p = {rank.p:.2g}", fontsize=7)
     figure.supxlabel("log2 of the number of masks, bits a weight", fontsize=8)
     figure.supylabel(outcome.heading, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -120,7 +120,7 @@ def _measure(outcome: Outcome, one: Configuration) -> tuple[float, float]:
     return factor * spread.mean, factor * spread.deviation
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
     # Without the version of matplotlib in it, the file changes only when the picture does.
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -23,17 +23,12 @@ def write(folder: Path, outcomes: Sequence[Outcome], comparisons: Comparisons, c
 
 
 def _head(outcomes: Sequence[Outcome], command: str) -> str:
-    machines = {outcome.machine["cpu"]: outcome.machine for outcome in outcomes}
-    hardware = "; ".join(
-        f"{cpu}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, {machine['system']}" for cpu, machine in machines.items()
-    )
-    versions = "; ".join(dict.fromkeys(_versions(outcome.machine) for outcome in outcomes))
     seconds = sum(run["seconds"] for outcome in outcomes for seeds in outcome.runs.values() for run in seeds.values())
     count = sum(len(seeds) for outcome in outcomes for seeds in outcome.runs.values())
     seeds = ", ".join(sorted({seed for outcome in outcomes for runs in outcome.runs.values() for seed in runs}, key=int))
     return f"""# Training methods, compared on small models
 
-Made by `{command}`: {count} runs, {seconds / 60:.0f} minutes of training on one thread each. {hardware}. Versions: {versions}.
+Made by `{command}`: {count} runs, {seconds / 60:.0f} minutes of training on one thread each. {hardware(outcomes)}
 Seeds {seeds}; a seed draws initial weights and the order of the data, the same for every method and pattern.
 `python -m examples.study --report` makes this page again from the JSON beside it.
 
@@ -52,6 +47,15 @@ comparisons that the sentence makes. These models are tiny and their data easy: 
 * First and last layers stay dense under every pattern, so that all patterns are compared on the same weights."""
 
 
+def hardware(outcomes: Sequence[Outcome]) -> str:
+    """Machines and versions that results were made with."""
+    machines = {outcome.machine["cpu"]: outcome.machine for outcome in outcomes}
+    shown = "; ".join(
+        f"{cpu}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, {machine['system']}" for cpu, machine in machines.items()
+    )
+    return f"{shown}. Versions: {'; '.join(dict.fromkeys(_versions(outcome.machine) for outcome in outcomes))}."
+
+
 def _task(folder: Path, outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
     task, settings = outcome.task, outcome.task.settings()
     yield f"""## {task.title}
@@ -61,7 +65,7 @@ the steps, then a cosine to 0. λ of SR-STE {settings["decay"]:g}. Settings were
     yield "### Methods"
     yield tables.methods(outcome, comparisons)
     yield tables.differences(outcome, comparisons)
-    yield from _sentences(findings.methods(outcome, comparisons))
+    yield from sentences(findings.methods(outcome, comparisons))
     if plots.cost(outcome, comparisons, folder / f"cost_{task.name}.png"):
         yield f"![{task.title}: quality against training FLOPs](cost_{task.name}.png)"
         yield "Markers of equal FLOPs are drawn side by side; bars are one standard deviation over seeds."
@@ -69,23 +73,24 @@ the steps, then a cosine to 0. λ of SR-STE {settings["decay"]:g}. Settings were
         yield "### Sparse architecture divergence"
         yield f"![{task.title}: SAD over training](sad_{task.name}.png)"
         yield f"Summed over {WINDOW} steps; bands are one standard deviation over seeds."
-        yield from _sentences(findings.divergence(outcome, comparisons))
+        yield from sentences(findings.divergence(outcome, comparisons))
     yield "### λ of SR-STE"
     yield tables.decays(outcome, comparisons)
-    yield from _sentences(findings.decays(outcome, comparisons))
+    yield from sentences(findings.decays(outcome, comparisons))
     yield "### What LBC removes candidates by"
     yield tables.criteria(outcome, comparisons)
-    yield from _sentences(findings.criteria(outcome, comparisons))
+    yield from sentences(findings.criteria(outcome, comparisons))
     yield "### Mask diversity"
     yield "SR-STE, patterns of one density. Positive rank correlations: patterns that allow more masks give better models."
     yield tables.density(outcome, comparisons)
-    yield from _sentences(findings.density(outcome, comparisons))
+    yield from sentences(findings.density(outcome, comparisons))
     if plots.density(outcome, comparisons, folder / f"diversity_{task.name}.png"):
         yield f"![{task.title}: quality against mask diversity](diversity_{task.name}.png)"
 
 
-def _sentences(sentences: Iterator[str]) -> Iterator[str]:
-    found = [f"* {sentence}" for sentence in sentences]
+def sentences(said: Iterator[str]) -> Iterator[str]:
+    """As a list, if there are any."""
+    found = [f"* {sentence}" for sentence in said]
     if found:
         yield "\n".join(found)
 

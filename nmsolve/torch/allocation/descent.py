@@ -41,6 +41,12 @@ class Descent:
         if not self.finite:
             raise InputError(f"the weight of layer {self.path} is not finite: NaN or infinity cannot be ranked")
         self._thresholds = self._magnitudes().sort(-1).values[..., : m // 2].mean(-1, keepdim=True)
+        stuck = (self._thresholds.squeeze(-1) == 0) & (self._magnitudes().count_nonzero(-1) > 1)
+        if bool(stuck.float().mean() > 0.5):
+            raise InputError(
+                f"layer {self.path} is sparse already: in most groups half of the weights are zero, and so is the threshold, below "
+                "which none can fall: search the dense model, or exclude the layer"
+            )
         self._mask = torch.ones_like(self.dense, dtype=torch.bool)
 
     @property

@@ -175,7 +175,7 @@ def losses(
     items = None if calibration is None else Calibration(calibration)
     with undisturbed(model, training=False):
         example = next(iter(items)) if example_inputs is None and items is not None else example_inputs
-        positions = None if example is None else positions_of(model, planned, lambda: run(model, example, 0))
+        positions = None if example is None else positions_of(model, planned, lambda: run(model, example))
         options: dict[str, tuple[Option, ...]] = {}
         for uses in _batches(planned, fitting, None if items is None else model):
             grams = None if items is None else gram_matrices(model, uses, items)

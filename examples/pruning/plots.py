@@ -1,0 +1,66 @@
+"""Figures of a task, as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from examples.pruning.conversion import METHODS
+from examples.pruning.schemes import STAGES, Unit
+from examples.pruning.tables import Result, allocated, budget_title, converted
+from examples.study.outcome import Outcome
+from examples.study.plots import plt, save
+
+
+def conversion(outcome: Outcome, path: Path) -> bool:
+    """Losses by pattern and method, above the model that was converted. False if there is nothing to draw."""
+    conversions = converted(outcome)
+    if not conversions:
+        return False
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    shown = [method for method in METHODS if method != "masked"]
+    width = 0.8 / len(shown)
+    for place, method in enumerate(shown):
+        spreads = [outcome.spread(Result(one.name(method)), "loss") for one in conversions]
+        axis.bar(
+            np.arange(len(conversions)) + width * (place - (len(shown) - 1) / 2),
+            [spread.mean for spread in spreads],
+            width,
+            yerr=[spread.deviation for spread in spreads],
+            label=method,
+            error_kw={"elinewidth": 0.7},
+        )
+    for place, one in enumerate(conversions):
+        start = outcome.spread(Result(one.start), "loss").mean
+        axis.hlines(
+            start, place - 0.45, place + 0.45, color="0.2", linewidth=1, linestyle=":", label=None if place else "converted"
+        )
+    axis.set_xticks(range(len(conversions)), [one.pattern or "matching" for one in conversions], fontsize=8)
+    axis.set_yscale("log")
+    axis.set_ylabel("test loss", fontsize=8)
+    axis.tick_params(labelsize=7, which="both")
+    axis.legend(fontsize=6.5, ncols=3)
+    save(figure, path)
+    return True
+
+
+def allocation(outcome: Outcome, budgets: list[tuple[Unit, int]], path: Path) -> bool:
+    """Losses of every way to a plan, a panel a budget and stage."""
+    if not budgets:
+        return False
+    figure, axes = plt.subplots(len(budgets), len(STAGES), figsize=(9, 2.1 * len(budgets) + 0.6), squeeze=False, sharey="row")
+    for row, (unit, kept) in enumerate(budgets):
+        schemes = allocated(outcome, unit, kept)
+        for axis, stage in zip(axes[row], STAGES, strict=True):
+            spreads = [outcome.spread(Result(scheme.name(stage)), "loss") for scheme in schemes]
+            colours = ["0.5" if s.way == "uniform" else "tab:orange" if "domino" in s.way else "tab:blue" for s in schemes]
+            places = np.arange(len(schemes))[::-1]
+            means, deviations = [s.mean for s in spreads], [s.deviation for s in spreads]
+            axis.barh(places, means, xerr=deviations, color=colours, error_kw={"elinewidth": 0.7})
+            axis.set_yticks(places, [scheme.way for scheme in schemes], fontsize=7)
+            axis.set_title(f"{budget_title(unit, kept)}: {stage}", fontsize=6.5)
+            axis.tick_params(labelsize=7)
+    figure.supxlabel("test loss", fontsize=8)
+    save(figure, path)
+    return True
