@@ -368,6 +368,14 @@ def test_padding_follows_the_plan():
         assert (model[0].weight != 0).sum(1).unique().tolist() == [kept]
 
 
+@pytest.mark.parametrize("prune", [nmt.adaprune_, nmt.sparsegpt_])
+def test_progress_is_shown_if_asked_for(prune, capsys):
+    for progress in (None, False, True):
+        prune(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), "2:4", [torch.randn(9, 8)], progress=progress)
+        shown = capsys.readouterr().err
+        assert ("pruning" in shown and "2/2" in shown) == (progress is True)
+
+
 def test_the_report_names_layers_and_prints():
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
     found = nmt.adaprune_(model, "2:4", [torch.randn(9, 8)])
