@@ -53,7 +53,9 @@ def prune_layers(
     with torch.no_grad(), _all_or_nothing(layers):
         with undisturbed(model, training=False):
             order = explore(model, layers, items, progress)
-            with tqdm(total=len(order), desc="pruning", leave=False, disable=None if progress is None else not progress) as bar:
+            with tqdm(
+                total=len(order), desc="pruning", unit="layer", leave=False, disable=None if progress is None else not progress
+            ) as bar:
                 for stage in stages_of(order, sequential):
                     bar.set_postfix_str(stage[0].entry.path)
                     began = time.perf_counter()
