@@ -404,3 +404,29 @@ def test_laying_out_weights_is_undone(seed, shape, parts):
     assert torch.equal(
         turned.weight(turned.matrices(weight.reshape(*shape[:2], -1)[..., 0])), weight.reshape(*shape[:2], -1)[..., 0]
     )
+
+
+def test_a_tensor_that_a_layer_changes_is_another_input():
+    """x += layer(x) between two layers: the second is given what the pruned first one makes of it."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = x.clone()
+            x += self.first(x)
+            return self.second(x)
+
+    torch.manual_seed(0)
+    model, x = InPlace().double(), torch.randn(30, 8, dtype=torch.double)
+    dense = copy.deepcopy(model)
+    nmt.adaprune_(model, "2:4", [x])
+    inputs, wanted = (x + model.first(x)).detach(), (dense(x) - dense.second.bias).detach()
+    delta = 1e-2 * float(inputs.square().sum() / 8)
+    mask = nmt.solve(dense.second.weight, "2:4").mask
+    for row in range(4):
+        weight = dense.second.weight[row].detach().numpy()
+        oracle = least_squares_row(inputs.numpy(), wanted[:, row].numpy(), weight, mask[row].numpy(), delta)
+        torch.testing.assert_close(model.second.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8)

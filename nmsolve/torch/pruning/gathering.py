@@ -30,7 +30,7 @@ class Layer:
     """A planned weight while its model is pruned.
 
     entries : its own first, then those of layers that share it. own : its storage, which holds what it is pruned to. dense : a copy
-    of what it was. calls : in a run of the model, at most. first : its inputs in the first run, for as long as they are compared.
+    of what it was. calls : in a run of the model, at most. joins : whether it is given the very tensors that the one before is.
     """
 
     entries: list[LayerPlan]
@@ -39,7 +39,7 @@ class Layer:
     own: Tensor
     dense: Tensor
     calls: int = 0
-    first: tuple[Tensor, ...] = ()
+    joins: bool = False
     pruned: bool = False
 
     @property
@@ -121,13 +121,19 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
     order: dict[str, Layer] = {}
     calls: dict[str, int] = {}
     at = 0
+    last: list[tuple[Tensor, int]] = []  # kept, so that no other tensor can come to have their identity
 
     def seen(path: str, use: Use) -> None:
+        nonlocal last
         layer = order.setdefault(owner_of[path], by_owner[owner_of[path]])
         for x in use.inputs:
             check_finite(x, f"the input of layer {path}", at)
-        if not at and not layer.first:
-            layer.first = use.inputs  # kept for a moment, so that equal inputs are told by identity
+        if not at:
+            # Of inference tensors no version is known; x += layer(x) makes another input of the same tensor.
+            given = [(x, -1 if x.is_inference() else x._version) for x in use.inputs]
+            same = [a is b and version == other >= 0 for (a, version), (b, other) in zip(given, last, strict=False)]
+            layer.joins = not calls.get(layer.entry.owner) and len(given) == len(last) and all(same)
+            last = given
         calls[layer.entry.owner] = calls.get(layer.entry.owner, 0) + 1
         layer.calls = max(layer.calls, calls[layer.entry.owner])
 
@@ -136,6 +142,7 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
         at = index
         calls.clear()
         run(model, item, index)
+        last.clear()
 
     with watched(model, [entry for layer in layers for entry in layer.entries], seen):
         run_all(items, each, "reaching layers", progress)
@@ -152,19 +159,12 @@ def stages_of(order: Sequence[Layer], sequential: bool) -> list[list[Layer]]:
     for layer in order:
         parts, _, cols = layer.weight.shape
         needed = 8 * parts * cols * cols
-        if sequential:
-            last = stages[-1][-1].first if stages else ()
-            joins = len(last) == len(layer.first) > 0 and all(a is b for a, b in zip(last, layer.first, strict=True))
-        else:
-            joins = bool(stages) and size + needed <= _AT_ONCE
-        if joins:
+        if stages and (layer.joins if sequential else size + needed <= _AT_ONCE):
             stages[-1].append(layer)
             size += needed
         else:
             stages.append([layer])
             size = needed
-    for layer in order:
-        layer.first = ()
     return stages
 
 
@@ -180,13 +180,14 @@ def gather(
     wanted: dict[str, list[Tensor]] = {owner: [] for owner in weights}
     prefix_differs = sequential and any(layer.pruned for layer in layers)
     once = all(layer.calls == 1 for layer in stage)  # then a run can end with the last of them
-    asking, left = False, 0
+    asking, left, at = False, 0, 0
 
     def seen(path: str, use: Use) -> None:
         nonlocal left
         owner = entries[path].owner
         mine = gathered[owner]
         for part, x in use.matrices():
+            check_finite(x, f"with the layers before pruned, the input of layer {path}", at)
             x = x.double()
             y = x @ weights[owner][part].T
             if asking:
@@ -205,7 +206,8 @@ def gather(
             raise Stop
 
     def each(item: Item, index: int) -> None:
-        nonlocal asking, left
+        nonlocal asking, left, at
+        at = index
         for asking in (True, False) if prefix_differs else (False,):
             left = len(stage)
             with _dense(layers) if asking or not sequential else nullcontext():
