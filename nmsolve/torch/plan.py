@@ -253,6 +253,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
 
 def parameters_of(module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters by name; of parametrized ones, the tensors that are trained."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_parameters(recurse=False))
     found: dict[str, Tensor] = {name: p for name, p in module._parameters.items() if p is not None}
     lists = module._modules.get("parametrizations")
     if lists is not None and parametrize.is_parametrized(module):

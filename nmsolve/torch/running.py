@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     modules = list(model.modules())
     flags = [module.training for module in modules]
     buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
-    saved = [None if buffer is None else buffer.clone() for _, _, buffer in buffers]
+    saved = [None if buffer is None or is_lazy(buffer) or buffer.is_meta else buffer.clone() for _, _, buffer in buffers]
     gpus = sorted({tensor.device.index for tensor in [*model.parameters(), *model.buffers()] if tensor.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=gpus), torch.no_grad():
@@ -31,6 +32,12 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
         with torch.no_grad():
             for (module, name, buffer), before in zip(buffers, saved, strict=True):
-                if buffer is not None and before is not None and not (buffer.is_meta or torch.equal(buffer, before)):
-                    buffer.copy_(before)
+                if buffer is not None and before is not None and not _equal(buffer, before):
+                    buffer.set_(before) if buffer.shape != before.shape else buffer.copy_(before)  # type: ignore[call-overload]
                 module._buffers[name] = buffer
+
+
+def _equal(buffer: Tensor, before: Tensor) -> bool:
+    if buffer.layout != torch.strided:  # no comparison is known for all layouts, and nobody changes these
+        return True
+    return torch.equal(buffer, before)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def activation(
         run(model, item, index)
 
     with undisturbed(model, training=False), watched(model, plan.planned, add):
-        run_all(Calibration(calibration), each, "activations", progress)
+        run_all(Calibration(calibration, once=True), each, "activations", progress)
     _check_reached(plan, squares)
     scores = {}
     for (entry, weight), module in zip(_weights(model, plan), planned_modules(model, plan), strict=True):
@@ -249,28 +250,25 @@ def _by_gradients(
     plan = _plan(model, include, exclude)
     entries, modules = plan.planned, planned_modules(model, plan)
     weights = [parameters_of(module)[entry.parameter] for entry, module in zip(entries, modules, strict=True)]
+    made_in_inference = [entry.path for entry, weight in zip(entries, weights, strict=True) if weight.is_inference()]
+    if made_in_inference:
+        raise InputError(f"layer {made_in_inference[0]} was made under torch.inference_mode, and can have no gradients")
     sums: list[Tensor | None] = [None] * len(weights)
-    needed = [weight.requires_grad for weight in weights]
-    items = Calibration(calibration)
+    items = Calibration(calibration, once=True)
 
     def each(item: Item, index: int) -> None:
         with torch.enable_grad():
-            value = _loss_of(model, item, index, loss)
-            found = torch.autograd.grad(value, weights, allow_unused=True)
-        for i, one in enumerate(found):
-            if one is not None:
-                check_finite(one, f"the gradient of layer {entries[i].path}", index)
-                term = one.double().square() if criterion == "fisher" else one.double()
+            _loss_of(model, item, index, loss).backward()  # type: ignore[no-untyped-call]  # autograd.grad knows no reentrant checkpoints
+        for i, weight in enumerate(weights):
+            if weight.grad is not None:
+                check_finite(weight.grad, f"the gradient of layer {entries[i].path}", index)
+                term = weight.grad.double().square() if criterion == "fisher" else weight.grad.double()
                 sums[i] = term if sums[i] is None else sums[i] + term  # type: ignore[operator]
+        for parameter in model.parameters():
+            parameter.grad = None
 
-    try:
-        with undisturbed(model, training=False):
-            for weight in weights:
-                weight.requires_grad_(True)
-            run_all(items, each, "gradients", progress)
-    finally:
-        for weight, need in zip(weights, needed, strict=True):
-            weight.requires_grad_(need)
+    with _gradients_aside(model, weights), undisturbed(model, training=False):
+        run_all(items, each, "gradients", progress)
     _check_reached(plan, {entry.owner for entry, total in zip(entries, sums, strict=True) if total is not None})
     assert items.count is not None
     scores = {}
@@ -279,6 +277,22 @@ def _by_gradients(
         mean, wide = total / items.count, weight.double()
         scores[entry.path] = (0.5 * wide.square() * mean if criterion == "fisher" else (wide * mean).abs()).to(weight.dtype)
     return ModelScores(criterion, scores)
+
+
+@contextmanager
+def _gradients_aside(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Without gradients in the beginning, and with those that were there in the end; weights require theirs meanwhile."""
+    before = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, *_ in before:
+            parameter.grad = None
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for parameter, gradient, required in before:
+            parameter.grad = gradient
+            parameter.requires_grad_(required)
 
 
 def _loss_of(model: nn.Module, item: Item, index: int, loss: Loss | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from nmsolve.errors import InputError
+from nmsolve.torch.tensors import check_tensor
 
 if TYPE_CHECKING:
     from nmsolve.torch.plan import LayerPlan
@@ -32,7 +33,7 @@ def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:
     if not isinstance(found, Tensor) or tuple(found.shape) != entry.shape:
         what = f"have shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"are a {type(found).__name__}"
         raise InputError(f"the scores for layer {entry.path} {what}, its weight has shape {entry.shape}: each weight needs one")
-    return found.detach()
+    return check_tensor(found, f"scores for layer {entry.path}", "a mask")
 
 
 def check_scores(entries: Iterable[LayerPlan], scores: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
@@ -69,7 +70,13 @@ Budget = Params | FLOPs | Latency
 
 def _check_limit(budget: object, limit: object, unit: str) -> None:
     name = type(budget).__name__
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit) or limit <= 0:
+    try:
+        number = math.nan if isinstance(limit, bool) or not isinstance(limit, Real) else float(limit)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number <= 0:
         raise InputError(f"{name} takes a positive number of {unit}, got {limit!r}")
+    limit = int(limit) if isinstance(limit, Integral) else number
+    object.__setattr__(budget, "limit", limit)  # NumPy's numbers as Python's
     if name != "Latency" and limit < 1:
         raise InputError(f"{name} counts {unit}, and {limit!r} is less than one: a share of the model is {limit!r} × its number")

@@ -140,6 +140,7 @@ def train(
             with torch.no_grad():
                 for layer in layers:
                     layer.mask_()
+            torch.clear_autocast_cache()  # under the caller's autocast it holds weights as they were
             if step == 0 and example_inputs is None:
                 losses: list[Tensor] = []
                 counted = positions_of(model, entries, lambda: losses.append(train_step(model)), "train_step")  # noqa: B023
@@ -148,7 +149,10 @@ def train(
             else:
                 loss = train_step(model)
             _check_loss(loss, step, layers)
-            loss.backward()  # type: ignore[no-untyped-call]
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                raise InputError(f"backward from the loss of iteration {step} failed: {error}") from error
             with torch.no_grad():
                 for layer in layers:
                     layer.update(options.lr, options.penalty(step))
@@ -172,6 +176,8 @@ def _check_loss(loss: object, step: int, layers: list[Descent]) -> None:
         raise InputError(f"{asked}; at iteration {step} it returned {'None' if loss is None else f'a {type(loss).__name__}'}")
     if loss.numel() != 1:
         raise InputError(f"{asked}; at iteration {step} it returned one of shape {tuple(loss.shape)}: take its mean()")
+    if loss.is_complex():
+        raise InputError(f"{asked}; at iteration {step} it returned a complex one: take its real part")
     if not loss.requires_grad:
         raise InputError(
             f"{asked}; at iteration {step} it returned one that requires no gradient: it was detached, computed under "
@@ -194,7 +200,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     Inside, it starts without gradients.
     """
     flags = [(module, module.training) for module in model.modules()]
-    parameters = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
+    parameters = [(p, p.data, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()
@@ -206,7 +212,8 @@ def restored(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for parameter, before, gradient, trained in parameters:
+            for parameter, own, before, gradient, trained in parameters:
+                parameter.data = own  # a cast in between made it another
                 parameter.copy_(before)
                 parameter.grad = gradient
                 parameter.requires_grad_(trained)

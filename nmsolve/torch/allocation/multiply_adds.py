@@ -31,7 +31,8 @@ def positions_of(
 
     with watched(model, entries, count):
         run()
-    unused = [path for path, positions in found.items() if not positions]
+    reached = {entry.owner for entry in entries if found[entry.path]}
+    unused = [entry.path for entry in entries if entry.owner not in reached]
     if unused:
         raise InputError(unreached(unused, by))
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from nmsolve.errors import InputError
@@ -15,29 +16,26 @@ from nmsolve.errors import InputError
 Item = Any
 
 
-class Stop(BaseException):
-    """Raised by a hook to end a run of the model, once it has seen what it was there for."""
-
-
 class Calibration:
     """The items of a calibration iterable, as often as they are asked for.
 
-    Iterators, which can be run through once only, are kept as a list; everything else is iterated anew each time.
+    Iterators, which can be run through once only, are kept as a list unless they will be run through `once`; everything else is
+    iterated anew each time.
     """
 
-    def __init__(self, items: Iterable[Item]) -> None:
+    def __init__(self, items: Iterable[Item], once: bool = False) -> None:
         if isinstance(items, Tensor | Mapping | str):
             what = f"a tensor of shape {tuple(items.shape)}" if isinstance(items, Tensor) else f"a {type(items).__name__}"
             raise InputError(f"calibration is an iterable of model inputs, and {what} is one of them: pass [inputs]")
         if not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
             raise InputError(f"calibration must be an iterable of model inputs (a list of batches, a DataLoader), got {items!r}")
-        self._items: Iterable[Item] = list(items) if hasattr(items, "__next__") else items
+        self._items: Iterable[Item] = list(items) if hasattr(items, "__next__") and not once else items
         #: How many items there are; known once they have been run through.
         self.count: int | None = None
 
     def __iter__(self) -> Iterator[Item]:
         count = 0
-        for item in self._items:
+        for item in self._items if hasattr(self._items, "__iter__") else _by_index(self._items):
             count += 1
             yield item
         if not count:
@@ -51,10 +49,15 @@ class Calibration:
         self.count = count
 
 
+def _by_index(items: Any) -> Iterator[Item]:
+    """The items of a dataset that only has indices and a length, which iteration would not stop at."""
+    return (items[index] for index in range(len(items))) if hasattr(items, "__len__") else iter(items)
+
+
 def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     """model(item): tensors as the one argument, lists and tuples as positional, mappings as keyword arguments.
 
-    index : of the calibration item, for messages; None for example inputs.
+    The model gets copies: some change their inputs in place. index : of the item, for messages; None for example inputs.
 
     Raises
     ------
@@ -62,13 +65,14 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
         If the model cannot be called with it, or fails.
     """
     try:
+        torch.clear_autocast_cache()  # under the caller's autocast it holds weights as they were
         if isinstance(item, Mapping):
-            return model(**item)
+            return model(**{key: _copied(value) for key, value in item.items()})
         if isinstance(item, list | tuple):
-            return model(*item)
-        return model(item)
-    except Stop:
-        return None
+            return model(*map(_copied, item))
+        return model(_copied(item))
+    except InputError:
+        raise
     except Exception as error:
         name = "the example inputs" if index is None else f"calibration item {index}"
         raise InputError(f"{name}, {_called(model, item)}, failed: {type(error).__name__}: {error}{_remedy(item)}") from error
@@ -81,6 +85,11 @@ def run_all(calibration: Calibration, each: Callable[[Item, int], None], about: 
         each(item, index)
 
 
+def _copied(value: Any) -> Any:
+    """The same with its tensors copied, in whatever lists and mappings they are."""
+    return tree_map_only(Tensor, lambda tensor: tensor.clone(), value)
+
+
 def _called(model: nn.Module, item: Item) -> str:
     name = type(model).__name__
     if isinstance(item, Mapping):
@@ -91,6 +100,8 @@ def _called(model: nn.Module, item: Item) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Tensor) and value.is_nested:
+        return "nested tensor"
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)} on {value.device}"
     return repr(value) if isinstance(value, int | float | bool | None) else type(value).__name__

@@ -86,7 +86,10 @@ def gram_matrices(
 
     with watched(model, entries, add):
         run_all(calibration, each, "inputs of layers", progress)
-    unused = [path for path in by_path if path not in grams]
+    reached = {by_path[path].owner: path for path in grams}
+    unused = [entry.path for entry in entries if entry.owner not in reached]
     if unused:
         raise InputError(unreached(unused, "the calibration"))
+    for entry in entries:  # a use of a shared weight that is not reached adds nothing to the others
+        grams.setdefault(entry.path, torch.zeros_like(grams[reached[entry.owner]]))
     return grams

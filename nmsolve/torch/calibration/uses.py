@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmsolve.errors import InputError
 from nmsolve.torch.plan import LayerPlan
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -65,20 +67,64 @@ def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Itera
     """While it lasts, every use of the weights of these entries calls seen(path, use), before the product."""
     modules = dict(model.named_modules())
     handles = []
-    fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        # Fused encoder layers call no hooks, and pack padded inputs into nested tensors.
-        torch.backends.mha.set_fastpath_enabled(False)
         for entry in entries:
             module, parent = modules[entry.name], modules.get(entry.name.rpartition(".")[0])
             inside = isinstance(parent, nn.MultiheadAttention) and parent.out_proj is module
-            hook = _hook(entry, module, inside, seen)
-            handles.append((parent if inside else module).register_forward_pre_hook(hook, with_kwargs=True))  # type: ignore[union-attr]
-        yield
+            called = parent if inside else module
+            assert called is not None
+            handles.append(called.register_forward_pre_hook(_hook(entry, module, inside, seen), with_kwargs=True))
+            base = _base_of(module)
+            if not inside and type(module).forward is not base.forward:
+                handles.append(module.register_forward_hook(_check_of(entry.path, base), with_kwargs=True))
+        with _in_the_open():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _in_the_open() -> Iterator[None]:
+    """Without what would go past hooks: encoder layers that are fused into one operator, and code that is compiled already."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # it would pack padded inputs into nested tensors, too
+        with eager:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _base_of(module: nn.Module) -> type[nn.Module]:
+    """The class that says what is computed with a module's weight: torch's own, or Hugging Face's Conv1D."""
+    known = (nn.Linear, *_CONVOLUTIONS, nn.MultiheadAttention)
+    return next(kind for kind in type(module).__mro__ if kind in known or kind.__name__ == "Conv1D")
+
+
+def _check_of(path: str, base: type[nn.Module]) -> Callable[..., None]:
+    """A hook for classes with a forward of their own, which has to compute what the class does that they are made from."""
+    checked = False
+
+    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal checked
+        if checked:
+            return
+        checked = True
+        try:
+            expected = base.forward(module, *args, **kwargs)
+            found, wanted = (y[0] if isinstance(y, tuple) else y for y in (output, expected))
+            same = float((found.double() - wanted.double()).norm()) <= 0.01 * float(wanted.double().norm()) + 1e-12
+        except Exception:
+            same = False
+        if not same:
+            raise InputError(
+                f"layer {path} is a {type(module).__name__} whose forward is not that of {base.__name__}: what its weight "
+                "multiplies is not known; leave it out of the plan (exclude=…)"
+            )
+
+    return check
 
 
 def _hook(entry: LayerPlan, module: nn.Module, inside: bool, seen: Seen) -> Callable[..., None]:
@@ -90,6 +136,12 @@ def _hook(entry: LayerPlan, module: nn.Module, inside: bool, seen: Seen) -> Call
             inputs = tuple(given[name] for name in _OF[entry.parameter])
         else:
             inputs = (args[0] if args else next(iter(kwargs.values())),)
+        for x in inputs:
+            if not isinstance(x, Tensor) or x.is_nested:
+                what = "a nested tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise InputError(
+                    f"layer {entry.path} is given {what}, of which nothing is known: pad the inputs, or exclude the layer"
+                )
         seen(entry.path, Use(module, inputs))
 
     return note
@@ -123,10 +175,21 @@ def _batched(module: nn.Module, x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == len(module.kernel_size) + 1 else x
 
 
+def _padding(module: nn.Module) -> list[int]:
+    """As F.pad takes it: before and after, the last axis first. Attributes may have been changed since the module was made."""
+    assert isinstance(module, _CONVOLUTIONS)
+    if module.padding_mode != "zeros":
+        return list(module._reversed_padding_repeated_twice)  # what its own forward pads by
+    if isinstance(module.padding, str):
+        wide = [d * (k - 1) if module.padding == "same" else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [side for total in reversed(wide) for side in (total // 2, total - total // 2)]
+    return [size for size in reversed(module.padding) for _ in range(2)]
+
+
 def _outputs(module: nn.Module, x: Tensor) -> list[int]:
     """Output positions along each axis of a batch of inputs."""
     assert isinstance(module, _CONVOLUTIONS)
-    padding = module._reversed_padding_repeated_twice
+    padding = _padding(module)
     found = []
     for axis, (kernel, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
         before, after = padding[-2 * axis - 2], padding[-2 * axis - 1]
@@ -138,7 +201,7 @@ def _patches(module: nn.Module, x: Tensor) -> Tensor:
     """(filter groups, batch · output positions, kernel positions · input channels of a group)."""
     assert isinstance(module, _CONVOLUTIONS)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    x = F.pad(x, _padding(module), mode=mode)
     axes = len(module.kernel_size)
     for axis, (size, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
         x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]

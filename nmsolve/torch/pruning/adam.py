@@ -50,16 +50,17 @@ class Adam:
         return Solution(weight.double(), mask, self.steps, None, 0.0)
 
     def _train(self, start: Tensor, mask: Tensor, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
-        lengths = torch.tensor([x.shape[1] for x in inputs for _ in x])  # positions of every sample
+        lengths = torch.tensor([x.shape[1] for x in inputs for _ in x], device="cpu")  # positions of every sample
         first = torch.cumsum(lengths, 0) - lengths
-        places = torch.arange(int(lengths.max()))
+        places = torch.arange(int(lengths.max()), device="cpu")
         all_inputs, all_outputs = (torch.cat([t.flatten(0, 1) for t in tensors]) for tensors in (inputs, outputs))
-        generator = torch.Generator().manual_seed(0)
-        with torch.enable_grad():
+        generator = torch.Generator("cpu").manual_seed(0)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(start.device.type, enabled=False):
+            all_inputs, all_outputs, mask = all_inputs.clone(), all_outputs.clone(), mask.clone()  # of the user's inference mode
             weight = start.clone().requires_grad_()
             optimizer = torch.optim.Adam([weight], lr=self.lr)
             for _ in range(self.steps):
-                drawn = torch.randperm(len(lengths), generator=generator)[: self.batch]
+                drawn = torch.randperm(len(lengths), generator=generator, device="cpu")[: self.batch]
                 rows = (first[drawn].unsqueeze(1) + places)[places < lengths[drawn].unsqueeze(1)].to(weight.device)
                 optimizer.zero_grad()
                 torch.nn.functional.mse_loss(all_inputs[rows] @ weight.T, all_outputs[rows]).backward()  # type: ignore[no-untyped-call]

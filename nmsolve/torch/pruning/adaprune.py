@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from nmsolve.errors import InputError
 from nmsolve.torch.calibration.inputs import Item
 from nmsolve.torch.plan import Patterns, Plan
+from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.pruning.adam import Adam
 from nmsolve.torch.pruning.layerwise import prune_layers
 from nmsolve.torch.pruning.least_squares import LeastSquares
 from nmsolve.torch.pruning.problem import Problem
 from nmsolve.torch.pruning.reconstruction import Reconstruction
-from nmsolve.torch.scoring import scores_for
+from nmsolve.torch.scoring import check_scores, scores_for
 
 _SOLVERS = {"least_squares": LeastSquares(), "adam": Adam()}
 
@@ -99,6 +100,10 @@ def adaprune_(
         scores = plan.scores
     if isinstance(scores, str) and scores not in ("magnitude", "activation"):
         raise InputError(f"scores must be 'magnitude', 'activation' or what nmt.scores gives, got {scores!r}")
+
+    if isinstance(scores, Mapping) and isinstance(model, nn.Module):
+        plan = plan if isinstance(plan, Plan) else make_plan(model, plan)
+        check_scores(plan.planned, scores)
 
     def plain_mask(problem: Problem) -> Tensor:
         return problem.best_mask(_scores(problem, scores))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from nmsolve.torch.calibration.inputs import Calibration, run, run_all
 
@@ -15,10 +16,10 @@ def estimate_anew(model: nn.Module, calibration: Calibration, progress: bool | N
     """The statistics that batch norms would have from the calibration: the plain mean over its batches.
 
     The rest of the model runs as it is set, in eval mode. What a batch norm is given has been through those before it, which
-    normalise by the batch's own statistics meanwhile, as in training. Norms are left with their new statistics, for the caller to
-    keep or to undo.
+    normalise by the batch's own statistics meanwhile, as in training. Norms that no batch reached are not among them. All are left
+    with what they have counted, for the caller to undo, and to `put` what is wanted.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    norms = norms_of(model)
     if not norms:
         return {}
     momenta = [norm.momentum for norm in norms]
@@ -28,11 +29,22 @@ def estimate_anew(model: nn.Module, calibration: Calibration, progress: bool | N
             norm.momentum = None  # a plain mean
             norm.training = True
         run_all(calibration, lambda item, index: run(model, item, index), "batch norms", progress)
-        return {norm: tuple(None if s is None else s.clone() for s in _of(norm)) for norm in norms}
+        return {norm: statistics for norm, statistics in statistics_of(norms).items() if _batches(norm)}
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.training = False
+
+
+def norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that normalise by running statistics."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None and not is_lazy(norm.running_mean)]
+
+
+def statistics_of(norms: list[_BatchNorm]) -> Statistics:
+    """A copy of what norms have."""
+    return {norm: tuple(None if s is None else s.clone() for s in _of(norm)) for norm in norms}
 
 
 def put(statistics: Statistics) -> None:
@@ -41,6 +53,10 @@ def put(statistics: Statistics) -> None:
         for own, value in zip(_of(norm), values, strict=True):
             if own is not None and value is not None:
                 own.copy_(value)
+
+
+def _batches(norm: _BatchNorm) -> int:
+    return 1 if norm.num_batches_tracked is None else int(norm.num_batches_tracked)
 
 
 def _of(norm: _BatchNorm) -> tuple[Tensor | None, ...]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
-from nmsolve.torch.calibration.inputs import Calibration, Item, Stop, check_finite, run, run_all
+from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
 from nmsolve.torch.calibration.layout import Layout, layout_of
 from nmsolve.torch.calibration.moments import Moments
 from nmsolve.torch.calibration.uses import Use, unreached, watched
@@ -30,7 +31,7 @@ class Layer:
     """A planned weight while its model is pruned.
 
     entries : its own first, then those of layers that share it. own : its storage, which holds what it is pruned to. dense : a copy
-    of what it was. calls : in a run of the model, at most. joins : whether it is given the very tensors that the one before is.
+    of what it was. joins : whether it is given the very tensors that the one before is.
     """
 
     entries: list[LayerPlan]
@@ -38,7 +39,6 @@ class Layer:
     parameter: Tensor
     own: Tensor
     dense: Tensor
-    calls: int = 0
     joins: bool = False
     pruned: bool = False
 
@@ -81,6 +81,8 @@ def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
             raise InputError(f"layer {entry.path} is sharded: prune the model first, then fully_shard it")
         if reduction_axis(module, entry.parameter) != entry.axis:
             raise InputError(f"layer {entry.path} is a {type(module).__name__}, planned was a {entry.kind}: make a new plan")
+        if parameter.is_inference():
+            raise InputError(f"the weight of layer {entry.path} was made under torch.inference_mode: make the model outside of it")
         weight = check_tensor(parameter, f"the weight of layer {entry.path}", f"pattern {entry.pattern}")
         bad = (~torch.isfinite(weight)).nonzero()
         if len(bad):
@@ -92,7 +94,27 @@ def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
             layers[entry.owner].entries.append(entry)
         else:
             layers[entry.owner] = Layer([entry], layout_of(entry, module), parameter, parameter.data, weight.clone())
+    _check_overlaps(model, layers.values())
     return list(layers.values())
+
+
+def _check_overlaps(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """InputError if a planned weight's memory is another tensor's too, which would change with it."""
+    planned = {id(layer.parameter): layer.entry.path for layer in layers}
+    found = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout == torch.strided and not is_lazy(tensor) and tensor.numel() and tensor.device.type != "meta":
+            extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            found[id(tensor)] = (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size(), name)
+    widest: tuple[str, int, str, int] | None = None  # of those so far, the one that ends last
+    for key, (device, start, end, name) in sorted(found.items(), key=lambda item: item[1][:2]):
+        if widest and widest[0] == device and start < widest[1] and (key in planned or widest[3] in planned):
+            raise InputError(
+                f"{widest[2]} and {name} share memory without being one parameter, so that pruning one would change the other: "
+                "tie them (b.weight = a.weight), or give one memory of its own (.clone())"
+            )
+        if widest is None or widest[0] != device or end > widest[1]:
+            widest = device, end, name, key
 
 
 @contextmanager
@@ -119,12 +141,14 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
     by_owner = {layer.entry.owner: layer for layer in layers}
     owner_of = {entry.path: entry.owner for layer in layers for entry in layer.entries}
     order: dict[str, Layer] = {}
-    calls: dict[str, int] = {}
+    called: set[str] = set()  # in this run
     at = 0
     last: list[tuple[Tensor, int]] = []  # kept, so that no other tensor can come to have their identity
 
     def seen(path: str, use: Use) -> None:
         nonlocal last
+        if not all(x.numel() for x in use.inputs):
+            return
         layer = order.setdefault(owner_of[path], by_owner[owner_of[path]])
         for x in use.inputs:
             check_finite(x, f"the input of layer {path}", at)
@@ -132,15 +156,14 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
             # Of inference tensors no version is known; x += layer(x) makes another input of the same tensor.
             given = [(x, -1 if x.is_inference() else x._version) for x in use.inputs]
             same = [a is b and version == other >= 0 for (a, version), (b, other) in zip(given, last, strict=False)]
-            layer.joins = not calls.get(layer.entry.owner) and len(given) == len(last) and all(same)
+            layer.joins = layer.entry.owner not in called and len(given) == len(last) and all(same)
             last = given
-        calls[layer.entry.owner] = calls.get(layer.entry.owner, 0) + 1
-        layer.calls = max(layer.calls, calls[layer.entry.owner])
+        called.add(layer.entry.owner)
 
     def each(item: Item, index: int) -> None:
         nonlocal at
         at = index
-        calls.clear()
+        called.clear()
         run(model, item, index)
         last.clear()
 
@@ -168,6 +191,15 @@ def stages_of(order: Sequence[Layer], sequential: bool) -> list[list[Layer]]:
     return stages
 
 
+def _belongs(wanted: Tensor, given: Tensor) -> bool:
+    """Whether outputs of the dense model are for these inputs, of which the dense layer makes `given`.
+
+    A model that routes tokens may route others here once it is pruned. Then their number differs, or they are further from what
+    the dense layer makes of these than from nothing.
+    """
+    return wanted.shape == given.shape and bool((wanted - given).square().sum() <= wanted.square().sum())
+
+
 def gather(
     model: nn.Module, stage: Sequence[Layer], layers: Sequence[Layer], items: Calibration, sequential: bool, keep_samples: bool
 ) -> dict[str, Gathered]:
@@ -179,11 +211,9 @@ def gather(
     gathered = {owner: Gathered(Moments.empty(weight)) for owner, weight in weights.items()}
     wanted: dict[str, list[Tensor]] = {owner: [] for owner in weights}
     prefix_differs = sequential and any(layer.pruned for layer in layers)
-    once = all(layer.calls == 1 for layer in stage)  # then a run can end with the last of them
-    asking, left, at = False, 0, 0
+    asking, at = False, 0
 
     def seen(path: str, use: Use) -> None:
-        nonlocal left
         owner = entries[path].owner
         mine = gathered[owner]
         for part, x in use.matrices():
@@ -193,28 +223,28 @@ def gather(
             if asking:
                 wanted[owner].append(y)
                 continue
-            # A model that routes tokens may route others here once it is pruned; these should give what the dense layer gives.
             dense = wanted[owner].pop(0) if wanted[owner] else y
-            y = dense if dense.shape == y.shape else y
+            y = dense if _belongs(dense, y) else y
             mine.moments.add(part, x, y)
             if keep_samples:
                 kind = torch.promote_types(weights_dtype[owner], torch.float32)
                 given, outputs = (t.to(kind).reshape(-1, use.positions_of_sample(part), t.shape[1]) for t in (x, y))
                 mine.samples.append((part, given, outputs))
-        left -= 1
-        if once and not left:
-            raise Stop
 
     def each(item: Item, index: int) -> None:
-        nonlocal asking, left, at
+        nonlocal asking, at
         at = index
-        for asking in (True, False) if prefix_differs else (False,):
-            left = len(stage)
-            with _dense(layers) if asking or not sequential else nullcontext():
+        if prefix_differs:
+            asking = True
+            with torch.random.fork_rng(devices=devices), _dense(layers):  # both runs draw the same numbers, if they draw any
                 run(model, item, index)
+            asking = False
+        with nullcontext() if sequential else _dense(layers):
+            run(model, item, index)
         for outputs in wanted.values():
             outputs.clear()
 
+    devices = sorted({layer.dense.device.index for layer in layers if layer.dense.device.type == "cuda"})
     weights_dtype = {layer.entry.owner: layer.dense.dtype for layer in stage}
     with watched(model, list(entries.values()), seen):
         run_all(items, each, "", progress=False)

@@ -14,7 +14,7 @@ from nmsolve.errors import InputError, SolverError
 from nmsolve.torch.calibration.inputs import Calibration, Item
 from nmsolve.torch.plan import Patterns, Plan
 from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.pruning.batch_norm import estimate_anew, put
+from nmsolve.torch.pruning.batch_norm import Statistics, estimate_anew, norms_of, put, statistics_of
 from nmsolve.torch.pruning.gathering import Gathered, Layer, explore, gather, layers_of, stages_of
 from nmsolve.torch.pruning.problem import Problem, Solution
 from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
@@ -50,7 +50,7 @@ def prune_layers(
     items = Calibration(calibration)
     layers = layers_of(model, plan)
     found = []
-    with torch.no_grad(), _all_or_nothing(layers):
+    with torch.no_grad(), _all_or_nothing(layers, statistics_of(norms_of(model))):
         with undisturbed(model, training=False):
             order = explore(model, layers, items, progress)
             with tqdm(
@@ -73,14 +73,15 @@ def prune_layers(
 
 
 @contextmanager
-def _all_or_nothing(layers: Sequence[Layer]) -> Iterator[None]:
-    """Errors inside leave the weights as they were."""
+def _all_or_nothing(layers: Sequence[Layer], statistics: Statistics) -> Iterator[None]:
+    """Errors inside leave weights and batch norms as they were."""
     try:
         yield
     except BaseException:
         for layer in layers:
             layer.parameter.data = layer.own
             layer.own.copy_(layer.dense)
+        put(statistics)
         raise
 
 

@@ -72,10 +72,10 @@ def _conjugate_gradients(
     scale = torch.where(scale > 0, scale, 1.0)
     weight, done = start.clone(), 0
     relative = torch.inf
-    for _ in range(_ROUNDS):
+    for rounds in range(_ROUNDS + 1):
         residual = goal - torch.where(mask, weight @ gram + delta * weight, 0)
         relative = float((residual.norm(dim=-1, keepdim=True) / scale).max())
-        if relative <= tolerance or done >= most:
+        if relative <= tolerance or done >= most or rounds == _ROUNDS:
             break
         direction = inverse * residual
         energy = (residual * direction).sum(-1, keepdim=True)

@@ -86,11 +86,17 @@ def sparsegpt_(
         hessian = moments.gram + problem.damping(damping) * torch.eye(cols, dtype=torch.float64, device=moments.gram.device)
         # Completing the square: what the weights would be if all were kept.
         residual = moments.cross - problem.weight @ moments.gram
-        target = problem.weight + torch.linalg.solve(hessian, residual, left=False)
-        if problem.entry.pattern.transposable:
-            mask, iterations = alternating_mask(problem, target, hessian)
-        else:
-            mask, iterations = surgeon_mask(problem, target, hessian), 1
+        try:
+            target = problem.weight + torch.linalg.solve(hessian, residual, left=False)
+            if problem.entry.pattern.transposable:
+                mask, iterations = alternating_mask(problem, target, hessian)
+            else:
+                mask, iterations = surgeon_mask(problem, target, hessian), 1
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise InputError(
+                f"layer {problem.entry.path}: XᵀX of its inputs cannot be inverted with damping={damping:g} ({error}): give more "
+                "damping, or inputs whose squares are in the range of float64"
+            ) from error
         return _better(problem, least_squares.solve(problem, mask), least_squares.solve(problem, plain), iterations)
 
     return prune_layers(
