@@ -430,3 +430,30 @@ def test_a_tensor_that_a_layer_changes_is_another_input():
         weight = dense.second.weight[row].detach().numpy()
         oracle = least_squares_row(inputs.numpy(), wanted[:, row].numpy(), weight, mask[row].numpy(), delta)
         torch.testing.assert_close(model.second.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8)
+
+
+@given(
+    rows=st.sampled_from([3, 16]),
+    cols=st.sampled_from([8, 48]),
+    samples=st.sampled_from([5, 200]),
+    outlier=st.sampled_from([1.0, 1e3]),
+    scale=st.sampled_from([1e-15, 1.0, 1e15]),
+    damping=st.sampled_from([1e-6, 1e-2]),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=40)
+def test_iterating_in_float32_ends_where_float64_does(rows, cols, samples, outlier, scale, damping, seed):
+    torch.manual_seed(seed)
+    layer = nn.Linear(cols, rows, bias=False)
+    x = torch.randn(samples, cols) * scale
+    x[:, 1] *= outlier
+    wide = copy.deepcopy(layer).double()
+    solver = nmt.LeastSquares(damping=damping)
+    found = nmt.adaprune_(layer, "2:4", [x], solver)[0]
+    wanted = nmt.adaprune_(wide, "2:4", [x.double()], solver)[0]
+    assert found.residual <= solver.tolerance
+    if samples > cols:  # else damping alone says where in the inputs' null space weights are, and residuals hardly depend on it
+        torch.testing.assert_close(
+            layer.weight.double(), wide.weight, rtol=1e-4, atol=1e-5 * float(wide.weight.detach().abs().max())
+        )
+    assert found.after == pytest.approx(wanted.after, rel=1e-3, abs=1e-9)

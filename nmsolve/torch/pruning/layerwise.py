@@ -90,7 +90,7 @@ def _prune(layer: Layer, gathered: Gathered, plain_mask: PlainMask, prune: Prune
     began = time.perf_counter()
     moments, pattern = gathered.moments, layer.entry.pattern
     assert pattern is not None
-    problem = Problem(layer.entry, layer.layout, layer.weight, moments, gathered.samples)
+    problem = Problem(layer.entry, layer.layout, layer.weight, moments, gathered.samples, layer.dense.dtype == torch.float64)
     mask = plain_mask(problem)
     plain = torch.where(mask, problem.weight, 0)
     solution = prune(problem, mask)

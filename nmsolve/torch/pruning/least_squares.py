@@ -12,8 +12,10 @@ from nmsolve.errors import InputError
 from nmsolve.torch.calibration.moments import Moments
 from nmsolve.torch.pruning.problem import Problem, Solution
 
-#: Rounds of iterations, each of which starts from the true residual: it drifts from the one that iterations update.
-_ROUNDS = 4
+#: Rounds of iterations, at most, each of which starts from the true residual in float64.
+_ROUNDS = 10
+#: By how much a round in float32 is to reduce it, and by how much it has to for the next one to be in float32 too.
+_GAIN, _LEAST_GAIN = 1e-4, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,45 +58,65 @@ class LeastSquares:
             _check_rank(problem)
         delta = problem.damping(self.damping)
         start = torch.where(mask, problem.weight, 0)
-        weight, residual, iterations = _conjugate_gradients(problem.moments, start, mask, delta, self.tolerance, self.iterations)
+        kind = torch.float64 if problem.precise else torch.float32
+        found = _conjugate_gradients(problem.moments, start, mask, delta, self.tolerance, self.iterations, kind)
+        weight, residual, iterations = found
         return Solution(weight, mask, iterations, residual, float(delta.max()))
 
 
 def _conjugate_gradients(
-    moments: Moments, start: Tensor, mask: Tensor, delta: Tensor, tolerance: float, most: int
+    moments: Moments, start: Tensor, mask: Tensor, delta: Tensor, tolerance: float, most: int, kind: torch.dtype
 ) -> tuple[Tensor, float, int]:
-    """Weights, the largest relative residual of a row, and iterations."""
+    """Weights, the largest relative residual of a row, and iterations; these in `kind`, between which residuals are made anew.
+
+    Jacobi's preconditioner is a change of variables after which the matrix has a diagonal of ones, whatever the inputs' scales.
+    """
     gram = moments.gram
     diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + delta
-    inverse = torch.where(diagonal > 0, 1 / diagonal, 0.0)  # a column that is never used has no say
+    inverse = torch.where(diagonal > 0, 1 / diagonal.sqrt(), 0.0)  # a column that is never used has no say
+    scaled = gram * inverse * inverse.mT
+    scaled.diagonal(dim1=1, dim2=2).copy_((diagonal > 0).squeeze(1))
     goal = torch.where(mask, moments.cross + delta * start, 0)
     scale = goal.norm(dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1.0)
-    weight, done = start.clone(), 0
-    relative = torch.inf
+    weight, done, before = start.clone(), 0, math.inf
     for rounds in range(_ROUNDS + 1):
         residual = goal - torch.where(mask, weight @ gram + delta * weight, 0)
         relative = float((residual.norm(dim=-1, keepdim=True) / scale).max())
         if relative <= tolerance or done >= most or rounds == _ROUNDS:
             break
-        direction = inverse * residual
-        energy = (residual * direction).sum(-1, keepdim=True)
-        while done < most:
-            image = torch.where(mask, direction @ gram + delta * direction, 0)
-            curvature = (direction * image).sum(-1, keepdim=True)
-            step = torch.where(curvature > 0, energy / curvature, 0.0)
-            weight += step * direction
-            residual -= step * image
-            done += 1
-            open_rows = residual.norm(dim=-1, keepdim=True) > tolerance * scale
-            if not bool(open_rows.any()):
-                break
-            conditioned = inverse * residual
-            new = (residual * conditioned).sum(-1, keepdim=True)
-            ratio = torch.where(open_rows & (energy > 0), new / energy, 0.0)
-            direction = torch.where(open_rows, conditioned + ratio * direction, 0)  # rows that are solved stand still
-            energy = torch.where(open_rows, new, 0.0)
+        if relative > _LEAST_GAIN * before:
+            kind = torch.float64
+        residual *= inverse
+        size = residual.norm(dim=-1, keepdim=True)
+        wanted = 0.3 * tolerance / relative
+        share = max(wanted, _GAIN if kind == torch.float32 else torch.finfo(kind).eps)
+        unit = (residual / torch.where(size > 0, size, 1.0)).to(kind)
+        step, iterations = _reduced(scaled.to(kind), mask.to(kind), unit, share, most - done)
+        weight += inverse * size * step.double()
+        done, before = done + iterations, relative
     return weight, relative, done
+
+
+def _reduced(matrix: Tensor, kept: Tensor, residual: Tensor, share: float, most: int) -> tuple[Tensor, int]:
+    """What to add so that residuals of norm one, which are used up, come down to a share; and the iterations."""
+    found, direction = torch.zeros_like(residual), residual.clone()
+    energy = residual.square().sum(-1, keepdim=True)
+    done = 0
+    while done < most:
+        done += 1
+        image = (direction @ matrix).mul_(kept)
+        curvature = (direction * image).sum(-1, keepdim=True)
+        step = torch.where(curvature > 0, energy / curvature, 0.0)
+        found.addcmul_(direction, step)
+        residual.addcmul_(image, step, value=-1)
+        new = residual.square().sum(-1, keepdim=True)
+        unsolved = new > share**2
+        if not bool(unsolved.any()):
+            break
+        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(residual).mul_(unsolved)  # what is solved stands still
+        energy = torch.where(unsolved, new, 0.0)
+    return found, done
 
 
 def _check_rank(problem: Problem) -> None:

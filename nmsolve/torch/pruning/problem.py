@@ -20,6 +20,7 @@ class Problem:
 
     entry, layout : of the weight. weight : dense, (parts, rows, cols), float64. moments : of inputs X and wanted outputs Y.
     samples : (part, X, Y) of every calibration item, X (batch, positions, cols), for solvers that draw; empty for the others.
+    precise : whether the weight is float64, so that float32 is no place to iterate in.
     """
 
     entry: LayerPlan
@@ -27,6 +28,8 @@ class Problem:
     weight: Tensor
     moments: Moments
     samples: Sequence[tuple[int, Tensor, Tensor]] = ()
+
+    precise: bool = True
 
     def best_mask(self, scores: Tensor) -> Tensor:
         """The exact mask for scores (parts, rows, cols) that are not negative, laid out alike."""
