@@ -71,7 +71,7 @@ def adaprune_(
 
     Notes
     -----
-    Least squares is solved in float64. Memory besides the model: a copy of the planned weights, and moments of the layer at work,
+    Moments, residuals and errors are float64. Memory besides the model: a copy of the planned weights, and moments of the layer at work,
     8 bytes · columns · (columns + rows), whatever the number of samples; Adam keeps the samples of the layer at work. Biases stay
     as they are. Batch norms get new statistics, the mean over the calibration's batches.
 

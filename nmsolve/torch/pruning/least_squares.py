@@ -22,6 +22,8 @@ _GAIN, _LEAST_GAIN = 1e-4, 0.1
 class LeastSquares:
     r"""The normal equations of every row on its support, by conjugate gradients with Jacobi's preconditioner, all rows at once.
 
+    Iterations are in float32 (float64 for weights in float64, and where float32 does not get on), residuals in float64.
+
     .. math:: \min_V \lVert Y - X V^T \rVert^2 + \delta \lVert V - M \circ W \rVert^2, \quad V = M \circ V
 
     Parameters
