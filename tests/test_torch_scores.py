@@ -163,8 +163,9 @@ def test_scoring_leaves_no_trace():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("generator", [True, False])
 @pytest.mark.parametrize("criterion", ["activation", "gradient", "fisher"])
-def test_calibration_is_run_through_once_and_let_go_of(criterion):
+def test_calibration_is_run_through_once_and_let_go_of(criterion, generator):
     """Memory independent of the number of samples: when the third batch is asked for, the first is gone."""
     alive = []
 
@@ -181,7 +182,7 @@ def test_calibration_is_run_through_once_and_let_go_of(criterion):
 
     model = nn.Sequential(nn.Linear(6, 4))
     arguments = () if criterion == "activation" else (lambda model, x: model(x).square().mean(),)
-    getattr(nmt.scores, criterion)(model, Stream(), *arguments)
+    getattr(nmt.scores, criterion)(model, batches() if generator else Stream(), *arguments)
     assert len(alive) == 5
 
 

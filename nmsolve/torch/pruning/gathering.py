@@ -208,6 +208,7 @@ def gather(
     """
     entries = {entry.path: entry for layer in stage for entry in layer.entries}
     weights = {layer.entry.owner: layer.weight for layer in stage}
+    kinds = {layer.entry.owner: torch.promote_types(layer.dense.dtype, torch.float32) for layer in stage}
     gathered = {owner: Gathered(Moments.empty(weight)) for owner, weight in weights.items()}
     wanted: dict[str, list[Tensor]] = {owner: [] for owner in weights}
     prefix_differs = sequential and any(layer.pruned for layer in layers)
@@ -227,8 +228,7 @@ def gather(
             y = dense if _belongs(dense, y) else y
             mine.moments.add(part, x, y)
             if keep_samples:
-                kind = torch.promote_types(weights_dtype[owner], torch.float32)
-                given, outputs = (t.to(kind).reshape(-1, use.positions_of_sample(part), t.shape[1]) for t in (x, y))
+                given, outputs = (t.to(kinds[owner]).reshape(-1, use.positions_of_sample(part), t.shape[1]) for t in (x, y))
                 mine.samples.append((part, given, outputs))
 
     def each(item: Item, index: int) -> None:
@@ -245,7 +245,6 @@ def gather(
             outputs.clear()
 
     devices = sorted({layer.dense.device.index for layer in layers if layer.dense.device.type == "cuda"})
-    weights_dtype = {layer.entry.owner: layer.dense.dtype for layer in stage}
     with watched(model, list(entries.values()), seen):
         run_all(items, each, "", progress=False)
     return gathered

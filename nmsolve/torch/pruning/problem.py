@@ -28,7 +28,6 @@ class Problem:
     weight: Tensor
     moments: Moments
     samples: Sequence[tuple[int, Tensor, Tensor]] = ()
-
     precise: bool = True
 
     def best_mask(self, scores: Tensor) -> Tensor:
