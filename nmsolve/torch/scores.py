@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nmsolve.errors import InputError
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
 from nmsolve.torch.calibration.layout import layout_of
-from nmsolve.torch.calibration.uses import Use, unreached, watched
+from nmsolve.torch.calibration.uses import Use, run_watched, unreached
 from nmsolve.torch.entries import entry_of
 from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.plan import plan as make_plan
@@ -139,23 +139,17 @@ def activation(
     plan = _plan(model, include, exclude)
     by_path = {entry.path: entry for entry in plan.planned}
     squares: dict[str, Tensor] = {}  # by owner: what several layers share has the inputs of all of them
-    at = 0
 
-    def add(path: str, use: Use) -> None:
+    def add(path: str, use: Use, item: int) -> None:
         entry = by_path[path]
         for part, x in use.matrices():
-            check_finite(x, f"the input of layer {path}", at)
+            check_finite(x, f"the input of layer {path}", item)
             if entry.owner not in squares:
                 squares[entry.owner] = x.new_zeros(layout_of(entry, use.module).parts, x.shape[1], dtype=torch.float64)
             squares[entry.owner][part] += x.double().square().sum(0)
 
-    def each(item: Item, index: int) -> None:
-        nonlocal at
-        at = index
-        run(model, item, index)
-
-    with undisturbed(model, training=False), watched(model, plan.planned, add):
-        run_all(Calibration(calibration, once=True), each, "activations", progress)
+    with undisturbed(model, training=False):
+        run_watched(model, plan.planned, Calibration(calibration, once=True), add, "activations", progress)
     _check_reached(plan, squares)
     scores = {}
     for (entry, weight), module in zip(_weights(model, plan), planned_modules(model, plan), strict=True):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.torch.calibration.inputs import Calibration, check_finite, run, run_all
+from nmsolve.torch.calibration.inputs import Calibration, check_finite
 from nmsolve.torch.calibration.layout import Layout, layout_of
-from nmsolve.torch.calibration.uses import Use, unreached, watched
+from nmsolve.torch.calibration.uses import Use, run_watched, unreached
 from nmsolve.torch.plan import LayerPlan
 
 
@@ -68,24 +68,16 @@ def gram_matrices(
     grams: dict[str, Tensor] = {}
     by_path = {entry.path: entry for entry in entries}
 
-    def add(path: str, use: Use) -> None:
+    def add(path: str, use: Use, item: int) -> None:
         layout = layouts.setdefault(path, layout_of(by_path[path], use.module))
         for part, x in use.matrices():
-            check_finite(x, f"the input of layer {path}", at)
+            check_finite(x, f"the input of layer {path}", item)
             if path not in grams:
                 grams[path] = torch.zeros(layout.parts, x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
             wide = x.double()
             grams[path][part].addmm_(wide.T, wide)
 
-    at = 0
-
-    def each(item: object, index: int) -> None:
-        nonlocal at
-        at = index
-        run(model, item, index)
-
-    with watched(model, entries, add):
-        run_all(calibration, each, "inputs of layers", progress)
+    run_watched(model, entries, calibration, add, "inputs of layers", progress)
     reached = {by_path[path].owner: path for path in grams}
     unused = [entry.path for entry in entries if entry.owner not in reached]
     if unused:

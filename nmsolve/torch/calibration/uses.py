@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.torch.calibration.inputs import Calibration, Item, run, run_all
 from nmsolve.torch.plan import LayerPlan
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -82,6 +83,26 @@ def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+def run_watched(
+    model: nn.Module,
+    entries: Sequence[LayerPlan],
+    calibration: Calibration,
+    seen: Callable[[str, Use, int], None],
+    about: str,
+    progress: bool | None,
+) -> None:
+    """Run the calibration through the model as it is; every use calls seen(path, use, index of the item)."""
+    at = 0
+
+    def each(item: Item, index: int) -> None:
+        nonlocal at
+        at = index
+        run(model, item, index)
+
+    with watched(model, entries, lambda path, use: seen(path, use, at)):
+        run_all(calibration, each, about, progress)
 
 
 @contextlib.contextmanager
