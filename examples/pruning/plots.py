@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 from examples.pruning.conversion import METHODS
 from examples.pruning.schemes import STAGES, Unit
@@ -23,13 +24,14 @@ def conversion(outcome: Outcome, path: Path) -> bool:
     width = 0.8 / len(shown)
     for place, method in enumerate(shown):
         spreads = [outcome.spread(Result(one.name(method)), "loss") for one in conversions]
-        axis.bar(
+        axis.errorbar(
             np.arange(len(conversions)) + width * (place - (len(shown) - 1) / 2),
             [spread.mean for spread in spreads],
-            width,
-            yerr=[spread.deviation for spread in spreads],
+            [spread.deviation for spread in spreads],
+            fmt="o",
+            markersize=4,
+            elinewidth=0.7,
             label=method,
-            error_kw={"elinewidth": 0.7},
         )
     for place, one in enumerate(conversions):
         start = outcome.spread(Result(one.start), "loss").mean
@@ -38,6 +40,8 @@ def conversion(outcome: Outcome, path: Path) -> bool:
         )
     axis.set_xticks(range(len(conversions)), [one.pattern or "matching" for one in conversions], fontsize=8)
     axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks(LogFormatter(minor_thresholds=(1, 0.4)))
     axis.set_ylabel("test loss", fontsize=8)
     axis.tick_params(labelsize=7, which="both")
     axis.legend(fontsize=6.5, ncols=3)
@@ -54,10 +58,10 @@ def allocation(outcome: Outcome, budgets: list[tuple[Unit, int]], path: Path) ->
         schemes = allocated(outcome, unit, kept)
         for axis, stage in zip(axes[row], STAGES, strict=True):
             spreads = [outcome.spread(Result(scheme.name(stage)), "loss") for scheme in schemes]
-            colours = ["0.5" if s.way == "uniform" else "tab:orange" if "domino" in s.way else "tab:blue" for s in schemes]
             places = np.arange(len(schemes))[::-1]
-            means, deviations = [s.mean for s in spreads], [s.deviation for s in spreads]
-            axis.barh(places, means, xerr=deviations, color=colours, error_kw={"elinewidth": 0.7})
+            for place, scheme, spread in zip(places, schemes, spreads, strict=True):
+                colour = "0.3" if scheme.way == "uniform" else "tab:orange" if "domino" in scheme.way else "tab:blue"
+                axis.errorbar(spread.mean, place, xerr=spread.deviation, fmt="o", color=colour, markersize=4, elinewidth=0.7)
             axis.set_yticks(places, [scheme.way for scheme in schemes], fontsize=7)
             axis.set_title(f"{budget_title(unit, kept)}: {stage}", fontsize=6.5)
             axis.tick_params(labelsize=7)

@@ -52,7 +52,7 @@ for the norms. *AdaPrune, Adam* is the paper's: 1000 steps on batches of {BATCH}
 Adam's problem; *activations* chooses masks by |W|·‖x‖. *second order* is `nmt.sparsegpt_`. *matching* converts a model of
 which {UNSTRUCTURED:.0%} of the weights had been pruned without structure, and which had been trained on, to the n:{GROUP}
 that `nmt.matching_plan` chooses for each layer. *Error of layers* is ‖Y − XVᵀ‖² / ‖Y‖², summed over layers, each with the
-inputs that the method gives it; *kept* is what is not zero. Seconds are of one thread."""
+inputs that the method gives it; *kept* is what is not zero. Seconds are of one thread, medians over seeds."""
 
 
 def _conversion(folder: Path, outcome: Outcome) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _conversion(folder: Path, outcome: Outcome) -> Iterator[str]:
     yield from sentences(findings.conversion(outcome))
     if plots.conversion(outcome, folder / f"conversion_{task.name}.png"):
         yield f"![{task.title}: loss by pattern and method](conversion_{task.name}.png)"
-        yield "Dotted: the model that was converted. Bars are one standard deviation over seeds."
+        yield "Dotted: the model that was converted. Bars: one standard deviation over seeds."
 
 
 def _about_allocation() -> str:
@@ -77,7 +77,8 @@ shrink as much between checks in a tenth of the iterations. *η off* sets η = 1
 are the supplement's. *exact* is `nmt.allocate` on {powers}, which minimises the score that masks lose (*score*), the squared
 error of the layers' outputs on the calibration (*error*; *mixed*: on {mixed}), or the rise of the calibration's loss when one
 layer alone is pruned by AdaPrune (*loss*). Every plan is shown masked, after AdaPrune, and after SR-STE retraining from the
-dense weights, {STEPS:g} × the steps at {RATE:g} × the learning rate. Search times include measuring what is minimised."""
+dense weights, {STEPS:g} × the steps at {RATE:g} × the learning rate. Search times include measuring
+what is minimised; they are medians over seeds."""
 
 
 def _allocation(folder: Path, outcome: Outcome) -> Iterator[str]:

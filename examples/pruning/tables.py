@@ -38,7 +38,7 @@ def _conversion_rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
                 *outcome.show_with_loss(one),
                 outcome.spread(one, "error").show(3) if has_key(outcome, one, "error") else "",
                 f"{outcome.spread(one, 'params').mean:.0%}",
-                f"{outcome.spread(one, 'seconds').mean:.2g}",
+                f"{outcome.seconds(one):.2g}",
             )
 
 
@@ -61,7 +61,7 @@ def schemes(outcome: Outcome, unit: Unit, kept: int) -> str:
         first = Result(scheme.name(STAGES[0]))
         shares = (f"{outcome.spread(first, share).mean:.1%}" for share in ("params", "flops"))
         stages = (" / ".join(outcome.show_with_loss(Result(scheme.name(stage)))) for stage in STAGES)
-        rows.append((scheme.way, *shares, f"{outcome.spread(first, 'seconds').mean:.2g}", *stages))
+        rows.append((scheme.way, *shares, f"{outcome.seconds(first):.2g}", *stages))
     return markdown(head, rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from examples.study.configurations import Configuration
@@ -34,6 +35,10 @@ class Outcome:
     def spread(self, configuration: Configuration, key: str) -> Spread:
         """Over seeds."""
         return Spread.of(self.values(configuration, key))
+
+    def seconds(self, configuration: Configuration) -> float:
+        """The median: the first run of a kernel compiles it."""
+        return median(self.values(configuration, "seconds"))
 
     def difference(self, first: Configuration, second: Configuration, key: str | None = None) -> Difference:
         """Of the task's measure unless another key is given, over the seeds that both have."""
