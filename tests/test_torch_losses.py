@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import nmsolve.torch as nmt
@@ -116,6 +118,7 @@ def test_calibration_errors_are_those_of_the_layers_outputs():
         total = 0.0
         for used in ("first", "again") if path == "first" else (path,):
             layer = copy.deepcopy(model.get_submodule(used)).double()
+            layer.bias = None
             seen = []
             handle = model.get_submodule(used).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
             with torch.no_grad():
@@ -125,12 +128,38 @@ def test_calibration_errors_are_those_of_the_layers_outputs():
                 dense = [layer(x.double()) for x in seen]
                 weight = layer.weight
                 weight.mul_(nmt.solve(model.get_submodule(used).weight.detach(), name).mask)
-                total += sum(float((layer(x.double()) - y).square().sum()) for x, y in zip(seen, dense, strict=True))
+                whole = sum(float(y.square().sum()) for y in dense)
+                error = sum(float((layer(x.double()) - y).square().sum()) for x, y in zip(seen, dense, strict=True))
+                total += error / whole
         assert loss_of(found[path], name) == pytest.approx(total, rel=1e-9)
         assert found[path].options[-1].loss == 0
     # Positions are of the first item: 2 images, from 9 × 9 to 4 × 4 to 3 × 3, and two uses of the shared weight.
     assert [found[path].positions for path in ("conv", "grouped", "first", "odd")] == [2 * 16, 2 * 9, 2 + 2, 2]
     assert found["stem"].positions is found["again"].positions is None
+
+
+@given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+def test_calibration_errors_have_no_unit(scale, seed):
+    """A ReLU net says the same when one layer grows by what the next shrinks; so do its losses."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    x = torch.randn(7, 8, dtype=torch.float64)
+    before = losses(model, ["1:4", "2:4T"], calibration=[x])
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter.mul_(scale)
+        model[2].weight.div_(scale)
+    for old, new in zip(before, losses(model, ["1:4", "2:4T"], calibration=[x]), strict=True):
+        assert [option.loss for option in new.options] == pytest.approx([option.loss for option in old.options], rel=1e-9)
+
+
+def test_a_layer_without_output_loses_nothing():
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4)))
+    with torch.no_grad():
+        model[1].weight.zero_()
+    found = losses(model, ["2:4"], calibration=[torch.randn(5, 8)])
+    assert found[0].options[0].loss > 0
+    assert found[1].options[0].loss == 0
 
 
 def test_gram_matrices_in_parts(monkeypatch):
@@ -161,7 +190,8 @@ def test_attention_and_what_reaches_its_projections():
     weight = model.self_attn.in_proj_weight.detach()
     for name in ("2:4", "2:4T"):
         removed = weight.masked_fill(nmt.solve(weight, name).mask, 0).double()
-        by_hand = float((x.double().reshape(-1, 16) @ removed.T).square().sum())
+        rows = x.double().reshape(-1, 16)
+        by_hand = float((rows @ removed.T).square().sum() / (rows @ weight.double().T).square().sum())
         assert loss_of(found["self_attn.in_proj_weight"], name) == pytest.approx(by_hand, rel=1e-9)
     assert {path: layer.positions for path, layer in found.items()} == dict.fromkeys(found, 5)
     assert set(found) == {"self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"}

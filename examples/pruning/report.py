@@ -74,11 +74,11 @@ def _about_allocation() -> str:
 Plans under one budget, that of the uniform plan, over the layers that have groups of {M}. *domino* is `nmt.domino_search`
 with λ = {DECAY:g} and a check every {CHECK} iterations: ten times the paper's λ and a tenth of its interval, so that weights
 shrink as much between checks in a tenth of the iterations. *η off* sets η = 1, *fixed n* rewrites the plan found as 1:m, β
-are the supplement's. *exact* is `nmt.allocate` on {powers}, which minimises the score that masks lose (*score*), the squared
-error of the layers' outputs on the calibration (*error*; *mixed*: on {mixed}), or the rise of the calibration's loss when one
-layer alone is pruned by AdaPrune (*loss*). Every plan is shown masked, after AdaPrune, and after SR-STE retraining from the
-dense weights, {STEPS:g} × the steps at {RATE:g} × the learning rate. Search times include measuring
-what is minimised; they are medians over seeds."""
+are the supplement's. *exact* is `nmt.allocate` on {powers}, which minimises the score that masks lose (*score*), the
+squared error of the layers' outputs on the calibration as a share of them (*error*; *mixed*: on {mixed}),
+or the rise of the calibration's loss when one layer alone is pruned by AdaPrune (*loss*). Every plan is shown masked, after
+AdaPrune, and after SR-STE retraining from the dense weights, {STEPS:g} × the steps at {RATE:g} × the learning rate. Search
+times include measuring what is minimised; they are medians over seeds."""
 
 
 def _allocation(folder: Path, outcome: Outcome) -> Iterator[str]:

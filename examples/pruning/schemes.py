@@ -96,7 +96,7 @@ def ways(unit: Unit) -> tuple[str, ...]:
     return ("uniform", "domino", FIXED_N, "domino, η off", *other, *EXACT)
 
 
-#: What is minimised: the score that masks lose, the squared error of layers' outputs (with more candidates, too), and the rise of
+#: What is minimised: the score that masks lose, the relative error of layers' outputs (with more candidates, too), and the rise of
 #: the calibration's loss when a layer alone is pruned by AdaPrune.
 EXACT = ("exact, score", "exact, error", "exact, error, mixed", "exact, loss")
 SCHEMES = tuple(Scheme(way, unit, kept) for unit in BETAS for kept in KEPT[unit] for way in ways(unit) if way != FIXED_N)

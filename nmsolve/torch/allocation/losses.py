@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,7 +117,8 @@ def losses(
 ) -> Losses:
     r"""What each layer of a model loses with each candidate pattern, by its exact mask. Changes nothing.
 
-    .. math:: l = \sum_{ij} S_{ij} (1 - X_{ij}) \quad \text{or} \quad l = \lVert A (W - X \circ W)^T \rVert^2
+    .. math:: l = \sum_{ij} S_{ij} (1 - X_{ij}) \quad \text{or} \quad
+        l = \lVert A (W - X \circ W)^T \rVert^2 \, / \, \lVert A W^T \rVert^2
 
     where X is the best mask for the scores S = |W| (or those given), and A what the calibration gives to the layer.
 
@@ -127,7 +129,7 @@ def losses(
         "2:4", "4:8T", …; row-wise and transposable, with any n and m. None or "dense" leaves a layer as it is, at no loss.
     calibration : iterable of model inputs, optional
         Tensors, lists or tuples of arguments, mappings of keyword arguments. With it losses are squared errors of the layer's
-        outputs, summed over all samples, with inputs from the dense model.
+        outputs over all samples, as shares of the outputs without their bias, with inputs from the dense model.
     example_inputs : model inputs, optional
         One item; multiply-adds are counted for it, which `FLOPs` budgets need. None: the first of the calibration, if there is one.
     include, exclude, padding
@@ -149,8 +151,9 @@ def losses(
     Notes
     -----
     Sums are in float64. An allocation adds losses up over layers, as if one unit were worth the same in each, which neither
-    magnitudes nor output errors promise; `Losses.with_values` takes what was measured otherwise. A weight that several layers share
-    counts once, while its output errors and its multiply-adds add up over them. Calibration takes (columns)² float64 numbers a
+    magnitudes nor output errors promise; `Losses.with_values` takes what was measured otherwise. Errors are relative because
+    outputs of different layers have no unit in common. A weight that several layers share counts once, while its output errors and
+    its multiply-adds add up over them. Calibration takes (columns)² float64 numbers a
     layer, and as many runs of the model as it takes to hold 1 GiB of them at a time.
 
     Examples
@@ -238,6 +241,14 @@ def _options(
     owner = uses[0]
     weight = parameters_of(model.get_submodule(owner.name))[owner.parameter].detach()
     given = None if scores is None else scores_for(owner, scores)
+
+    def squared(weight: Tensor, use: LayerPlan) -> float:
+        """‖A Wᵀ‖² of the layer's inputs."""
+        assert grams is not None
+        matrices = layout_of(use, model.get_submodule(use.name)).matrices(weight)
+        return max(0.0, float(((matrices @ grams[use.path]) * matrices).sum()))
+
+    whole = {} if grams is None else {use.path: squared(weight.double(), use) for use in uses}
     for candidate, entry in fitting.items():
         if candidate is None:
             yield Option(pattern=None, loss=0.0, kept=weight.numel())
@@ -247,9 +258,6 @@ def _options(
             lost = weight.double().abs() if given is None else given.double()
             loss = float(lost.masked_fill(mask, 0).sum())
         else:
-            loss = 0.0
             removed = weight.double().masked_fill(mask, 0)
-            for use in uses:
-                matrices = layout_of(use, model.get_submodule(use.name)).matrices(removed)
-                loss += max(0.0, float(((matrices @ grams[use.path]) * matrices).sum()))
+            loss = math.fsum(squared(removed, use) / whole[use.path] for use in uses if whole[use.path])
         yield Option(pattern=candidate, loss=loss, kept=int(mask.sum()))
