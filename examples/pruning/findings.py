@@ -44,14 +44,13 @@ def allocation(outcome: Outcome, unit: Unit, kept: int) -> Iterator[str]:
     """Ways to a plan against each other under a budget."""
     there = {scheme.way: scheme for scheme in allocated(outcome, unit, kept)}
     others = [way for way in there if way != "uniform"]
-    for stage in STAGES[1:]:
+    for stage in STAGES[1:] if "uniform" in there and others else ():
         differences = _differences(outcome, there, others, "uniform", stage)
         yield f"{stage[0].upper()}{stage[1:]}, against *uniform*: {_verdict(differences)}."
     exact = [way for way in EXACT if way in there]
-    for stage in STAGES[1:]:
-        if "domino" in there and exact:
-            differences = _differences(outcome, there, exact, "domino", stage)
-            yield f"{stage[0].upper()}{stage[1:]}, against *domino*: {_verdict(differences)}."
+    for stage in STAGES[1:] if "domino" in there and exact else ():
+        differences = _differences(outcome, there, exact, "domino", stage)
+        yield f"{stage[0].upper()}{stage[1:]}, against *domino*: {_verdict(differences)}."
     ablations = [way for way in others if way.startswith("domino, ")]
     if "domino" in there and ablations:
         differences = _differences(outcome, there, ablations, "domino", STAGES[2])
