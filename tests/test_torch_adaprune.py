@@ -197,27 +197,6 @@ def test_a_layer_that_is_called_several_times_sees_all_calls():
     assert relative_error(model, dense, x) < relative_error(plain, dense, x)
 
 
-def test_models_that_route_tokens_elsewhere_once_pruned_are_served():
-    class Routed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gate, self.left, self.right = nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(8, 4)
-
-        def forward(self, x):
-            first = self.gate(x)[:, 0] > 0
-            out = x.new_zeros(len(x), 4)
-            out[first], out[~first] = self.left(x[first]), self.right(x[~first])
-            return out
-
-    torch.manual_seed(0)
-    model, x = Routed(), torch.randn(60, 8)
-    with torch.no_grad():
-        before = model.gate(x)[:, 0] > 0
-        nmt.adaprune_(model, "1:4", [x])
-        assert not torch.equal(before, model.gate(x)[:, 0] > 0)
-    assert nmt.verify(model, "1:4")
-
-
 def test_one_shot_iterators_and_keyword_arguments_are_taken():
     class Keywords(nn.Module):
         def __init__(self):

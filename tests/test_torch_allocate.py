@@ -215,7 +215,7 @@ def test_errors():
         ((model, None, Params(9)), "a model needs candidates"),
         ((model, [], Params(9)), "candidates are an iterable"),
         ((model, ["2:4"], FLOPs(9)), "pass example_inputs"),
-        ((found, None, FLOPs(9)), "know no multiply-adds"),
+        ((found, None, FLOPs(9)), "no multiply-adds are known of layer conv: pass example_inputs"),
         ((found, ["2:8"], Params(9)), "no losses for 2:8; there are some for 1:4, 2:4"),
         ((3, ["2:4"], Params(9)), "allocate takes a model.*got a int"),
         (

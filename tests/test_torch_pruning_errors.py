@@ -84,7 +84,10 @@ BOTH = [inputs(-1.0), inputs(1.0)]
         (lambda: inputs(), ["a tensor of shape (6, 8)", "pass [inputs]"]),
         (lambda: Shrinking(4), ["gave 3 inputs before and 2 now"]),
         (lambda: None, ["got None"]),
-        (lambda: [*BOTH, inputs(1.0, size=1)], ["item 2", "more than 1 value per channel"]),
+        (
+            lambda: [*BOTH, inputs(1.0, size=1)],
+            ["batch norm norm is given one value a channel by calibration item 2", "larger batches"],
+        ),
     ],
     ids=["empty", "exhausted", "unreached", "nan", "shape", "targets", "keyword", "tensor", "shrinking", "none", "batch norm"],
 )

@@ -5,33 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from pruning_models import mlp, refuses, same_after
 from snapshots import differing, snapshot
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.torch.pruning import batch_norm, layerwise
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-def mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
-
-
-def same_after(first, second):
-    """Two models hold the same numbers, whatever they call them."""
-    return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def refuses(call, *words):
-    with pytest.raises(nmsolve.InputError) as caught:
-        call()
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_compiled_models_are_seen_though_their_code_is_there_already():
@@ -48,24 +31,54 @@ def test_compiled_models_are_seen_though_their_code_is_there_already():
     assert same_after(compiled, model)
 
 
-def test_batch_norms_that_are_not_reached_keep_their_statistics():
-    class Auxiliary(nn.Module):
+def test_forwards_that_were_put_on_instances_are_compared():
+    model = mlp()
+    x = [torch.randn(5, 16)]
+    expected = nmt.scores.activation(model, x)
+    own = model[0].forward
+    model[0].forward = lambda given: own(given)  # as accelerate's hooks do
+    assert torch.equal(nmt.scores.activation(model, x)["0"], expected["0"])
+    model[0].forward = lambda given: own(given / 10)
+    refuses(lambda: nmt.scores.activation(model, x), "layer 0 is a Linear whose forward is not that of Linear")
+
+
+def test_numbers_beside_buffers_come_back_with_them():
+    class Grown(nn.Module):
+        """Makes its table longer when inputs are, as rotary embeddings do."""
+
         def __init__(self):
             super().__init__()
-            self.body, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
-            self.aux = nn.BatchNorm1d(8)
+            self.layer, self.longest = nn.Linear(8, 8), 4
+            self.register_buffer("table", torch.arange(4.0), persistent=False)
 
         def forward(self, x):
-            h = self.norm(self.body(x))
-            return (h, self.aux(h)) if self.training else h
+            if x.shape[1] > self.longest:
+                self.longest = x.shape[1]
+                self.table = torch.arange(float(self.longest)) * 2
+            return self.layer(x + self.table[: x.shape[1], None])
 
-    model = Auxiliary()
-    for _ in range(5):
-        model(torch.randn(32, 8) * 3 + 5)
-    before = snapshot(model.aux)
-    found = nmt.adaprune_(model, "2:4", [torch.randn(32, 8)])
-    assert not differing(snapshot(model.aux), before)
-    assert found.batch_norms == 1
+    model = Grown()
+    for run in (nmt.scores.activation, lambda m, x: nmt.adaprune_(m, "2:4", x)):
+        run(model, [torch.randn(2, 9, 8)])
+        assert model.longest == len(model.table) == 4
+
+
+def test_weights_that_are_elsewhere_are_named_before_anything_runs():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8))
+    x = [torch.randn(2, 8)]
+    for scores in (nmt.scores.magnitude, lambda m: nmt.scores.activation(m, x), lambda m: nmt.scores.fisher(m, x)):
+        refuses(lambda scores=scores: scores(model), "the weight of layer 0", "meta device")
+
+
+def test_losses_that_fail_name_the_item():
+    model, items = mlp(), [torch.randn(5, 16), torch.randn(5, 3)]
+    before = snapshot(model)
+    for scores in (nmt.scores.gradient, nmt.scores.fisher):
+        refuses(
+            lambda scores=scores: scores(model, items, lambda m, x: m(x).square().mean()), "the loss of calibration item 1 failed"
+        )
+        assert not differing(snapshot(model), before)
 
 
 @pytest.mark.parametrize("change", [{"padding": (2, 2), "dilation": (2, 2)}, {"padding": "same"}, {"padding": "valid"}])
@@ -79,49 +92,6 @@ def test_convolutions_whose_attributes_were_changed(change):
     assert torch.equal(nmt.scores.activation(conv, [x])["weight"], nmt.scores.activation(fresh, [x])["weight"])
     found = nmt.losses(conv, ["2:4"], example_inputs=x)[0].positions
     assert found == conv(x).numel() / 4
-
-
-class Random(nn.Module):
-    """Draws numbers in eval mode too."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
-
-    def forward(self, x):
-        return self.second(F.dropout(self.first(x), 0.5))
-
-
-def test_both_runs_of_an_item_draw_the_same_numbers():
-    torch.manual_seed(0)
-    model, x = Random(), torch.randn(800, 16)
-    dense = model.second.weight.norm().item()
-    found = nmt.adaprune_(model, "2:4", [x])
-    assert model.second.weight.norm().item() > 0.8 * dense
-    assert found.of("second").before < 0.5
-
-
-def test_forwards_run_to_their_end():
-    """Features that hooks collect are cleared at the end of a forward that was not cut off."""
-
-    class Collecting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.head, self.features = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(32, 8), []
-            for layer in (self.a, self.b):
-                layer.register_forward_hook(lambda module, args, output: self.features.append(output))
-
-        def forward(self, x):
-            self.b(self.a(x).relu())
-            y = self.head(torch.cat(self.features, -1))
-            self.features.clear()
-            return y
-
-    model, x = Collecting(), torch.randn(50, 16)
-    y = model(x)
-    nmt.adaprune_(model, nmt.plan(model, "4:4"), [x, x])
-    assert torch.allclose(model(x), y, atol=1e-5)
-    assert not model.features
 
 
 def test_autocast_around_it_does_not_hide_what_was_pruned():
@@ -159,32 +129,6 @@ def test_calibration_that_models_change_in_place_is_whole_afterwards():
     assert torch.equal(x, given)
     nmt.adaprune_(twin, "2:4", [(x - 5) / 2])
     assert same_after(model.body, twin)
-
-
-def test_experts_that_choose_other_tokens_once_pruned():
-    """Their inputs keep their shape, and have nothing to do with the dense model's."""
-
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.gate = nn.Linear(16, 16), nn.Linear(16, 2)
-            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
-
-        def forward(self, x):
-            h = self.stem(x)
-            out, scores = torch.zeros_like(h), self.gate(h)
-            for i, expert in enumerate(self.experts):
-                top = scores[:, i].topk(len(x) // 2).indices
-                out[top] += expert(h[top])
-            return out
-
-    torch.manual_seed(0)
-    model, x = Experts(), torch.randn(200, 16)
-    norms = [expert.weight.norm().item() for expert in model.experts]
-    found = nmt.adaprune_(model, "1:4", [x])
-    for i, norm in enumerate(norms):
-        assert model.experts[i].weight.norm().item() > 0.7 * norm
-        assert found.of(f"experts.{i}").before < 1
 
 
 @pytest.mark.parametrize("prune", [nmt.adaprune_, nmt.sparsegpt_])
@@ -345,31 +289,11 @@ def test_numbers_of_numpy_are_numbers():
         refuses(lambda limit=limit: nmt.Params(limit), "positive number of kept weights")
 
 
-def test_a_shared_weight_needs_one_use_only():
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-            self.b.weight = self.a.weight
-
-        def forward(self, x):
-            return self.a(x)
-
-    x = [torch.randn(9, 8)]
-    assert len(nmt.adaprune_(Shared(), "2:4", x)) == 1
-    assert set(nmt.scores.activation(Shared(), x)) == {"a", "b"}
-    assert nmt.allocate(Shared(), ["2:4", "1:4"], nmt.FLOPs(40), calibration=x, example_inputs=x[0][:1]).status.value == "optimal"
-
-
-def test_samples_without_rows_reach_nothing():
-    refuses(lambda: nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16)]), "layers 0, 2 are never reached")
-    assert nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16), torch.randn(5, 16)])
-
-
 def test_searches_with_a_loss_that_cannot_be_used_again():
     model, x = mlp(), torch.randn(20, 16)
     loss = model(x).square().mean()
     before = snapshot(model)
-    refuses(lambda: nmt.domino_search(model, lambda model: loss, nmt.Params(300), m=8), "")
+    refuses(lambda: nmt.domino_search(model, lambda model: loss, nmt.Params(300), m=8), "example_inputs=")
+    refuses(lambda: nmt.domino_search(model, lambda model: loss, nmt.Params(300), m=8, example_inputs=x), "backward from the loss")
     refuses(lambda: nmt.domino_search(model, lambda model: model(x).mean() * 1j, nmt.Params(300), m=8), "complex")
     assert not differing(snapshot(model), before)

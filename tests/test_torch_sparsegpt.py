@@ -164,6 +164,22 @@ def test_matching_patterns_follow_the_binomial_rule(zeros, m, confidence):
         assert nmt.matching_plan(nn.Sequential(layer), m, confidence, transposable=m == 8).planned[0].pattern.n == n
 
 
+def test_layers_inside_others_match_by_their_own_zeros():
+    class Outer(nn.Linear):
+        def __init__(self):
+            super().__init__(16, 16)
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return super().forward(x) + self.inner(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Outer())
+    with torch.no_grad():
+        model[0].weight.mul_(torch.rand(16, 16) < 0.1)
+    assert {layer.path: str(layer.pattern) for layer in nmt.matching_plan(model)} == {"0": "2:8", "0.inner": "None"}
+
+
 def test_a_matching_plan_keeps_nearly_all_of_an_unstructured_model():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10), nn.Linear(10, 3))

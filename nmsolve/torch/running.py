@@ -14,12 +14,18 @@ from torch.nn.parameter import is_lazy
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """A run of the model without gradients, after which its buffers, training flags and torch's random numbers are as before.
 
-    training : leave the flags as they are; else everything runs in eval mode.
+    So are numbers and names kept beside buffers, such as the length that a rotary embedding's buffer is for. training : leave the
+    flags as they are; else everything runs in eval mode.
     """
     modules = list(model.modules())
     flags = [module.training for module in modules]
     buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
     saved = [None if buffer is None or is_lazy(buffer) or buffer.is_meta else buffer.clone() for _, _, buffer in buffers]
+    beside = [
+        (module, {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | None)})
+        for module in modules
+        if module._buffers
+    ]
     gpus = sorted({tensor.device.index for tensor in [*model.parameters(), *model.buffers()] if tensor.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=gpus), torch.no_grad():
@@ -30,6 +36,8 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, flag in zip(modules, flags, strict=True):
             module.training = flag
+        for module, values in beside:
+            vars(module).update(values)
         with torch.no_grad():
             for (module, name, buffer), before in zip(buffers, saved, strict=True):
                 if buffer is not None and before is not None and not _equal(buffer, before):

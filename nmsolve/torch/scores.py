@@ -26,6 +26,7 @@ from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.report import planned_modules
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.table import shortened, table
+from nmsolve.torch.tensors import check_tensor
 
 #: From the model and a calibration item, the scalar that gradients are taken of.
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -290,7 +291,12 @@ def _gradients_aside(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[No
 
 
 def _loss_of(model: nn.Module, item: Item, index: int, loss: Loss | None) -> Tensor:
-    value = getattr(run(model, item, index), "loss", None) if loss is None else loss(model, item)
+    try:
+        value = getattr(run(model, item, index), "loss", None) if loss is None else loss(model, item)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"the loss of calibration item {index} failed: {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         if loss is None and value is None:
@@ -310,6 +316,10 @@ def _plan(model: nn.Module, include: Any, exclude: Any) -> Plan:
     plan = make_plan(model, "1:1", include, exclude)
     if not plan.planned:
         raise InputError(f"there is nothing to score, every weight is skipped:\n{plan}")
+    for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True):
+        weight = parameters_of(module)[entry.parameter]
+        if weight.is_meta:
+            check_tensor(weight, f"the weight of layer {entry.path}", "scores")
     return plan
 
 

@@ -55,7 +55,7 @@ class Allocation(Plan):
     @property
     def gap(self) -> float:
         """What is not proven, as a share of the loss."""
-        return (self.objective - self.bound) / abs(self.objective) if self.objective else -self.bound
+        return (self.objective - self.bound) / abs(self.objective) if self.objective else 0.0 - self.bound
 
     @property
     def cost(self) -> float:
@@ -267,7 +267,10 @@ def _costs(layer: LayerLosses, budget: Budget) -> list[float]:
     if isinstance(budget, Params):
         return kept  # type: ignore[return-value]
     if layer.positions is None:
-        raise InputError("these losses know no multiply-adds: pass example_inputs to nmt.losses(model, …)")
+        raise InputError(
+            f"no multiply-adds are known of layer {layer.path}: pass example_inputs that reach it to nmt.losses(model, …), or to "
+            "nmt.allocate for a model"
+        )
     return [_whole(layer.positions * number) for number in kept if number is not None]
 
 

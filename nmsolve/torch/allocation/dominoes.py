@@ -143,8 +143,8 @@ def train(
             torch.clear_autocast_cache()  # under the caller's autocast it holds weights as they were
             if step == 0 and example_inputs is None:
                 losses: list[Tensor] = []
-                counted = positions_of(model, entries, lambda: losses.append(train_step(model)), "train_step")  # noqa: B023
-                dominoes.count(counted)
+                by = "the first train_step (or pass example_inputs=)"
+                dominoes.count(positions_of(model, entries, lambda: losses.append(train_step(model)), by))  # noqa: B023
                 loss = losses[0]
             else:
                 loss = train_step(model)

@@ -42,7 +42,8 @@ class LayerLosses:
 
     entry : as planned, without a pattern; where no candidate pattern fits, with the reason. options : empty there, and where the
     weight is another layer's, which has them. positions : how often an entry of it is multiplied in a run of the example inputs,
-    over all layers that share it; None without example inputs.
+    over all layers that share it; None without example inputs, or where the calibration's first item, in their place, does not
+    reach it.
     """
 
     entry: LayerPlan
@@ -178,7 +179,8 @@ def losses(
     items = None if calibration is None else Calibration(calibration)
     with undisturbed(model, training=False):
         example = next(iter(items)) if example_inputs is None and items is not None else example_inputs
-        positions = None if example is None else positions_of(model, planned, lambda: run(model, example))
+        by = None if example_inputs is None else "the example inputs"  # not every item need reach every layer
+        positions = None if example is None else positions_of(model, planned, lambda: run(model, example), by)
         options: dict[str, tuple[Option, ...]] = {}
         for uses in _batches(planned, fitting, None if items is None else model):
             grams = None if items is None else gram_matrices(model, uses, items)
@@ -188,7 +190,7 @@ def losses(
     layers = []
     for entry in entries:
         shared = [use.path for use in planned if use.owner == entry.path]
-        times = None if positions is None or not shared else sum(positions[path] for path in shared)
+        times = None if positions is None else sum(positions[path] for path in shared) or None
         layers.append(LayerLosses(entry=entry, options=options.get(entry.path, ()), positions=times))
     return Losses(layers, scores)
 

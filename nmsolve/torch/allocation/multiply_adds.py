@@ -13,11 +13,12 @@ from nmsolve.torch.plan import LayerPlan
 
 
 def positions_of(
-    model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[], Any], by: str = "the example inputs"
+    model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[], Any], by: str | None = "the example inputs"
 ) -> dict[str, float]:
     """By path, how often an entry of each weight is multiplied while run() runs the model: tokens, or output positions.
 
-    The multiply-adds of a layer are that times its kept weights. by : what runs the model, for the message.
+    The multiply-adds of a layer are that times its kept weights. by : what runs the model, for the message; None: layers may
+    be left out, at zero.
 
     Raises
     ------
@@ -33,6 +34,6 @@ def positions_of(
         run()
     reached = {entry.owner for entry in entries if found[entry.path]}
     unused = [entry.path for entry in entries if entry.owner not in reached]
-    if unused:
+    if unused and by is not None:
         raise InputError(unreached(unused, by))
     return found

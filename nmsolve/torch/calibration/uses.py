@@ -49,10 +49,13 @@ class Use:
         return self.inputs[part].shape[1:-1].numel()
 
     def matrices(self) -> Iterator[tuple[int, Tensor]]:
-        """(part, (samples, cols)) pieces of the inputs, laid out as `Layout.matrices` lays out the weight."""
+        """(part, (samples, cols)) pieces of the inputs, laid out as `Layout.matrices` lays out the weight; none where there are no
+        samples.
+        """
         if not isinstance(self.module, _CONVOLUTIONS):
-            for part, x in enumerate(self.inputs):
-                yield part, x.reshape(-1, x.shape[-1])
+            yield from ((part, x.reshape(-1, x.shape[-1])) for part, x in enumerate(self.inputs) if x.numel())
+            return
+        if not self.inputs[0].numel():
             return
         x = _batched(self.module, self.inputs[0])
         size = math.prod(_outputs(self.module, x)) * math.prod(self.module.kernel_size) * x.shape[1]
@@ -76,7 +79,7 @@ def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Itera
             assert called is not None
             handles.append(called.register_forward_pre_hook(_hook(entry, module, inside, seen), with_kwargs=True))
             base = _base_of(module)
-            if not inside and type(module).forward is not base.forward:
+            if not inside and (type(module).forward is not base.forward or "forward" in vars(module)):
                 handles.append(module.register_forward_hook(_check_of(entry.path, base), with_kwargs=True))
         with _in_the_open():
             yield

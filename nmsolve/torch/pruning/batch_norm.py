@@ -8,18 +8,19 @@ from torch.nn.parameter import is_lazy
 
 from nmsolve.torch.calibration.inputs import Calibration, run, run_all
 
+BatchNorm = _BatchNorm
+
 #: Running mean, running variance, and the number of batches, where a norm counts them.
-Statistics = dict[_BatchNorm, tuple[Tensor | None, ...]]
+Statistics = dict[BatchNorm, tuple[Tensor | None, ...]]
 
 
-def estimate_anew(model: nn.Module, calibration: Calibration, progress: bool | None) -> Statistics:
-    """The statistics that batch norms would have from the calibration: the plain mean over its batches.
+def estimate_anew(model: nn.Module, norms: list[BatchNorm], calibration: Calibration, progress: bool | None) -> Statistics:
+    """The statistics that these batch norms would have from the calibration: the plain mean over its batches.
 
     The rest of the model runs as it is set, in eval mode. What a batch norm is given has been through those before it, which
     normalise by the batch's own statistics meanwhile, as in training. Norms that no batch reached are not among them. All are left
     with what they have counted, for the caller to undo, and to `put` what is wanted.
     """
-    norms = norms_of(model)
     if not norms:
         return {}
     momenta = [norm.momentum for norm in norms]
@@ -36,13 +37,13 @@ def estimate_anew(model: nn.Module, calibration: Calibration, progress: bool | N
             norm.training = False
 
 
-def norms_of(model: nn.Module) -> list[_BatchNorm]:
+def norms_of(model: nn.Module) -> list[BatchNorm]:
     """The batch norms that normalise by running statistics."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     return [norm for norm in norms if norm.running_mean is not None and not is_lazy(norm.running_mean)]
 
 
-def statistics_of(norms: list[_BatchNorm]) -> Statistics:
+def statistics_of(norms: list[BatchNorm]) -> Statistics:
     """A copy of what norms have."""
     return {norm: tuple(None if s is None else s.clone() for s in _of(norm)) for norm in norms}
 
@@ -55,9 +56,9 @@ def put(statistics: Statistics) -> None:
                 own.copy_(value)
 
 
-def _batches(norm: _BatchNorm) -> int:
+def _batches(norm: BatchNorm) -> int:
     return 1 if norm.num_batches_tracked is None else int(norm.num_batches_tracked)
 
 
-def _of(norm: _BatchNorm) -> tuple[Tensor | None, ...]:
+def _of(norm: BatchNorm) -> tuple[Tensor | None, ...]:
     return norm.running_mean, norm.running_var, norm.num_batches_tracked

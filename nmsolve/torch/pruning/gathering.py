@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from nmsolve.torch.calibration.moments import Moments
 from nmsolve.torch.calibration.uses import Use, unreached, watched
 from nmsolve.torch.modules import reduction_axis
 from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
+from nmsolve.torch.pruning.batch_norm import BatchNorm, norms_of
 from nmsolve.torch.report import planned_modules
 from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.tensors import check_tensor
@@ -110,7 +111,7 @@ def _check_overlaps(model: nn.Module, layers: Iterable[Layer]) -> None:
     for key, (device, start, end, name) in sorted(found.items(), key=lambda item: item[1][:2]):
         if widest and widest[0] == device and start < widest[1] and (key in planned or widest[3] in planned):
             raise InputError(
-                f"{widest[2]} and {name} share memory without being one parameter, so that pruning one would change the other: "
+                f"{widest[2]} and {name} share memory without being one parameter, so that pruning one may change the other: "
                 "tie them (b.weight = a.weight), or give one memory of its own (.clone())"
             )
         if widest is None or widest[0] != device or end > widest[1]:
@@ -130,18 +131,22 @@ def _dense(layers: Sequence[Layer]) -> Iterator[None]:
             layer.parameter.data = layer.own
 
 
-def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progress: bool | None) -> list[Layer]:
-    """The layers in the order in which the model comes to them.
+def explore(
+    model: nn.Module, layers: Sequence[Layer], items: Calibration, progress: bool | None
+) -> tuple[list[Layer], list[BatchNorm]]:
+    """The layers in the order in which the model comes to them, and the batch norms that come after any of them.
 
     Raises
     ------
     InputError
-        If one is never reached or is given what is not finite, naming it; nothing has been changed yet.
+        If one is never reached or is given what is not finite, or such a norm what has no statistics, naming it; nothing has been
+        changed yet.
     """
     by_owner = {layer.entry.owner: layer for layer in layers}
     owner_of = {entry.path: entry.owner for layer in layers for entry in layer.entries}
-    order: dict[str, Layer] = {}
+    order: list[str] = []
     called: set[str] = set()  # in this run
+    after: set[BatchNorm] = set()
     at = 0
     last: list[tuple[Tensor, int]] = []  # kept, so that no other tensor can come to have their identity
 
@@ -149,7 +154,9 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
         nonlocal last
         if not all(x.numel() for x in use.inputs):
             return
-        layer = order.setdefault(owner_of[path], by_owner[owner_of[path]])
+        layer = by_owner[owner_of[path]]
+        if layer.entry.owner not in order:  # a branch that earlier items did not take goes right behind what leads to it
+            order.insert(max((order.index(owner) + 1 for owner in called), default=0), layer.entry.owner)
         for x in use.inputs:
             check_finite(x, f"the input of layer {path}", at)
         if not at:
@@ -160,6 +167,16 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
             last = given
         called.add(layer.entry.owner)
 
+    def normed(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, BatchNorm)
+        if called and args[0].numel():
+            after.add(norm)
+            if args[0].numel() == args[0].shape[1]:
+                raise InputError(
+                    f"batch norm {names[norm]} is given one value a channel by calibration item {at}, which has no variance to "
+                    "estimate its statistics anew with: give larger batches"
+                )
+
     def each(item: Item, index: int) -> None:
         nonlocal at
         at = index
@@ -167,12 +184,17 @@ def explore(model: nn.Module, layers: Sequence[Layer], items: Calibration, progr
         run(model, item, index)
         last.clear()
 
-    with watched(model, [entry for layer in layers for entry in layer.entries], seen):
+    names = {module: name for name, module in model.named_modules()}
+    norms = norms_of(model)
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(normed).remove)
+        hooks.enter_context(watched(model, [entry for layer in layers for entry in layer.entries], seen))
         run_all(items, each, "reaching layers", progress)
     unused = [layer.entry.path for layer in layers if layer.entry.owner not in order]
     if unused:
         raise InputError(unreached(unused, "the calibration"))
-    return list(order.values())
+    return [by_owner[owner] for owner in order], [norm for norm in norms if norm in after]
 
 
 def stages_of(order: Sequence[Layer], sequential: bool) -> list[list[Layer]]:
@@ -180,8 +202,8 @@ def stages_of(order: Sequence[Layer], sequential: bool) -> list[list[Layer]]:
     stages: list[list[Layer]] = []
     size = 0
     for layer in order:
-        parts, _, cols = layer.weight.shape
-        needed = 8 * parts * cols * cols
+        parts, rows, cols = layer.weight.shape
+        needed = 8 * parts * cols * (cols + 2 * rows)  # the moments and the weight
         if stages and (layer.joins if sequential else size + needed <= _AT_ONCE):
             stages[-1].append(layer)
             size += needed
@@ -210,26 +232,31 @@ def gather(
     weights = {layer.entry.owner: layer.weight for layer in stage}
     kinds = {layer.entry.owner: torch.promote_types(layer.dense.dtype, torch.float32) for layer in stage}
     gathered = {owner: Gathered(Moments.empty(weight)) for owner, weight in weights.items()}
-    wanted: dict[str, list[Tensor]] = {owner: [] for owner in weights}
+    wanted: dict[str, list[list[Tensor]]] = {owner: [] for owner in weights}  # of each call
     prefix_differs = sequential and any(layer.pruned for layer in layers)
     asking, at = False, 0
 
     def seen(path: str, use: Use) -> None:
         owner = entries[path].owner
         mine = gathered[owner]
+        outputs: list[Tensor] = []
+        if asking:
+            wanted[owner].append(outputs)
+        elif wanted[owner]:
+            outputs = wanted[owner].pop(0)
         for part, x in use.matrices():
             check_finite(x, f"with the layers before pruned, the input of layer {path}", at)
             x = x.double()
             y = x @ weights[owner][part].T
             if asking:
-                wanted[owner].append(y)
+                outputs.append(y)
                 continue
-            dense = wanted[owner].pop(0) if wanted[owner] else y
+            dense = outputs.pop(0) if outputs else y
             y = dense if _belongs(dense, y) else y
             mine.moments.add(part, x, y)
             if keep_samples:
-                given, outputs = (t.to(kinds[owner]).reshape(-1, use.positions_of_sample(part), t.shape[1]) for t in (x, y))
-                mine.samples.append((part, given, outputs))
+                given, should = (t.to(kinds[owner]).reshape(-1, use.positions_of_sample(part), t.shape[1]) for t in (x, y))
+                mine.samples.append((part, given, should))
 
     def each(item: Item, index: int) -> None:
         nonlocal asking, at
@@ -241,8 +268,8 @@ def gather(
             asking = False
         with nullcontext() if sequential else _dense(layers):
             run(model, item, index)
-        for outputs in wanted.values():
-            outputs.clear()
+        for calls in wanted.values():
+            calls.clear()
 
     devices = sorted({layer.dense.device.index for layer in layers if layer.dense.device.type == "cuda"})
     with watched(model, list(entries.values()), seen):

@@ -52,7 +52,7 @@ def prune_layers(
     found = []
     with torch.no_grad(), _all_or_nothing(layers, statistics_of(norms_of(model))):
         with undisturbed(model, training=False):
-            order = explore(model, layers, items, progress)
+            order, norms = explore(model, layers, items, progress)
             with tqdm(
                 total=len(order), desc="pruning", unit="layer", leave=False, disable=None if progress is None else not progress
             ) as bar:
@@ -64,7 +64,7 @@ def prune_layers(
                     for layer in stage:
                         found.append(_prune(layer, gathered.pop(layer.entry.owner), plain_mask, prune, share))
                         bar.update()
-            statistics = estimate_anew(model, items, progress)
+            statistics = estimate_anew(model, norms, items, progress)
         report = verify(model, plan)
         if not report:
             raise SolverError(f"pruned weights do not satisfy the plan\n{report}")

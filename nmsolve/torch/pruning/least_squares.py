@@ -54,7 +54,8 @@ class LeastSquares:
         Raises
         ------
         InputError
-            Without damping, if the inputs' rank is too low for a unique solution, naming the layer.
+            Without damping, if the inputs' rank is below their number, naming the layer: masks may then leave rows without a
+            unique solution.
         """
         if not self.damping:
             _check_rank(problem)
@@ -76,8 +77,13 @@ def _conjugate_gradients(
     gram = moments.gram
     diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + delta
     inverse = torch.where(diagonal > 0, 1 / diagonal.sqrt(), 0.0)  # a column that is never used has no say
-    scaled = gram * inverse * inverse.mT
-    scaled.diagonal(dim1=1, dim2=2).copy_((diagonal > 0).squeeze(1))
+
+    def scaled() -> Tensor:
+        matrix = (gram * inverse).mul_(inverse.mT).to(kind)
+        matrix.diagonal(dim1=1, dim2=2).copy_((diagonal > 0).squeeze(1))
+        return matrix
+
+    matrix = scaled()
     goal = torch.where(mask, moments.cross + delta * start, 0)
     scale = goal.norm(dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1.0)
@@ -87,14 +93,15 @@ def _conjugate_gradients(
         relative = float((residual.norm(dim=-1, keepdim=True) / scale).max())
         if relative <= tolerance or done >= most or rounds == _ROUNDS:
             break
-        if relative > _LEAST_GAIN * before:
+        if relative > _LEAST_GAIN * before and kind != torch.float64:
             kind = torch.float64
+            matrix = scaled()
         residual *= inverse
         size = residual.norm(dim=-1, keepdim=True)
         wanted = 0.3 * tolerance / relative
         share = max(wanted, _GAIN if kind == torch.float32 else torch.finfo(kind).eps)
         unit = (residual / torch.where(size > 0, size, 1.0)).to(kind)
-        step, iterations = _reduced(scaled.to(kind), mask.to(kind), unit, share, most - done)
+        step, iterations = _reduced(matrix, mask.to(kind), unit, share, most - done)
         weight += inverse * size * step.double()
         done, before = done + iterations, relative
     return weight, relative, done
@@ -129,5 +136,5 @@ def _check_rank(problem: Problem) -> None:
             which = f" (part {part})" if len(problem.moments.gram) > 1 else ""
             raise InputError(
                 f"layer {problem.entry.path}{which}: its {len(gram)} inputs have rank {rank} over the calibration, so that least "
-                "squares without damping has no unique solution: give more calibration inputs, or damping=1e-2"
+                "squares without damping need not have a unique solution: give more calibration inputs, or damping=1e-2"
             )

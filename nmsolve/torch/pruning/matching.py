@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -74,8 +75,8 @@ def matching_plan(
     for entry, module in zip(fits.planned, planned_modules(model, fits), strict=True):
         weight = parameters_of(module)[entry.parameter].detach()
         zeros[entry.path] = 1 - int(torch.count_nonzero(weight)) / weight.numel()
-    patterns = {path: _pattern(share, m, confidence, transposable) for path, share in zeros.items()}
-    return make_plan(model, patterns, include, exclude, padding)
+    chosen = Plan(replace(entry, pattern=_pattern(zeros[entry.path], m, confidence, transposable)) for entry in fits.planned)
+    return make_plan(model, chosen.patterns, include, exclude, padding)
 
 
 def _pattern(zeros: float, m: int, confidence: float, transposable: bool) -> Pattern | None:

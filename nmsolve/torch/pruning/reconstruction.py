@@ -16,6 +16,8 @@ class LayerReconstruction:
     before, after : ‖Y − X Wᵀ‖² / ‖Y‖² of the weights that are masked by magnitude (by scores, if given) and otherwise as they were,
     and of the new ones. iterations : of the solver. residual : of the normal equations on the mask, relative, the largest of any
     row; None where they were not solved. damping : δ. seconds : for this layer, its share of running the model included.
+
+    Behind batch norms, X is what their statistics from before make of it: new ones are estimated when all layers have been pruned.
     """
 
     name: str
@@ -32,7 +34,7 @@ class LayerReconstruction:
 class Reconstruction(Entries[LayerReconstruction]):
     """An entry a pruned layer, in the order in which they were pruned. Prints as a table.
 
-    batch_norms : how many had their statistics estimated anew.
+    batch_norms : how many had their statistics estimated anew: those that come after a pruned layer.
     """
 
     def __init__(self, layers: tuple[LayerReconstruction, ...], batch_norms: int) -> None:
