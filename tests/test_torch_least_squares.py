@@ -1,6 +1,7 @@
 """Kept weights on a given mask: least squares against a dense oracle in every dtype and scale, and Adam against torch's."""
 
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve.torch.calibration.layout import Layout
+from nmsolve.torch.pruning import least_squares
 from reference.pruning import convolution_inputs, least_squares_row
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -30,16 +32,20 @@ def masked(layer, pattern):
     damping=st.sampled_from([1e-4, 1e-2, 1.0]),
     spread=st.sampled_from([0.0, 3.0]),
     rank=st.sampled_from([1, 3, 12]),
+    at_once=st.sampled_from([2**21, 12]),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=60)
-def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(shape, pattern, samples, damping, spread, rank, seed):
+def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
+    shape, pattern, samples, damping, spread, rank, at_once, seed
+):
     torch.manual_seed(seed)
     layer = nn.Linear(shape[1], shape[0]).double()
     x = torch.randn(samples, rank, dtype=torch.double) @ torch.randn(rank, shape[1], dtype=torch.double)
     x = x * torch.exp(spread * torch.randn(shape[1], dtype=torch.double))
     dense, plain = copy.deepcopy(layer), masked(layer, pattern)
-    found = nmt.adaprune_(layer, pattern, list(x.split(2)), nmt.LeastSquares(damping=damping, tolerance=1e-12))[0]
+    with patch.object(least_squares, "_AT_ONCE", at_once):  # one row at a time, or all
+        found = nmt.adaprune_(layer, pattern, list(x.split(2)), nmt.LeastSquares(damping=damping, tolerance=1e-12))[0]
 
     assert nmt.verify(layer, nmt.plan(layer, pattern))
     assert torch.equal(layer.bias, dense.bias)

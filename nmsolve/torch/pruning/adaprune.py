@@ -71,9 +71,10 @@ def adaprune_(
 
     Notes
     -----
-    Moments, residuals and errors are float64. Memory besides the model: a copy of the planned weights, and moments of the layer at
-    work, 8 bytes · columns · (columns + rows), whatever the number of samples; Adam keeps the samples of the layer at work. Biases
-    stay as they are. Batch norms get new statistics, the mean over the calibration's batches.
+    Moments, residuals and errors are float64. Memory besides the model: a copy of the planned weights, and for the layer at work
+    some 75 bytes a weight and 20 for each pair of columns, whatever the number of samples; Adam keeps the samples of the layer at
+    work. Biases stay as they are. Batch norms behind pruned layers get new statistics in the end, the mean over the calibration's
+    batches.
 
     The released code flattens weights into groups across rows, and trains biases too.
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError
-from nmsolve.torch.calibration.moments import Moments
 from nmsolve.torch.pruning.problem import Problem, Solution
 
+#: Weights whose rows are solved at once.
+_AT_ONCE = 2**21
 #: Rounds of iterations, at most, each of which starts from the true residual in float64.
 _ROUNDS = 10
 #: By how much a round in float32 is to reduce it, and by how much it has to for the next one to be in float32 too.
@@ -20,7 +21,7 @@ _GAIN, _LEAST_GAIN = 1e-4, 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastSquares:
-    r"""The normal equations of every row on its support, by conjugate gradients with Jacobi's preconditioner, all rows at once.
+    r"""The normal equations of every row on its support, by conjugate gradients with Jacobi's preconditioner, many rows at once.
 
     Iterations are in float32 (float64 for weights in float64, and where float32 does not get on), residuals in float64.
 
@@ -62,19 +63,27 @@ class LeastSquares:
         delta = problem.damping(self.damping)
         start = torch.where(mask, problem.weight, 0)
         kind = torch.float64 if problem.precise else torch.float32
-        found = _conjugate_gradients(problem.moments, start, mask, delta, self.tolerance, self.iterations, kind)
-        weight, residual, iterations = found
-        return Solution(weight, mask, iterations, residual, float(delta.max()))
+        moments = problem.moments
+        rows = max(1, _AT_ONCE // start.shape[-1])
+        pieces = zip(*(torch.split(tensor, rows, 1) for tensor in (start, mask, moments.cross)), strict=True)
+        residuals, iterations = [], []
+        for weight, kept, cross in pieces:
+            new, residual, done = _conjugate_gradients(
+                moments.gram, cross, weight, kept, delta, self.tolerance, self.iterations, kind
+            )
+            weight.copy_(new)
+            residuals.append(residual)
+            iterations.append(done)
+        return Solution(start, mask, max(iterations), max(residuals), float(delta.max()))
 
 
 def _conjugate_gradients(
-    moments: Moments, start: Tensor, mask: Tensor, delta: Tensor, tolerance: float, most: int, kind: torch.dtype
+    gram: Tensor, cross: Tensor, start: Tensor, mask: Tensor, delta: Tensor, tolerance: float, most: int, kind: torch.dtype
 ) -> tuple[Tensor, float, int]:
     """Weights, the largest relative residual of a row, and iterations; these in `kind`, between which residuals are made anew.
 
     Jacobi's preconditioner is a change of variables after which the matrix has a diagonal of ones, whatever the inputs' scales.
     """
-    gram = moments.gram
     diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + delta
     inverse = torch.where(diagonal > 0, 1 / diagonal.sqrt(), 0.0)  # a column that is never used has no say
 
@@ -84,7 +93,7 @@ def _conjugate_gradients(
         return matrix
 
     matrix = scaled()
-    goal = torch.where(mask, moments.cross + delta * start, 0)
+    goal = torch.where(mask, cross + delta * start, 0)
     scale = goal.norm(dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1.0)
     weight, done, before = start.clone(), 0, math.inf
