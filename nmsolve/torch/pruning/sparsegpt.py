@@ -55,8 +55,8 @@ def sparsegpt_(
 
     Notes
     -----
-    In float64. Memory as for `adaprune_`, up to twice as much. SparseGPT's code prunes towards the layer's own outputs for the pruned
-    model's inputs; here these are pulled towards the dense model's outputs (Y), and the last step is not in it.
+    In float64. Memory as for `adaprune_`, up to twice as much. SparseGPT's code prunes towards the layer's own outputs for the
+    pruned model's inputs; here these are pulled towards the dense model's outputs (Y), and the last step is not in it.
 
     References
     ----------
