@@ -206,6 +206,36 @@ def test_a_shared_weight_needs_one_use_only():
     assert nmt.allocate(Shared(), ["2:4", "1:4"], nmt.FLOPs(40), calibration=x, example_inputs=x[0][:1]).status.value == "optimal"
 
 
+class Past(nn.Module):
+    """Multiplies by weights without calling their modules, as the attention of Swin and BEiT does."""
+
+    def __init__(self, past):
+        super().__init__()
+        self.past = past
+        self.qkv, self.proj, self.norm = nn.Linear(8, 24), nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        if self.past:
+            q, k, v = F.linear(input=x, weight=self.qkv.weight, bias=self.qkv.bias).chunk(3, -1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, -1)
+        x = self.norm(x + F.scaled_dot_product_attention(q, k, v))
+        return F.linear(x, self.proj.weight, self.proj.bias) if self.past else self.proj(x)
+
+
+def test_weights_that_are_read_past_their_modules():
+    torch.manual_seed(0)
+    models = [Past(False), Past(True)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = [torch.randn(3, 5, 8), torch.randn(2, 5, 8)]
+    scores = [nmt.scores.activation(model, x) for model in models]
+    assert all(torch.equal(scores[0][path], scores[1][path]) for path in ("qkv", "proj"))
+    assert nmt.losses(models[0], ["2:4", "1:4"], x) == nmt.losses(models[1], ["2:4", "1:4"], x)
+    for model in models:
+        nmt.adaprune_(model, "2:4", x)
+    assert same_after(*models)
+
+
 def test_samples_without_rows_reach_nothing():
     refuses(lambda: nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16)]), "layers 0, 2 are never reached")
     assert nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16), torch.randn(5, 16)])

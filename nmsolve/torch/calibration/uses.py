@@ -1,7 +1,7 @@
 """What reaches a planned weight when its model runs: each use, with its inputs as matrices.
 
-Hooks see what modules are called with. Attention uses its output projection past the module's forward; what reaches that is the
-attention's own output with the identity in its place.
+Hooks see what modules are called with, `Products` the weights that F.linear is given without a call of their module. Attention uses
+its output projection past the module's forward; what reaches that is the attention's own output with the identity in its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.torch.calibration.inputs import Calibration, Item, run, run_all
-from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.calibration.products import Products
+from nmsolve.torch.plan import LayerPlan, parameters_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Elements of an input that are laid out at once.
@@ -71,17 +72,28 @@ def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Itera
     """While it lasts, every use of the weights of these entries calls seen(path, use), before the product."""
     modules = dict(model.named_modules())
     handles = []
+    paths: dict[int, str] = {}
+    owners: dict[str, nn.Module] = {}
+    within: set[int] = set()
+
+    def past(path: str, x: Tensor) -> None:
+        seen(path, Use(owners[path], (_plain(path, x),)))
+
     try:
         for entry in entries:
             module, parent = modules[entry.name], modules.get(entry.name.rpartition(".")[0])
+            weight = id(parameters_of(module)[entry.parameter])
+            owners.setdefault(paths.setdefault(weight, entry.path), module)
             inside = isinstance(parent, nn.MultiheadAttention) and parent.out_proj is module
             called = parent if inside else module
             assert called is not None
+            handles.append(called.register_forward_pre_hook(lambda *_, weight=weight: within.add(weight)))
             handles.append(called.register_forward_pre_hook(_hook(entry, module, inside, seen), with_kwargs=True))
             base = _base_of(module)
             if not inside and (type(module).forward is not base.forward or "forward" in vars(module)):
                 handles.append(module.register_forward_hook(_check_of(entry.path, base), with_kwargs=True))
-        with _in_the_open():
+            handles.append(called.register_forward_hook(lambda *_, weight=weight: within.discard(weight), always_call=True))
+        with _in_the_open(), Products(paths, within, past):
             yield
     finally:
         for handle in handles:
@@ -160,15 +172,16 @@ def _hook(entry: LayerPlan, module: nn.Module, inside: bool, seen: Seen) -> Call
             inputs = tuple(given[name] for name in _OF[entry.parameter])
         else:
             inputs = (args[0] if args else next(iter(kwargs.values())),)
-        for x in inputs:
-            if not isinstance(x, Tensor) or x.is_nested:
-                what = "a nested tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-                raise InputError(
-                    f"layer {entry.path} is given {what}, of which nothing is known: pad the inputs, or exclude the layer"
-                )
-        seen(entry.path, Use(module, inputs))
+        seen(entry.path, Use(module, tuple(_plain(entry.path, x) for x in inputs)))
 
     return note
+
+
+def _plain(path: str, x: Any) -> Tensor:
+    if not isinstance(x, Tensor) or x.is_nested:
+        what = "a nested tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(f"layer {path} is given {what}, of which nothing is known: pad the inputs, or exclude the layer")
+    return x
 
 
 #: What attention's packed and separate projections multiply.
@@ -239,6 +252,6 @@ def unreached(paths: Sequence[str], by: str) -> str:
     names = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
     are = f"layer {names} is" if len(paths) == 1 else f"layers {names} are"
     return (
-        f"{are} never reached by {by}: no call of the model goes through the module's forward; give inputs that do, or leave "
-        "the weight out (nmt.plan(…, exclude=[…]))"
+        f"{are} never reached by {by}: no call of the model goes through the module's forward, and no F.linear takes its weight; "
+        "give inputs that do, or leave the weight out (nmt.plan(…, exclude=[…]))"
     )
