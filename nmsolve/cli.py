@@ -58,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     command = _command(commands, "solve", "find the mask of an array of weights")
-    command.add_argument("weights", metavar="WEIGHTS.npy", type=Path, help="(..., rows, cols), as np.save writes it")
+    command.add_argument(
+        "weights",
+        metavar="WEIGHTS.npy",
+        type=Path,
+        help="(..., rows, cols), as np.save writes it; groups run along the last axis, so a convolution's as (kernel ..., out, in)",
+    )
     command.add_argument("pattern", **pattern)
     command.add_argument("--scores", metavar="SCORES.npy", type=Path, help="what to maximise instead of |W|, of the same shape")
     command.add_argument("--method", choices=METHODS, default="auto", help="default: %(default)s, which is exact")

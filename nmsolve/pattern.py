@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import reprlib
 from dataclasses import dataclass, replace
 
 from nmsolve.errors import PatternError
@@ -75,7 +76,8 @@ class Pattern:
         """
         match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise PatternError(f"cannot read the pattern {text!r}; write '2:4', '2:4T' (transposable) or '<=2:4T' (at most)")
+            given = repr(text) if isinstance(text, str) else reprlib.repr(text)  # a list of tensors would fill the screen
+            raise PatternError(f"cannot read the pattern {given}; write '2:4', '2:4T' (transposable) or '<=2:4T' (at most)")
         return cls(int(match["n"]), int(match["m"]), match["transposable"] is not None, match["at_most"] is not None)
 
     @classmethod

@@ -161,3 +161,14 @@ def test_models_that_are_sparse_already():
     model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8))
     nmt.adaprune_(model, {"1": "2:8"}, [torch.randn(20, 16)])
     fail("layer 1 is sparse already", model=model, train_step=untrained)
+
+
+def test_loaders_that_end_are_told():
+    step, left = stepper(problem("mlp")[2]), iter(range(3))
+    fail(r"ran out of batches in iteration 3: .*itertools\.cycle", train_step=lambda model: (next(left), step(model))[1])
+
+
+def test_steps_that_run_another_model_are_told():
+    other, _, inputs, _ = problem("mlp")
+    step = stepper(inputs)
+    fail(r"never reached by the first call of train_step\(model\), which has to run the model", train_step=lambda _: step(other))

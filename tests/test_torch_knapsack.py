@@ -35,10 +35,10 @@ def total(rows, choices):
     return math.fsum(row[j] for row, j in zip(rows, choices, strict=True))
 
 
-def check(found, losses, costs, limit, optimum):
+def check(found, losses, costs, limit, optimum, rounding=0.0):
     """What is always true of an answer."""
     size = math.fsum(max(map(abs, row)) for row in losses)
-    assert total(costs, found.choices) <= limit
+    assert total(costs, found.choices) <= limit + rounding
     assert found.objective == total(losses, found.choices)
     assert found.bound <= found.objective
     assert found.objective >= optimum
@@ -63,15 +63,30 @@ def test_every_choice_there_is(problem):
 @given(problems(DECIMAL))
 def test_every_choice_there_is_with_costs_in_decimals(problem):
     losses, costs, limit = problem
-    best = oracle.brute(losses, costs, limit)
-    if best is None:
+    rounding = len(costs) * 2.0**-50 * math.fsum(map(max, costs))
+    strict, loose = (oracle.brute(losses, costs, limit + more) for more in (0.0, rounding))
+    if loose is None:
         with pytest.raises(InputError, match="below the smallest cost"):
             choose(losses, costs, limit)
         return
+    if strict is None:
+        return
     found = choose(losses, costs, limit)
-    check(found, losses, costs, limit, best[1])
-    if found.status is Status.OPTIMAL:
-        assert found.objective <= best[1] + 1e-9 * abs(best[1])
+    check(found, losses, costs, limit, loose[1], rounding)
+    assert found.objective <= strict[1] + 1e-9 * abs(strict[1]) + 1e-13 * math.fsum(max(map(abs, row)) for row in losses)
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(st.integers(0, 30)), st.sampled_from([1e-6, 1e-3, 0.1, 1 / 3, 7.3]))
+@example(([[9.0, 5.0, 0.0]] * 4, [[2, 5, 10]] * 4, 30), 1e-6)
+@example(([[9.0, 5.0, 0.0]] * 3, [[3, 6, 9]] * 3, 18), 1e-3)
+def test_the_unit_of_costs_does_not_matter(problem, unit):
+    losses, costs, limit = problem
+    limit = math.floor(limit)
+    expected = choose(losses, costs, limit)
+    found = choose(losses, [[unit * cost for cost in row] for row in costs], unit * limit)
+    assert found.status is expected.status
+    assert found.objective == expected.objective
 
 
 def rows(rng, layers, candidates, kind):
@@ -166,11 +181,11 @@ def test_the_same_twice_and_the_first_of_equals():
     assert choose([], [], 1.0).objective == 0
 
 
-def test_a_limit_that_only_rounding_would_hold():
-    """0.1 + 0.2 > 0.3: on the grid that proves the bound it is not."""
-    found = choose([[0.0, 1.0], [0.0, 1.0]], [[0.1, 0.0], [0.2, 0.0]], 0.3)
-    assert (found.objective, found.bound, found.status) == (1, 0, Status.FEASIBLE)
-    assert choose([[0.0, 1.0], [0.0, 1.0]], [[0.1, 0.0], [0.2, 0.0]], 0.1 + 0.2).objective == 0
+def test_rounding_is_not_above_the_limit():
+    for limit in (0.3, 0.1 + 0.2, 0.3 - 1e-17):
+        found = choose([[0.0, 1.0], [0.0, 1.0]], [[0.1, 0.0], [0.2, 0.0]], limit)
+        assert (found.objective, found.bound, found.status) == (0, 0, Status.OPTIMAL)
+    assert choose([[0.0, 1.0], [0.0, 1.0]], [[0.1, 0.0], [0.2, 0.0]], 0.3 - 1e-14).objective == 1
 
 
 def test_more_room_than_needed_is_exact():

@@ -103,6 +103,30 @@ def test_calibration_that_does_not_do_is_refused(prune, calibration, words):
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_arguments_that_were_mixed_up_are_told_shortly():
+    model, x = nn.Sequential(nn.Linear(8, 8)), [torch.randn(20, 8)]
+    found = nmt.scores.activation(model, x)
+    allocated = nmt.allocate({"0": {"2:4": 1.0, "dense": 0.0}}, budget=nmt.Latency({"0": {"2:4": 1, "dense": 2}}, 1))
+    offered = nmt.losses(model, ["2:4"], calibration=x)
+    for call, message in (
+        (lambda: nmt.adaprune_(model, x, "2:4"), "cannot read the pattern [tensor"),
+        (lambda: nmt.adaprune_(model, "2:4", x, scores=nmt.scores.activation), "scores must be 'magnitude', 'activation' or"),
+        (lambda: nmt.adaprune_(model, "2:4", x, scores=found["0"]), "got Tensor"),
+        (lambda: nmt.plan(model, "2:4", scores=found["0"]), "scores map layer paths to tensors"),
+        (lambda: nmt.solve(model[0].weight, "2:4", found), "pass that of the layer, scores[…] (it has 0)"),
+        (lambda: nmt.adaprune_(model, allocated, x), "pass nmt.plan(model, plan.patterns)"),
+        (lambda: nmt.allocate(offered, nmt.Params(32)), "pass budget=Params(limit=32)"),
+        (lambda: nmt.Latency(3.0, {"0": {"2:4": 1.0}}), "Latency(table, limit) takes a positive number of seconds, got a dict"),
+        (lambda: nmt.domino_search(model, x, nmt.Params(3)), "got a list"),
+        (lambda: nmt.losses(model, ["2:4"], calibration=[(x[0], 1)]), "calibration item 0"),
+        (lambda: nmt.scores.fisher(model, x, nn.functional.cross_entropy), "item 0, called as loss(model, item), failed"),
+    ):
+        with pytest.raises(nmsolve.NMSolveError) as caught:
+            call()
+        assert message in str(caught.value)
+        assert len(str(caught.value)) < 400
+
+
 def untouched(model, before):
     assert not differing(snapshot(model), before)
     assert all(module.training for module in model.modules())

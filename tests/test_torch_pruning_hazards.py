@@ -76,7 +76,8 @@ def test_losses_that_fail_name_the_item():
     before = snapshot(model)
     for scores in (nmt.scores.gradient, nmt.scores.fisher):
         refuses(
-            lambda scores=scores: scores(model, items, lambda m, x: m(x).square().mean()), "the loss of calibration item 1 failed"
+            lambda scores=scores: scores(model, items, lambda m, x: m(x).square().mean()),
+            "the loss of calibration item 1, called as loss(model, item), failed",
         )
         assert not differing(snapshot(model), before)
 

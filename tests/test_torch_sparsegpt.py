@@ -177,7 +177,9 @@ def test_layers_inside_others_match_by_their_own_zeros():
     model = nn.Sequential(Outer())
     with torch.no_grad():
         model[0].weight.mul_(torch.rand(16, 16) < 0.1)
-    assert {layer.path: str(layer.pattern) for layer in nmt.matching_plan(model)} == {"0": "2:8", "0.inner": "None"}
+    found = nmt.matching_plan(model)
+    assert {layer.path: str(layer.pattern) for layer in found} == {"0": "2:8", "0.inner": "None"}
+    assert found[1].reason == "stays dense: 0% zeros are too few for groups of 8"
 
 
 def test_a_matching_plan_keeps_nearly_all_of_an_unstructured_model():

@@ -149,6 +149,8 @@ def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
             found.append(module)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        if any(entry.shape == () for entry in plan.planned):
+            raise InputError("the plan was allocated by a table alone and knows no shapes: pass nmt.plan(model, plan.patterns)")
         wrapped = " (is the model inside a wrapper? pass its .module)" if hasattr(model, "module") else ""
         raise InputError(
             f"the plan was made for another model than this {type(model).__name__}: {'; '.join(problems[:3])}{more}; make one with "

@@ -296,7 +296,9 @@ def _loss_of(model: nn.Module, item: Item, index: int, loss: Loss | None) -> Ten
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"the loss of calibration item {index} failed: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"the loss of calibration item {index}, called as loss(model, item), failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         if loss is None and value is None:

@@ -39,6 +39,8 @@ def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:
 def check_scores(entries: Iterable[LayerPlan], scores: object) -> None:
     """InputError unless every planned weight has scores."""
     if not isinstance(scores, Mapping):
-        raise InputError(f"scores map layer paths to tensors, as nmt.scores.activation(model, calibration) does, got {scores!r}")
+        raise InputError(
+            f"scores map layer paths to tensors, as nmt.scores.activation(model, calibration) does, got a {type(scores).__name__}"
+        )
     for entry in entries:
         scores_for(entry, scores)

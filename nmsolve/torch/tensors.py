@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
     InputError
         By name: anything but a tensor, meta, sparse, quantized, complex and wrapped tensors, other dtypes, no element.
     """
+    if isinstance(tensor, Mapping):
+        known = ", ".join(map(str, list(tensor)[:3]))
+        raise InputError(
+            f"{name} is a {type(tensor).__name__}, tensors by layer: pass that of the layer, {name}[…] (it has {known})"
+        )
     if not isinstance(tensor, Tensor):
         raise InputError(
             f"{name} is a {type(tensor).__name__}: nmsolve.torch takes tensors for {purpose}; "

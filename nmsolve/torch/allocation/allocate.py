@@ -13,7 +13,7 @@ from nmsolve.errors import InputError
 from nmsolve.result import Status
 from nmsolve.torch.allocation.budget import Budget, FLOPs, Latency, Params
 from nmsolve.torch.allocation.candidates import Candidate, Named, Table, candidates_of, name_of, number_of, row_of
-from nmsolve.torch.allocation.knapsack import choose
+from nmsolve.torch.allocation.knapsack import choose, reachable
 from nmsolve.torch.allocation.losses import LayerLosses, Losses, Option, losses
 from nmsolve.torch.calibration.inputs import Item
 from nmsolve.torch.plan import LayerPlan, Plan
@@ -59,8 +59,8 @@ class Allocation(Plan):
 
     @property
     def cost(self) -> float:
-        """What the plan costs, in the budget's unit."""
-        return _total(self.layer_costs.values())
+        """What the plan costs, in the budget's unit; the limit where only the rounding of the sum is above it."""
+        return min(_total(self.layer_costs.values()), self.budget.limit)
 
     def __str__(self) -> str:
         rows = []
@@ -153,6 +153,10 @@ def allocate(
     >>> nmt.sparsify_(model, plan).finalize_().ok
     True
     """
+    if isinstance(candidates, Params | FLOPs | Latency):
+        raise InputError(
+            f"candidates are patterns, such as ['2:4', '4:8T', 'dense'], got {candidates!r}: pass budget={candidates!r}"
+        )
     _check_budget(budget)
     assert budget is not None
     _check_time(time_limit)
@@ -277,9 +281,9 @@ def _costs(layer: LayerLosses, budget: Budget) -> list[float]:
 def _check_reachable(layers: Sequence[LayerLosses], costs: Sequence[Sequence[float]], budget: Budget) -> None:
     """InputError with the smallest reachable budget, if this one is below it."""
     least = [min(range(len(row)), key=row.__getitem__) for row in costs]
-    floor = _total(row[j] for row, j in zip(costs, least, strict=True))
-    if floor <= budget.limit:
+    if reachable(costs, budget.limit):
         return
+    floor = _total(row[j] for row, j in zip(costs, least, strict=True))
     where: dict[str, list[str]] = {}
     for layer, j in zip(layers, least, strict=True):
         where.setdefault(name_of(layer.options[j].pattern), []).append(layer.path)
@@ -289,9 +293,10 @@ def _check_reachable(layers: Sequence[LayerLosses], costs: Sequence[Sequence[flo
     )
     table_first = "…, " if isinstance(budget, Latency) else ""
     named = f"nmt.{type(budget).__name__}({table_first}{_number(budget.limit)})"
+    counted = " of the example inputs (the calibration's first item unless given)" if isinstance(budget, FLOPs) else ""
     raise InputError(
-        f"{named} is below the smallest reachable, {_number(floor)} {_UNITS[type(budget)]}, with the cheapest candidate everywhere "
-        f"({cheapest}). Raise the budget, or offer sparser candidates"
+        f"{named} is below the smallest reachable, {_number(floor)} {_UNITS[type(budget)]}{counted}, with the cheapest candidate "
+        f"everywhere ({cheapest}). Raise the budget, or offer sparser candidates"
     )
 
 

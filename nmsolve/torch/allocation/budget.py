@@ -75,7 +75,9 @@ def _check_limit(budget: object, limit: object, unit: str) -> None:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or number <= 0:
-        raise InputError(f"{name} takes a positive number of {unit}, got {limit!r}")
+        form = "Latency(table, limit) takes" if name == "Latency" else f"{name} takes"
+        got = f"a {type(limit).__name__}" if isinstance(limit, Mapping) else repr(limit)
+        raise InputError(f"{form} a positive number of {unit}, got {got}")
     limit = int(limit) if isinstance(limit, Integral) else number
     object.__setattr__(budget, "limit", limit)  # NumPy's numbers as Python's
     if name != "Latency" and limit < 1:

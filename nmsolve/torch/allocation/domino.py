@@ -176,7 +176,9 @@ def domino_search(
     if options.vote > 1:
         raise InputError(f"vote is a share of the groups, at most 1, got {vote!r}")
     if not callable(train_step):
-        raise InputError(f"train_step must be a function of the model that returns the loss of a batch, got {train_step!r}")
+        raise InputError(
+            f"train_step must be a function of the model that returns the loss of a batch, got a {type(train_step).__name__}"
+        )
     whole = _searched(model, m, include, exclude)
     dominoes = Dominoes(_descents(model, whole, m), budget, options)
     if isinstance(budget, Params):

@@ -143,11 +143,11 @@ def train(
             torch.clear_autocast_cache()  # under the caller's autocast it holds weights as they were
             if step == 0 and example_inputs is None:
                 losses: list[Tensor] = []
-                by = "the first train_step (or pass example_inputs=)"
-                dominoes.count(positions_of(model, entries, lambda: losses.append(train_step(model)), by))  # noqa: B023
+                by = "the first call of train_step(model), which has to run the model that it is given (or pass example_inputs=)"
+                dominoes.count(positions_of(model, entries, lambda: losses.append(_taken(train_step, model, 0)), by))  # noqa: B023
                 loss = losses[0]
             else:
-                loss = train_step(model)
+                loss = _taken(train_step, model, step)
             _check_loss(loss, step, layers)
             try:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -167,6 +167,15 @@ def train(
                 if met:
                     return step + 1
     return options.max_steps
+
+
+def _taken(train_step: Callable[[nn.Module], Tensor], model: nn.Module, step: int) -> Tensor:
+    try:
+        return train_step(model)
+    except StopIteration as error:
+        raise InputError(
+            f"train_step ran out of batches in iteration {step}: a search takes many, so begin the loader anew (itertools.cycle)"
+        ) from error
 
 
 def _check_loss(loss: object, step: int, layers: list[Descent]) -> None:

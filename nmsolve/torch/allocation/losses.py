@@ -180,7 +180,7 @@ def losses(
     with undisturbed(model, training=False):
         example = next(iter(items)) if example_inputs is None and items is not None else example_inputs
         by = None if example_inputs is None else "the example inputs"  # not every item need reach every layer
-        positions = None if example is None else positions_of(model, planned, lambda: run(model, example), by)
+        positions = None if example is None else positions_of(model, planned, lambda: run(model, example, None if by else 0), by)
         options: dict[str, tuple[Option, ...]] = {}
         for uses in _batches(planned, fitting, None if items is None else model):
             grams = None if items is None else gram_matrices(model, uses, items)

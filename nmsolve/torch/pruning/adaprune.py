@@ -99,8 +99,11 @@ def adaprune_(
         raise InputError(f"solver must be 'least_squares', 'adam', nmt.LeastSquares(…) or nmt.Adam(…), got {solver!r}")
     if scores is None and isinstance(plan, Plan):
         scores = plan.scores
-    if isinstance(scores, str) and scores not in ("magnitude", "activation"):
-        raise InputError(f"scores must be 'magnitude', 'activation' or what nmt.scores gives, got {scores!r}")
+    if not (scores is None or isinstance(scores, Mapping) or (isinstance(scores, str) and scores in ("magnitude", "activation"))):
+        raise InputError(
+            "scores must be 'magnitude', 'activation' or what nmt.scores gives, such as nmt.scores.fisher(model, items), got "
+            f"{repr(scores) if isinstance(scores, str) else type(scores).__name__}"
+        )
 
     if isinstance(scores, Mapping) and isinstance(model, nn.Module):
         plan = plan if isinstance(plan, Plan) else make_plan(model, plan)

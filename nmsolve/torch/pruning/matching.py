@@ -11,7 +11,7 @@ from torch import nn
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.torch.plan import Plan, parameters_of
+from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.report import planned_modules
 
@@ -75,8 +75,14 @@ def matching_plan(
     for entry, module in zip(fits.planned, planned_modules(model, fits), strict=True):
         weight = parameters_of(module)[entry.parameter].detach()
         zeros[entry.path] = 1 - int(torch.count_nonzero(weight)) / weight.numel()
-    chosen = Plan(replace(entry, pattern=_pattern(zeros[entry.path], m, confidence, transposable)) for entry in fits.planned)
-    return make_plan(model, chosen.patterns, include, exclude, padding)
+    return Plan(_matched(entry, zeros[entry.path], m, confidence, transposable) if entry.pattern else entry for entry in fits)
+
+
+def _matched(entry: LayerPlan, zeros: float, m: int, confidence: float, transposable: bool) -> LayerPlan:
+    pattern = _pattern(zeros, m, confidence, transposable)
+    return replace(
+        entry, pattern=pattern, reason=None if pattern else f"stays dense: {zeros:.0%} zeros are too few for groups of {m}"
+    )
 
 
 def _pattern(zeros: float, m: int, confidence: float, transposable: bool) -> Pattern | None:
