@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from examples.pruning.conversion import METHODS
 from examples.pruning.schemes import STAGES, Unit
@@ -65,6 +65,7 @@ def allocation(outcome: Outcome, budgets: list[tuple[Unit, int]], path: Path) ->
             axis.set_yticks(places, [scheme.way for scheme in schemes], fontsize=7)
             axis.set_title(f"{budget_title(unit, kept)}: {stage}", fontsize=6.5)
             axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
     figure.supxlabel("test loss", fontsize=8)
     save(figure, path)
     return True
