@@ -49,6 +49,18 @@ def test_batch_norms_in_front_of_what_is_pruned_keep_their_statistics():
     assert nmt.adaprune_(model, nmt.plan(model, "2:4", include="6"), items[:1]).batch_norms == 0
 
 
+def test_batch_norms_called_by_keyword():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return self.norm(input=self.body(input=x))
+
+    assert nmt.adaprune_(Named(), "2:4", [torch.randn(32, 8)]).batch_norms == 1
+
+
 class Boxes(nn.Module):
     """A detector's head: images in which nothing is found give it a batch of none."""
 

@@ -27,7 +27,8 @@ class Products(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear:
             given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-            path = self._paths.get(id(given["weight"]))
-            if path is not None and id(given["weight"]) not in self._within:
+            weight = id(given.get("weight"))
+            path = self._paths.get(weight)
+            if path is not None and weight not in self._within:
                 self._seen(path, given["input"])
         return func(*args, **kwargs)

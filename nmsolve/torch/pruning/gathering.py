@@ -167,11 +167,12 @@ def explore(
             last = given
         called.add(layer.entry.owner)
 
-    def normed(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def normed(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         assert isinstance(norm, BatchNorm)
-        if called and args[0].numel():
+        x = args[0] if args else kwargs["input"]
+        if called and x.numel():
             after.add(norm)
-            if args[0].numel() == args[0].shape[1]:
+            if x.numel() == x.shape[1]:
                 raise InputError(
                     f"batch norm {names[norm]} is given one value a channel by calibration item {at}, which has no variance to "
                     "estimate its statistics anew with: give larger batches"
@@ -188,7 +189,7 @@ def explore(
     norms = norms_of(model)
     with ExitStack() as hooks:
         for norm in norms:
-            hooks.callback(norm.register_forward_pre_hook(normed).remove)
+            hooks.callback(norm.register_forward_pre_hook(normed, with_kwargs=True).remove)
         hooks.enter_context(watched(model, [entry for layer in layers for entry in layer.entries], seen))
         run_all(items, each, "reaching layers", progress)
     unused = [layer.entry.path for layer in layers if layer.entry.owner not in order]
