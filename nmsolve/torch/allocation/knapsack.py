@@ -93,9 +93,10 @@ def choose(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], 
     loss, cost = [np.array(row, np.float64) for row in losses], [np.array(row, np.float64) for row in costs]
     if not all(len(row) and row.shape == price.shape for row, price in zip(loss, cost, strict=True)):
         raise InputError("every layer needs a candidate, and a loss and a cost for each")
-    if not reachable(costs, limit):
+    whole, room = _on_a_grid(cost, limit)
+    if _least(whole) > room:
         raise InputError(f"the limit {limit!r} is below the smallest cost there is, {math.fsum(map(min, cost))!r}")
-    found, bound = _solve(loss, *_on_a_grid(cost, limit), deadline)
+    found, bound = _solve(loss, whole, room, deadline)
     objective = _sum(loss, found)
     bound = min(bound, objective)
     proven = objective - bound <= TOLERANCE * abs(objective)
@@ -105,7 +106,11 @@ def choose(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], 
 def reachable(costs: Sequence[Sequence[float]], limit: float) -> bool:
     """Whether the cheapest candidates are within the limit."""
     whole, room = _on_a_grid([np.array(row, np.float64) for row in costs], limit)
-    return sum(int(row.min()) for row in whole) <= room
+    return _least(whole) <= room
+
+
+def _least(costs: Sequence[Integers]) -> int:
+    return sum(int(row.min()) for row in costs)
 
 
 def _sum(rows: Sequence[Floats], choices: Sequence[int]) -> float:
