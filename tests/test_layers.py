@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: Lowest first. A module imports from its own layer and from those below, at function level too.
 LAYERS = (
-    ("errors", "pattern", "data"),
+    ("errors", "pattern", "globs", "table", "data"),
     ("blocks", "validate"),
     ("solvers",),
     ("result", "certify", "counting", "lbc"),
     ("api",),
-    ("", "__main__", "cli", "demo", "demo_picture", "torch"),
+    ("", "__main__", "cli", "demo", "demo_picture", "torch", "checkpoint"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 #: What `import nmsolve` must not load, and no module of the core may import at its top.

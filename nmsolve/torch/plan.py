@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +11,17 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
+from nmsolve.globs import Patterns, check_used, matches, to_globs, to_patterns, unchosen
 from nmsolve.pattern import Pattern
+from nmsolve.table import shortened, table
 from nmsolve.torch.entries import Entries
 from nmsolve.torch.modules import filter_groups, reduction_axis
 from nmsolve.torch.scoring import check_scores
 from nmsolve.torch.shards import is_sharded
-from nmsolve.torch.table import shortened, table
 from nmsolve.torch.tensors import FLOATS
 from nmsolve.torch.training.parametrization import Masked
 
 PADDINGS = ("skip", "error", "pad", "dense")
-Patterns = Pattern | str | Mapping[str, Pattern | str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,32 +149,21 @@ def plan(
         raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
     if padding not in PADDINGS:
         raise InputError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
-    patterns = _patterns(pattern)
-    included, excluded = None if include is None else _globs(include, "include"), _globs(exclude, "exclude")
+    patterns = to_patterns(pattern)
+    included, excluded = None if include is None else to_globs(include, "include"), to_globs(exclude, "exclude")
     found = list(_weights(model))
     paths = [path_of(name, parameter) for name, _, parameter, _ in found]
-    for what, globs in (
-        ("include", included or ()),
-        ("exclude", excluded),
-        ("pattern", pattern if isinstance(pattern, Mapping) else ()),
-    ):
-        for glob in globs:
-            if not any(matches(path, glob) for path in paths):
-                close = difflib.get_close_matches(glob, paths, 3, 0.4) or paths[:3]
-                known = f"its weights are {', '.join(close)}, …" if close else "it has no weight with two axes or more"
-                raise InputError(f"{what}={glob!r} matches no layer of the model; {known}")
+    used = {"include": included or (), "exclude": excluded, "pattern": pattern if isinstance(pattern, Mapping) else ()}
+    for argument, globs in used.items():
+        check_used(globs, paths, argument, "model")
     owners: dict[int, list[str]] = {}
     for (_, _, _, weight), path in zip(found, paths, strict=True):
         owners.setdefault(id(weight), []).append(path)
     layers = []
     for (name, module, parameter, weight), path in zip(found, paths, strict=True):
         chosen = next((p for glob, p in patterns.items() if matches(path, glob)), None)
-        reason = None
-        if any(matches(path, glob) for glob in excluded):
-            reason = "excluded"
-        elif included is not None and not any(matches(path, glob) for glob in included):
-            reason = "not included"
-        elif chosen is None:
+        reason = unchosen(path, included, excluded)
+        if reason is None and chosen is None:
             reason = "left dense: no pattern is given for it"
         reason = reason or _unsuited(module, parameter, weight)
         if reason is None:
@@ -211,34 +198,9 @@ def path_of(name: str, parameter: str) -> str:
     return name if name and parameter == "weight" else f"{name}.{parameter}".lstrip(".")
 
 
-def matches(path: str, glob: str) -> bool:
-    """Whether a glob names a path or a module that it lies in."""
-    parts = path.split(".")
-    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return glob in prefixes or any(fnmatchcase(prefix, glob) for prefix in prefixes)  # names may hold brackets
-
-
 def kind_of(module: nn.Module) -> str:
     """The class of a module, whatever masks are on it."""
     return parametrize.type_before_parametrizations(module).__name__
-
-
-def _patterns(pattern: Patterns) -> dict[str, Pattern | None]:
-    if isinstance(pattern, Mapping):
-        _globs(pattern, "pattern")
-        return {glob: None if p is None else Pattern.of(p) for glob, p in pattern.items()}
-    return {"*": Pattern.of(pattern)}
-
-
-def _globs(globs: str | Iterable[str], name: str) -> tuple[str, ...]:
-    try:
-        given = (globs,) if isinstance(globs, str) else tuple(globs)
-    except TypeError:
-        given = (globs,)  # type: ignore[assignment]
-    for glob in given:
-        if not isinstance(glob, str):
-            raise InputError(f"{name} takes module paths or globs of them, such as 'encoder.*', got {glob!r}")
-    return given
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:

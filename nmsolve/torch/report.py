@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from nmsolve.certify import Report
 from nmsolve.errors import InputError
+from nmsolve.globs import Patterns
 from nmsolve.pattern import Pattern
+from nmsolve.table import shortened, table
 from nmsolve.torch.entries import entry_of
 from nmsolve.torch.masks import verify as verify_tensor
 from nmsolve.torch.modules import for_solver
-from nmsolve.torch.plan import LayerPlan, Patterns, Plan, parameters_of
+from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.shards import whole
-from nmsolve.torch.table import shortened, table
 from nmsolve.torch.training.parametrization import masked_parameters
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.table import shortened, table
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
 from nmsolve.torch.calibration.layout import layout_of
 from nmsolve.torch.calibration.uses import Use, run_watched, unreached
@@ -25,7 +26,6 @@ from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.report import planned_modules
 from nmsolve.torch.running import undisturbed
-from nmsolve.torch.table import shortened, table
 from nmsolve.torch.tensors import check_tensor
 
 #: From the model and a calibration item, the scalar that gradients are taken of.

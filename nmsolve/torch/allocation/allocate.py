@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.result import Status
+from nmsolve.table import shortened, table
 from nmsolve.torch.allocation.budget import Budget, FLOPs, Latency, Params
 from nmsolve.torch.allocation.candidates import Candidate, Named, Table, candidates_of, name_of, number_of, row_of
 from nmsolve.torch.allocation.knapsack import choose, reachable
 from nmsolve.torch.allocation.losses import LayerLosses, Losses, Option, losses
 from nmsolve.torch.calibration.inputs import Item
 from nmsolve.torch.plan import LayerPlan, Plan
-from nmsolve.torch.table import shortened, table
 
 _UNITS = {Params: "kept weights", FLOPs: "multiply-adds", Latency: "in the table's unit"}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.table import shortened, table
 from nmsolve.torch.allocation.candidates import Candidate, Named, Table, candidates_of, name_of, number_of, row_of
 from nmsolve.torch.allocation.multiply_adds import positions_of
 from nmsolve.torch.calibration.inputs import Calibration, Item, run
@@ -20,7 +21,6 @@ from nmsolve.torch.entries import Entries
 from nmsolve.torch.plan import LayerPlan, Plan, parameters_of, plan
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.scoring import check_scores, scores_for
-from nmsolve.torch.table import shortened, table
 from nmsolve.torch.training.layer import solve_mask
 
 #: Bytes of Gram matrices that are held at once; more layers than that take further runs over the calibration.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nmsolve.table import shortened, table
 from nmsolve.torch.entries import Entries
-from nmsolve.torch.table import shortened, table
 
 Decision = Literal["sparse", "masked dense", "dense"]
 #: A sparse layer has to be this much faster than dense to be chosen: less is within what timings scatter.

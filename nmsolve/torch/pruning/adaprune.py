@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.globs import Patterns
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.plan import Patterns, Plan
+from nmsolve.torch.plan import Plan
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.pruning.adam import Adam
 from nmsolve.torch.pruning.layerwise import prune_layers

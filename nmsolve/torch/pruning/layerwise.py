@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nmsolve.errors import InputError, SolverError
+from nmsolve.globs import Patterns
 from nmsolve.torch.calibration.inputs import Calibration, Item
-from nmsolve.torch.plan import Patterns, Plan
+from nmsolve.torch.plan import Plan
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.pruning.batch_norm import Statistics, estimate_anew, norms_of, put, statistics_of
 from nmsolve.torch.pruning.gathering import Gathered, Layer, explore, gather, layers_of, stages_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nmsolve.pattern import Pattern
+from nmsolve.table import shortened, table
 from nmsolve.torch.entries import Entries, entry_of
-from nmsolve.torch.table import shortened, table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.globs import Patterns
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.plan import Patterns, Plan
+from nmsolve.torch.plan import Plan
 from nmsolve.torch.pruning.alternating import alternating_mask
 from nmsolve.torch.pruning.layerwise import prune_layers
 from nmsolve.torch.pruning.least_squares import LeastSquares

@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError, SolverError
+from nmsolve.globs import Patterns
 from nmsolve.torch.modules import reduction_axis
-from nmsolve.torch.plan import Patterns, Plan, parameters_of, path_of
+from nmsolve.torch.plan import Plan, parameters_of, path_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.report import ModelReport, planned_modules, verify
 from nmsolve.torch.scoring import scores_for

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nmsolve.pattern import Pattern
+from nmsolve.table import shortened, table
 from nmsolve.torch.entries import entry_of
-from nmsolve.torch.table import shortened, table
 from nmsolve.torch.training.layer import Layer
 
 
