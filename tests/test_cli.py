@@ -201,7 +201,7 @@ def test_diversity_prints_the_count(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input_is_one_line_and_exit_code_2(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = weights.parent
     assert "absent.npy" in failure(capsys, "solve", folder / "absent.npy", "2:4")
-    assert "directory" in failure(capsys, "solve", folder, "2:4")
+    assert "holds no .safetensors file; it holds weights.npy" in failure(capsys, "solve", folder, "2:4")
     assert "'2:4X'" in failure(capsys, "solve", weights, "2:4X")
     assert "min_cost_flow" in failure(capsys, "solve", weights, "2:4", "--method", "min_cost_flow")
     assert "padding='pad'" in failure(capsys, "solve", weights, "5:10")
@@ -252,10 +252,8 @@ def test_files_that_are_no_npy_are_one_line_and_exit_code_2(weights: Path, capsy
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["prove"], ["solve"], ["solve", "w.npy", "2:4", "--method", "best"]):
-        with pytest.raises(SystemExit) as caught:
-            main(argv)
-        assert caught.value.code == 2
-        assert "usage: nmsolve" in capsys.readouterr().err
+        assert main(argv) == 2
+        assert "Usage: nmsolve" in capsys.readouterr().err
 
 
 def test_the_installed_command(weights: Path) -> None:

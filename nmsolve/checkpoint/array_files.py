@@ -1,0 +1,180 @@
+"""Reading and writing .npy and .npz: one array, or several in a zip archive. Nothing here unpickles."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.lib import format as npy
+
+from nmsolve.checkpoint.stored import CHUNK, FlatFile, Readable, Stored, WeightFile, byte_size, check_name, file_size
+from nmsolve.errors import InputError
+
+#: What a .npy file's array is called: as np.savez calls one that is given no name.
+UNNAMED = "arr_0"
+
+
+def read_npy(path: Path, name: str) -> FlatFile:
+    """What a .npy file holds: one array.
+
+    Raises
+    ------
+    InputError
+        For a file that is damaged, or holds Python objects.
+    """
+    with open(path, "rb") as file:
+        tensor, header = _read_header(file, path, UNNAMED, 0)
+    size = file_size(path)
+    if size != tensor.start + tensor.size:
+        raise InputError(
+            f"{path} has {size} bytes, but {tensor.dtype} of shape {tensor.shape} needs {tensor.start + tensor.size}: it is damaged"
+        )
+    return FlatFile(path=path, name=name, tensors=(tensor,), pieces=((0, header),), size=size, arrays=True)
+
+
+def read_npz(path: Path, name: str) -> Archive:
+    """What a .npz archive holds: named arrays.
+
+    Raises
+    ------
+    InputError
+        For an archive that is damaged or encrypted, or holds anything but arrays of numbers.
+    """
+    tensors: list[Stored] = []
+    pieces, members = [], []
+    start = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                key = info.filename.removesuffix(".npy")
+                check_name(key, path)
+                if key == info.filename or info.is_dir():
+                    raise InputError(
+                        f"{path}: member {info.filename!r} is not an array; a .npz holds .npy files, as np.savez writes it"
+                    )
+                if any(tensor.name == key for tensor in tensors):
+                    raise InputError(f"{path}: array {key!r} is there twice")
+                with archive.open(info) as member:
+                    tensor, header = _read_header(member, path, key, start)
+                if info.file_size != len(header) + tensor.size:
+                    raise InputError(
+                        f"{path}: array {key!r} has {info.file_size} bytes, but {tensor.dtype} of shape {tensor.shape} needs "
+                        f"{len(header) + tensor.size}: it is damaged"
+                    )
+                tensors.append(tensor)
+                pieces.append((start, header))
+                members.append(Member(info=info, start=start, size=info.file_size, header=len(header)))
+                start += info.file_size
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # RuntimeError: encrypted
+        raise InputError(f"{path} is not a whole .npz archive: {error}") from error
+    return Archive(
+        path=path, name=name, tensors=tuple(tensors), pieces=tuple(pieces), size=start, arrays=True, members=tuple(members)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A .npy in an archive: how it is stored there, and its place in the body, header first."""
+
+    info: zipfile.ZipInfo
+    start: int
+    size: int
+    header: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive(WeightFile):
+    """A .npz, whose body is its members one after the other, uncompressed."""
+
+    members: tuple[Member, ...] = ()
+
+    def open(self, tensor: Stored) -> Readable:
+        member = self.members[self.tensors.index(tensor)]
+        return _MemberStream(self.path, tensor.name, member)
+
+    def finish(self, body: Path) -> Path:
+        """The body zipped: members in the order, and compressed in the way, of the source."""
+        target = body.with_name(f"{body.name}.zip")
+        with open(body, "rb") as source, open(target, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for member in self.members:
+                info = zipfile.ZipInfo(member.info.filename, member.info.date_time)
+                info.compress_type = member.info.compress_type
+                info.external_attr = member.info.external_attr
+                with archive.open(info, "w", force_zip64=True) as out:
+                    _copy(source, out, member.size)
+        return target
+
+
+class _MemberStream:
+    """The data of one array of an archive, with errors that name it."""
+
+    def __init__(self, path: Path, name: str, member: Member) -> None:
+        self.where = f"{path}: array {name!r}"
+        self.archive = zipfile.ZipFile(path)
+        self.stream: Any = self.archive.open(member.info)  # typed as IO[bytes], which knows no readinto
+        self.stream.read(member.header)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        try:
+            return int(self.stream.readinto(buffer))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise InputError(f"{self.where} is damaged: {error}") from error
+        except Exception as error:  # what a decompressor raises depends on the compression
+            if isinstance(error, OSError):
+                raise
+            raise InputError(f"{self.where} is damaged: {error}") from error
+
+    def close(self) -> None:
+        self.stream.close()
+        self.archive.close()
+
+
+def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
+    while size:
+        part = source.read(min(size, CHUNK))
+        if not part:
+            raise OSError("a file that was just written has become shorter")
+        target.write(part)
+        size -= len(part)
+
+
+def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[Stored, bytes]:
+    """An array's place, given where its .npy begins in the body, and the bytes before its data."""
+    where = f"{path}" if name == UNNAMED else f"{path}: array {name!r}"
+    try:
+        before = _Recorded(file)
+        version = npy.read_magic(before)
+        shape, fortran, dtype = _READERS[version](before)
+        size = byte_size(shape, dtype)
+        if size < 0 or min(shape, default=0) < 0:
+            raise ValueError(f"shape {shape} has a negative size")
+    except Exception as error:  # what NumPy raises for a damaged header depends on the bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"{where} is not a .npy file that can be read: {error}; write one with np.save(path, array)") from error
+    if dtype.hasobject:
+        raise InputError(f"{where} holds Python objects, pickled, and loading those runs code; save an array of numbers")
+    element = dtype if dtype.kind in "fiu" and dtype.itemsize <= 8 else None
+    header = bytes(before.read_so_far)
+    at = start + len(header)
+    label = dtype.str if dtype.names is None else str(dtype)
+    return Stored(name=name, dtype=label, element=element, shape=shape, start=at, size=size, fortran=fortran), header
+
+
+class _Recorded:
+    """A file that remembers what was read of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.read_so_far = bytearray()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self.file.read(size)
+        self.read_so_far += data
+        return data
+
+
+#: Version 3.0 is for structured arrays with names beyond Latin-1, which hold no weights.
+_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

@@ -1,0 +1,175 @@
+"""`report`: what is to be seen of a pruned checkpoint, from its report, its masks and its weights, as one page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsolve.api import solve
+from nmsolve.certify import objective
+from nmsolve.checkpoint.disk import write_whole
+from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
+from nmsolve.checkpoint.page import page
+from nmsolve.checkpoint.planning import plan_tensors
+from nmsolve.checkpoint.solving import as_matrices, report_of, total
+from nmsolve.checkpoint.source import Source, read_source
+from nmsolve.checkpoint.stored import Stored, WeightFile
+from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
+from nmsolve.checkpoint.target import Target
+from nmsolve.checkpoint.verification import nonzero, read_tensor
+from nmsolve.errors import InputError
+from nmsolve.pattern import Pattern
+from nmsolve.result import relative_gap
+from nmsolve.validate import read_scores
+
+#: Side of the corner of a mask that is shown.
+CORNER = 32
+#: Lengths of groups that are looked for in weights that come without masks.
+LENGTHS = (2, 4, 8, 16, 32)
+#: Density up to which zeros count as a pattern: some group of 32 has a zero in almost every weight that was pruned in any way.
+SPARSE = 0.75
+
+
+def report(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "report.html",
+    *,
+    against: str | os.PathLike[str] | None = None,
+) -> PruneReport:
+    """Write a page about a pruned checkpoint that needs nothing but a browser.
+
+    Parameters
+    ----------
+    checkpoint : path
+        What `prune` wrote; or any checkpoint: then patterns are read off its zeros.
+    out : path
+        The page.
+    against : path, optional
+        The dense checkpoint. Kept |W| and gap are then computed anew from its weights: the gap to the optimum that is solved and
+        certified for them, instead of what report.json says.
+
+    Returns
+    -------
+    PruneReport
+        What the page shows.
+
+    Raises
+    ------
+    InputError
+        For files that are damaged, or do not belong together.
+    """
+    path = Path(checkpoint)
+    source = read_source(path)
+    masks = open_masks(path) if mask_files(path) else Masks({})
+    found, notes = _reported(source, masks)
+    corners = {}
+    where = {tensor.name: (file, tensor) for file in source.files for tensor in file.tensors}
+    dense = None if against is None else _dense(Path(against), found)
+    tensors, changed = [], 0
+    for entry in found.tensors:
+        if entry.pattern is None or entry.axis is None:
+            tensors.append(entry)
+            continue
+        weights = read_tensor(*where[entry.name])
+        kept = masks[entry.name] if entry.name in masks else nonzero(weights)
+        matrices = as_matrices(kept, entry.axis)
+        corners[entry.name] = np.array(matrices[(0,) * (matrices.ndim - 2)][:CORNER, :CORNER])
+        if dense is not None:
+            original = read_tensor(*dense[entry.name])
+            entry = _measured(entry, original, kept)
+            changed += not np.array_equal(_bits(original)[kept], _bits(weights)[kept])
+        tensors.append(replace(entry, kept=int(np.count_nonzero(kept))))
+    if dense is not None:
+        notes.append(f"Kept |W| and gap were computed anew against {Path(against or '').name}: gaps are to the certified optimum.")
+        if changed:
+            notes.append(
+                f"In {changed} tensors kept weights differ from those of {Path(against or '').name}: they were trained or adjusted."
+            )
+    found = replace(found, tensors=tuple(tensors))
+    write_whole(Path(out), page(found, corners, title=path.resolve().name, notes=notes))
+    return found
+
+
+def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
+    """What is known of a checkpoint without its weights, and what should be said about that."""
+    target = Target(path=source.path, folder=source.folder, weights_too=True)
+    if not target.report.exists():
+        return _read_off(source, masks), [
+            f"No {target.report.name} is beside this checkpoint; patterns are read off its " + ("masks." if masks else "zeros.")
+        ]
+    found = PruneReport.from_json(target.report.read_text(encoding="utf-8"), target.report)
+    shapes = {tensor.name: tensor.shape for file in source.files for tensor in file.tensors}
+    other = [t.name for t in found.tensors if shapes.get(t.name) != t.shape] or sorted(
+        set(shapes) - {t.name for t in found.tensors}
+    )
+    absent = [t.name for t in found.pruned if t.name not in masks.described or masks.described[t.name].shape != t.shape]
+    if other or absent:
+        what = f"tensor {other[0]!r}" if other else f"a mask for tensor {absent[0]!r}"
+        raise InputError(f"{target.report} is of another checkpoint than {source.path}: they do not agree about {what}")
+    return (found.timed(read_times(target.times)) if target.times.exists() else found), []
+
+
+def _read_off(source: Source, masks: Masks) -> PruneReport:
+    """A report of tensors whose patterns are those of their masks, or of their zeros."""
+    files = {file.name: file for file in source.files}
+    tensors = []
+    for plan in plan_tensors(source.files, "1:1", None, (), "skip"):  # 1:1 divides every shape: what is left are reasons of kind
+        entry, mask = report_of(plan), masks.described.get(plan.tensor.name)
+        if mask is not None:
+            entry = replace(entry, pattern=mask.pattern, axis=mask.axis, padding=mask.padding, reason=None)
+        elif plan.axis is not None:
+            pattern = pattern_of(as_matrices(nonzero(read_tensor(files[plan.file], plan.tensor)), plan.axis))
+            entry = replace(entry, pattern=pattern, reason=None if pattern else "its zeros, if any, follow no n:m pattern")
+        tensors.append(entry)
+    return PruneReport(source=source.path.resolve().name, settings={}, tensors=tuple(tensors))
+
+
+def pattern_of(kept: NDArray[np.bool_]) -> Pattern | None:
+    """The pattern with the shortest groups that (…, rows, columns) of nonzeros hold; None if there is none.
+
+    Examples
+    --------
+    >>> str(pattern_of(np.eye(8, dtype=bool))), pattern_of(np.ones((8, 8), bool))
+    ('1:2T', None)
+    """
+    rows, columns = kept.shape[-2:]
+    for m in LENGTHS:
+        if columns % m:
+            continue
+        n = int(kept.reshape(*kept.shape[:-1], columns // m, m).sum(axis=-1).max())
+        if n <= SPARSE * m:
+            n = max(n, 1)
+            across = rows % m == 0 and int(kept.reshape(*kept.shape[:-2], rows // m, m, columns).sum(axis=-2).max()) <= n
+            return Pattern(n, m, transposable=across)
+    return None
+
+
+def _dense(path: Path, found: PruneReport) -> Mapping[str, tuple[WeightFile, Stored]]:
+    """The dense checkpoint's tensors by name, every pruned one among them."""
+    where = {tensor.name: (file, tensor) for file in read_source(path).files for tensor in file.tensors}
+    for entry in found.pruned:
+        if entry.name not in where or where[entry.name][1].shape != entry.shape or where[entry.name][1].dtype != entry.dtype:
+            raise InputError(
+                f"{path} has no tensor {entry.name!r} that is {entry.dtype} of shape {entry.shape}: it is not what was pruned"
+            )
+    return where
+
+
+def _measured(entry: TensorReport, original: NDArray[Any], kept: NDArray[np.bool_]) -> TensorReport:
+    """An entry with what its mask keeps of the dense weights, and how far that is from their certified optimum."""
+    assert entry.pattern is not None
+    assert entry.axis is not None
+    best = solve(as_matrices(original, entry.axis), entry.pattern, padding=entry.padding or "error")
+    worth = objective(read_scores(original, None, entry.pattern), kept)
+    bound = max(worth, best.objective if best.bound is None else best.bound)
+    return replace(entry, objective=worth, bound=bound, gap=relative_gap(worth, bound), total=total(original))
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    return array.view(f"u{array.dtype.itemsize}")

@@ -1,0 +1,87 @@
+"""Reading .safetensors: the header is checked by the safetensors package, and kept as it is, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmsolve.checkpoint.stored import FlatFile, Stored, check_name, file_size
+from nmsolve.errors import InputError, MissingDependencyError
+from nmsolve.validate import bfloat16
+
+#: The dtypes that NumPy computes with, by their names in a header. All are little-endian.
+ELEMENTS: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": bfloat16,
+}
+#: A header's length comes first, in so many bytes.
+LENGTH = 8
+
+
+def read_safetensors(path: Path, name: str) -> FlatFile:
+    """What a .safetensors file holds.
+
+    Raises
+    ------
+    InputError
+        If the package refuses it (truncated, overlapping, overflowing, …), or it names a tensor twice or like a path.
+    """
+    safe_open, SafetensorError = _package()
+    try:
+        with open(path, "rb") as file:  # before the package does, whose messages for what cannot be opened name no file
+            length = int.from_bytes(file.read(LENGTH), "little")
+            with safe_open(path, "numpy") as checked:
+                metadata = checked.metadata() or {}
+            header = file.read(length)
+        entries: dict[str, Any] = json.loads(header, object_pairs_hook=_unique)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a whole, valid .safetensors file: {error}") from error
+    entries.pop("__metadata__", None)
+    start = LENGTH + length
+    tensors = []
+    for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        check_name(key, path)
+        first, last = entry["data_offsets"]
+        tensors.append(
+            Stored(
+                name=key,
+                dtype=entry["dtype"],
+                element=ELEMENTS.get(entry["dtype"]),
+                shape=tuple(entry["shape"]),
+                start=start + first,
+                size=last - first,
+            )
+        )
+    return FlatFile(
+        path=path,
+        name=name,
+        tensors=tuple(tensors),
+        pieces=((0, length.to_bytes(LENGTH, "little") + header),),
+        size=file_size(path),
+        arrays=False,
+        metadata=tuple(sorted(metadata.items())),
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
+
+
+def _package() -> tuple[Any, type[Exception]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingDependencyError(
+            "checkpoints need safetensors, which is not installed; run: pip install 'nmsolve[checkpoint]'"
+        ) from error
+    return safe_open, SafetensorError

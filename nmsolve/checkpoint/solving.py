@@ -1,0 +1,107 @@
+"""A tensor as the solver's matrices, its mask, and what the mask is worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsolve.api import solve
+from nmsolve.checkpoint.planning import TensorPlan, other_axis
+from nmsolve.checkpoint.summary import TensorReport
+from nmsolve.errors import InputError
+from nmsolve.result import MaskResult
+from nmsolve.validate import Scores, first_non_finite, is_bfloat16, non_finite_message, read_scores
+
+#: Elements that |W| is summed over at a time: what stays in a processor's cache.
+_PART = 2**15
+
+
+def as_matrices(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A view (…, rows, columns) with groups along the columns, of a tensor whose groups lie along `axis`."""
+    return np.moveaxis(array, (other_axis(axis), axis), (-2, -1))
+
+
+def from_matrices(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """The inverse of `as_matrices`: a view in the tensor's order of axes."""
+    return np.moveaxis(mask, (-2, -1), (other_axis(axis), axis))
+
+
+def solve_tensor(array: NDArray[Any], plan: TensorPlan, method: str, threads: int | None) -> tuple[NDArray[np.bool_], MaskResult]:
+    """The mask of a tensor, in its own shape, and the result it came with.
+
+    Raises
+    ------
+    InputError
+        For NaN and infinity, with the index in the tensor.
+    """
+    assert plan.pattern is not None
+    assert plan.axis is not None
+    assert plan.padding is not None
+    try:
+        result = solve(as_matrices(array, plan.axis), plan.pattern, method=method, threads=threads, padding=plan.padding)
+    except InputError as error:
+        scores = read_scores(array, None, plan.pattern)
+        index = first_non_finite(scores)
+        if index is None:
+            raise
+        raise non_finite_message("weights", index, float(_value(scores, index)), array.shape, plan.pattern) from error
+    return np.ascontiguousarray(from_matrices(result.mask, plan.axis)), result
+
+
+def _value(scores: Scores, index: tuple[int, ...]) -> Any:
+    value = scores.array[index]
+    return (np.asarray([value], np.uint32) << 16).view(np.float32)[0] if scores.kind == "bf16" else value
+
+
+def apply(array: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+    """Zero, in place, what a mask drops: all bits, so that no −0 is left and any dtype will do."""
+    bits = array.view(f"u{array.dtype.itemsize}")
+    np.multiply(bits, mask.view(np.uint8), out=bits)
+
+
+def total(array: NDArray[Any]) -> float:
+    """Σ|W| in float64; parts are of fixed size, so that it is the same wherever it is computed."""
+    flat = np.ravel(array, order="K")
+    sums = [_sum(flat[start : start + _PART]) for start in range(0, flat.size, _PART)]
+    return math.fsum(sums)
+
+
+def _sum(part: NDArray[Any]) -> float:
+    if is_bfloat16(part.dtype):
+        wide = np.bitwise_and(part.view(np.uint16), 0x7FFF).astype(np.uint32)
+        wide <<= 16
+        return float(np.add.reduce(wide.view(np.float32), dtype=np.float64))
+    if part.dtype.kind == "f":
+        return float(np.add.reduce(np.abs(part), dtype=np.float64))
+    return float(np.add.reduce(np.abs(part.astype(np.float64))))
+
+
+def report_of(plan: TensorPlan) -> TensorReport:
+    """The report of a tensor that is kept dense, or that is yet to be solved."""
+    return TensorReport(
+        file=plan.file,
+        name=plan.tensor.name,
+        dtype=plan.tensor.dtype,
+        shape=plan.tensor.shape,
+        pattern=plan.pattern,
+        axis=plan.axis,
+        padding=plan.padding,
+        reason=plan.reason,
+    )
+
+
+def outcome(result: MaskResult, mask: NDArray[np.bool_], weight_sum: float, started: float) -> dict[str, Any]:
+    """What a journal keeps of a solved tensor: the fields of its `TensorReport` that were not known before."""
+    return {
+        "status": result.status.value,
+        "objective": result.objective,
+        "bound": result.bound,
+        "gap": result.gap,
+        "total": weight_sum,
+        "kept": int(np.count_nonzero(mask)),
+        "seconds": time.perf_counter() - started,
+    }

@@ -1,0 +1,150 @@
+"""Files of weights: which tensors they hold, where, and how their bytes are read without reading all of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsolve.errors import InputError
+
+#: Bytes that are copied at a time.
+CHUNK = 2**23
+
+
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A tensor in a file of weights.
+
+    dtype : as the file spells it. element : what NumPy reads its elements as; None if nothing here computes with them.
+    start, size : bytes it has in the body (see `WeightFile`). fortran : whether the first axis runs fastest.
+    """
+
+    name: str
+    dtype: str
+    element: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    start: int
+    size: int
+    fortran: bool = False
+
+    def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
+        """The tensor whose bytes a buffer holds."""
+        assert self.element is not None
+        return buffer[: self.size].view(self.element).reshape(self.shape, order="F" if self.fortran else "C")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile(ABC):
+    """A file of weights, and the *body* that its pruned copy is written as: any part of it at any time, in any order.
+
+    name : its path within the checkpoint. pieces : (offset, bytes) of the body that are not weights. size : of the body.
+    arrays : whether its tensors are arrays as `nmsolve.solve` takes them, rather than a model's named parameters.
+    metadata : what the file says about itself.
+    """
+
+    path: Path
+    name: str
+    tensors: tuple[Stored, ...]
+    pieces: tuple[tuple[int, bytes], ...]
+    size: int
+    arrays: bool
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @abstractmethod
+    def open(self, tensor: Stored) -> Readable:
+        """The source's bytes of a tensor, from its first."""
+
+    @abstractmethod
+    def finish(self, body: Path) -> Path:
+        """The file that a whole body stands for: the body itself, or one made of it beside it."""
+
+    def read(self, tensor: Stored, buffer: NDArray[np.uint8]) -> None:
+        """Fill a buffer with a tensor's bytes."""
+        with _closing(self.open(tensor)) as stream:
+            self._fill(stream, tensor, buffer.data[: tensor.size])
+
+    def chunks(self, tensor: Stored, buffer: NDArray[np.uint8]) -> Iterator[memoryview]:
+        """A tensor's bytes, at most a buffer's worth at a time."""
+        with _closing(self.open(tensor)) as stream:
+            for done in range(0, tensor.size, buffer.size):
+                part = buffer.data[: min(buffer.size, tensor.size - done)]
+                self._fill(stream, tensor, part)
+                yield part
+
+    def _fill(self, stream: Readable, tensor: Stored, part: memoryview) -> None:
+        filled = 0
+        while filled < len(part):
+            count = stream.readinto(part[filled:])
+            if not count:
+                raise InputError(f"{self.path}: tensor {tensor.name!r} ends early: the file has become shorter since it was opened")
+            filled += count
+
+
+class _closing:
+    """contextlib.closing, for a Protocol."""
+
+    def __init__(self, stream: Readable) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> Readable:
+        return self.stream
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+class FlatFile(WeightFile):
+    """A file whose body is the file itself: .safetensors and .npy."""
+
+    __slots__ = ()
+
+    def open(self, tensor: Stored) -> Readable:
+        stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 — the caller closes it
+        stream.seek(tensor.start)
+        return stream
+
+    def finish(self, body: Path) -> Path:
+        return body
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raise InputError for a tensor whose name is a way out of a folder, or hides something from a terminal."""
+    parts = re.split(r"[/\\]", name)
+    if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name) or _CONTROL.search(name):
+        raise InputError(
+            f"{path}: tensor {name!r} is named like a path out of its folder, or with control characters; "
+            f"no model names a tensor so: do not trust this file, or rename the tensor in it"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: tensor {name!r} has a name that is no valid Unicode: {error}") from error
+
+
+def byte_size(shape: tuple[int, ...], element: np.dtype[Any]) -> int:
+    """Bytes of a tensor, as a Python integer that cannot overflow."""
+    return math.prod(shape) * element.itemsize
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file."""
+    return os.stat(path).st_size

@@ -1,0 +1,202 @@
+"""A run that is not finished: a folder with parts of files, journals of what is done, and how it becomes the checkpoint.
+
+Whatever a kill interrupts, one of three states is on disk, and `--resume` goes on from each:
+
+1. Tensors are being written. A journal names a tensor only after its bytes have been synced, so what a journal names is
+   there, and everything else is written again.
+2. publish.json exists: every file is whole, synced, and waits to be renamed into its place, the index last.
+3. publish.json is gone: all is in place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nmsolve.checkpoint.disk import naming, sync_folder, write_at, write_whole
+from nmsolve.errors import InputError
+
+RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
+WEIGHTS, MASKS, REST = "weights", "masks", "rest"
+#: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can cost.
+SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
+
+
+class Unfinished:
+    """The folder of a run, held against other runs while this object is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: BinaryIO | None = None
+
+    def hold(self) -> None:
+        """Keep other runs away until `release`; the system lets go when the process ends, however it does.
+
+        Raises
+        ------
+        InputError
+            If another run holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path / LOCK, "ab")  # noqa: SIM115 — held open on purpose
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise InputError(f"another run is writing {self.path}: wait for it, or end it") from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let other runs have it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Remove the folder, if a kill left it empty after the last file had been put into its place."""
+        if self.path.exists():
+            self.path.rmdir()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / RUN).exists()
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Note what this run does."""
+        write_whole(self.path / RUN, json.dumps(run, ensure_ascii=False))
+
+    def differences(self, run: Mapping[str, Any]) -> list[str]:
+        """In what a run that began here differs from another."""
+        began = json.loads((self.path / RUN).read_bytes())
+        return [
+            f"{key}: {began.get(key)!r} then, {run[key]!r} now" for key in run if began.get(key) != json.loads(json.dumps(run[key]))
+        ]
+
+    def body(self, kind: str, name: str) -> Path:
+        """The part of a file of weights or masks."""
+        return self.path / kind / name
+
+    def prepare(self, kind: str, name: str, size: int, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Make a part of its full size, so that a full disk shows now, with all that is not tensors in it."""
+        path = self.body(kind, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(f"making room for {path} ({size:,} bytes)"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if os.fstat(descriptor).st_size != size:
+                    os.ftruncate(descriptor, 0)
+                    if size:
+                        os.posix_fallocate(descriptor, 0, size)
+                for start, data in pieces:
+                    write_at(descriptor, memoryview(data), start)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """What the journals say: tensor name → what came of it."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.path.glob("journal-*.jsonl")):
+            for line in path.read_bytes().split(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    found[entry.pop("tensor")] = entry
+                except (ValueError, KeyError, AttributeError, TypeError):
+                    break  # the last line, which a kill has cut short
+        return found
+
+    def journal(self, rank: int) -> Path:
+        """A new journal's path: one that a kill has cut short is never appended to."""
+        number = len(list(self.path.glob(f"journal-{rank}-*.jsonl")))
+        return self.path / f"journal-{rank}-{number}.jsonl"
+
+    def publish(self, moves: Sequence[tuple[Path, Path]]) -> None:
+        """Rename whole, synced files of this folder into their places beside it, in this order, and remove the folder."""
+        outside = self.path.parent
+        relative = [[str(made.relative_to(self.path)), str(place.relative_to(outside))] for made, place in moves]
+        write_whole(self.path / PUBLISH, json.dumps(relative, ensure_ascii=False))
+        self.go_on_publishing()
+
+    @property
+    def publishing(self) -> bool:
+        """Whether a run got as far as `publish`."""
+        return (self.path / PUBLISH).exists()
+
+    def go_on_publishing(self) -> None:
+        """Do what is left of `publish`."""
+        folders = set()
+        for made, place in json.loads((self.path / PUBLISH).read_bytes()):
+            source, final = self.path / made, self.path.parent / place
+            if source.exists():
+                with naming(f"renaming {source} to {final}"):
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(source, final)
+            folders.add(final.parent)
+        for folder in folders:
+            sync_folder(folder)
+        for entry in sorted(self.path.iterdir()):  # publish.json goes last: until then a kill here leaves a run to go on with
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != PUBLISH:
+                entry.unlink()
+        (self.path / PUBLISH).unlink()
+        self.path.rmdir()
+        self.release()
+
+
+class Writer:
+    """Writes tensors into the parts of files, and journals those that have reached the disk."""
+
+    def __init__(self, unfinished: Unfinished, rank: int) -> None:
+        self._unfinished = unfinished
+        self._open: dict[Path, int] = {}
+        self._pending: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._synced = time.monotonic()
+        self._journal = os.open(unfinished.journal(rank), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def write(self, kind: str, name: str, start: int, data: memoryview) -> None:
+        """Bytes of a part, from an offset on."""
+        path = self._unfinished.body(kind, name)
+        if path not in self._open:
+            if len(self._open) >= 2:  # a file of weights and its masks; tensors come file by file
+                self.sync()
+                self._close_parts()
+            self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        write_at(self._open[path], data, start)
+        self._bytes += len(data)
+
+    def finished(self, tensor: str, outcome: Mapping[str, Any]) -> None:
+        """Journal a tensor, with the next sync."""
+        self._pending.append({"tensor": tensor, **outcome})
+        if self._bytes >= SYNC_BYTES or time.monotonic() - self._synced >= SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring all that is finished to the disk, and only then name it in the journal."""
+        with naming(f"bringing {self._unfinished.path} to the disk; resume=True (--resume) goes on"):
+            for descriptor in self._open.values():
+                os.fdatasync(descriptor)
+            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._pending).encode()
+            if lines:
+                write_at(self._journal, memoryview(lines), None)
+                os.fdatasync(self._journal)
+        self._pending.clear()
+        self._bytes, self._synced = 0, time.monotonic()
+
+    def close(self) -> None:
+        """Let go of all files; what was not synced is not journalled."""
+        self._close_parts()
+        os.close(self._journal)
+
+    def _close_parts(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()

@@ -1,0 +1,226 @@
+"""`verify`: whether the weights of a checkpoint hold their patterns, counted anew from the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsolve.certify import Report
+from nmsolve.certify import verify as verify_array
+from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
+from nmsolve.checkpoint.planning import indivisible, plan_tensors
+from nmsolve.checkpoint.solving import as_matrices
+from nmsolve.checkpoint.source import Source, read_source
+from nmsolve.checkpoint.stored import Stored, WeightFile
+from nmsolve.errors import InputError
+from nmsolve.globs import Patterns, to_patterns
+from nmsolve.pattern import Pattern
+from nmsolve.table import shortened, table
+from nmsolve.validate import is_bfloat16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorCheck:
+    """What was found about one tensor.
+
+    report : of its groups; None where none was asked for, and reason says why. strays : weights that are not zero where its mask
+    drops them; None where no mask was looked at.
+    """
+
+    file: str
+    name: str
+    shape: tuple[int, ...]
+    pattern: Pattern | None
+    report: Report | None
+    reason: str | None
+    strays: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with it."""
+        return (self.report is None or self.report.ok) and not self.strays
+
+    @property
+    def finding(self) -> str:
+        """In words."""
+        if self.report is None:
+            return f"not checked: {self.reason}"
+        strays = f"{self.strays} weights are not zero where the mask drops them" if self.strays else ""
+        if self.report.ok:
+            return strays or "holds"
+        place, kept = self.report.first or ((), 0)
+        wrong = (
+            f"violated in {self.report.violations:,} of {self.report.groups:,} groups; the first, at {list(place)}, keeps {kept}"
+        )
+        return f"{wrong}; {strays}" if strays else wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What `verify` found, tensor by tensor. True in a condition if nothing is wrong. Prints as a table, without vectors."""
+
+    tensors: tuple[TensorCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no group of any tensor violates its pattern, and no weight its mask."""
+        return all(tensor.ok for tensor in self.tensors)
+
+    @property
+    def checked(self) -> tuple[TensorCheck, ...]:
+        """The tensors that a pattern was asked of."""
+        return tuple(tensor for tensor in self.tensors if tensor.report is not None)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __iter__(self) -> Iterator[TensorCheck]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                shortened(t.name, 48),
+                "×".join(map(str, t.shape)),
+                str(t.pattern or "-"),
+                "-" if t.report is None else f"{t.report.density:.4f}",
+                t.finding,
+            )
+            for t in self.tensors
+            if len(t.shape) > 1
+        ]
+        wrong = sum(not t.ok for t in self.tensors)
+        last = f"{len(self.checked)} of {len(self)} tensors checked: " + (f"{wrong} of them violated" if wrong else "all hold")
+        return f"{table(('tensor', 'shape', 'pattern', 'density', ''), rows, {3})}\n{last}"
+
+
+def verify(
+    path: str | os.PathLike[str],
+    pattern: Patterns | None = None,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
+    padding: str = "skip",
+) -> Verification:
+    """Whether the weights of a checkpoint hold a pattern, or their masks.
+
+    Parameters
+    ----------
+    path : path
+        A checkpoint, pruned by whatever, or a file of masks.
+    pattern : Pattern, str, or mapping of globs to patterns, optional
+        What is asked of the weights that `prune` would prune with the same arguments: at most n nonzero in every group. Without it,
+        the masks beside the checkpoint say: each must keep exactly n (or hold its at-most pattern), and what it drops must be zero.
+    include, exclude, padding
+        As for `prune`.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    InputError, PatternError
+        For a checkpoint or masks that are damaged, options that do not exist, no pattern and no masks.
+
+    Notes
+    -----
+    Trusts no report: every group is counted, in plain NumPy.
+    """
+    path = Path(path)
+    if path.is_file() and mask_files(path) == [path]:
+        return _verify_masks_alone(open_masks(path), pattern)
+    source = read_source(path)
+    if pattern is not None:
+        plans = plan_tensors(source.files, pattern, include, exclude, padding)
+        files = {file.name: file for file in source.files}
+        checks = []
+        for plan in plans:
+            tensor, report = plan.tensor, None
+            if plan.pattern is not None:
+                assert plan.axis is not None
+                array = read_tensor(files[plan.file], tensor)
+                report = verify_array(as_matrices(array, plan.axis), plan.pattern, padding=plan.padding or "error")
+            checks.append(
+                TensorCheck(
+                    file=plan.file, name=tensor.name, shape=tensor.shape, pattern=plan.pattern, report=report, reason=plan.reason
+                )
+            )
+        return Verification(tensors=tuple(checks))
+    if not mask_files(path):
+        raise InputError(f"{path} has no masks beside it that would say which pattern it is to hold: name one (--pattern 2:4T)")
+    return _verify_against(source, open_masks(path))
+
+
+def read_tensor(file: WeightFile, tensor: Stored) -> NDArray[Any]:
+    """A whole tensor."""
+    buffer = np.empty(tensor.size, np.uint8)
+    file.read(tensor, buffer)
+    return tensor.view(buffer)
+
+
+def _verify_masks_alone(masks: Masks, pattern: Patterns | None) -> Verification:
+    asked = None if pattern is None else to_patterns(pattern)
+    if asked is not None and (set(asked) != {"*"} or asked["*"] is None):
+        raise InputError("a file of masks is checked against one pattern, or the ones that it names itself")
+    checks = []
+    for name, entry in masks.described.items():
+        chosen = entry.pattern if asked is None else asked["*"]
+        assert chosen is not None
+        reason = indivisible(entry.shape, entry.axis, chosen, entry.padding)
+        report = None if reason else verify_array(as_matrices(masks[name], entry.axis), chosen, padding=entry.padding)
+        checks.append(TensorCheck(file=entry.file.name, name=name, shape=entry.shape, pattern=chosen, report=report, reason=reason))
+    return Verification(tensors=tuple(checks))
+
+
+def _verify_against(source: Source, masks: Masks) -> Verification:
+    checks = []
+    for file in source.files:
+        for tensor in file.tensors:
+            entry = masks.described.get(tensor.name)
+            if entry is None:
+                checks.append(
+                    TensorCheck(
+                        file=file.name, name=tensor.name, shape=tensor.shape, pattern=None, report=None, reason="it has no mask"
+                    )
+                )
+                continue
+            if entry.shape != tensor.shape or tensor.element is None:
+                raise InputError(
+                    f"{file.path}: tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}, "
+                    f"and its mask in {entry.file.path} has shape {entry.shape}"
+                )
+            mask, array = masks[tensor.name], read_tensor(file, tensor)
+            report = verify_array(as_matrices(mask, entry.axis), entry.pattern, padding=entry.padding)
+            strays = int(np.count_nonzero(nonzero(array) & ~mask))
+            checks.append(
+                TensorCheck(
+                    file=file.name,
+                    name=tensor.name,
+                    shape=tensor.shape,
+                    pattern=entry.pattern,
+                    report=report,
+                    reason=None,
+                    strays=strays,
+                )
+            )
+    absent = set(masks) - {check.name for check in checks}
+    if absent:
+        raise InputError(f"{source.path} does not hold tensor {min(absent)!r}, for which there is a mask")
+    return Verification(tensors=tuple(checks))
+
+
+def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where weights are not zero; −0 is."""
+    bits = array.view(np.uint16) & 0x7FFF if is_bfloat16(array.dtype) else array
+    found: NDArray[np.bool_] = bits != 0
+    return found

@@ -1,0 +1,100 @@
+"""`nmsolve solve` and `verify` for one array in a .npy file."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
+from numpy.typing import NDArray
+
+import nmsolve
+from nmsolve.certify import objective
+from nmsolve.pattern import Pattern
+from nmsolve.result import relative_gap
+from nmsolve.validate import read_scores
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file is, or by its name should be, a .npy."""
+    if path.suffix.lower() == ".npy":
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+
+
+def _load(path: Path) -> NDArray[Any]:
+    with path.open("rb") as file:
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+            raise nmsolve.InputError(f"{path} is not a .npy file; write one with np.save(path, array)")
+        file.seek(0)
+        try:
+            array: NDArray[Any] = np.load(file, allow_pickle=False)
+        except Exception as error:  # What NumPy raises for a damaged file depends on the bytes.
+            raise nmsolve.InputError(f"{path} cannot be read: {error}") from error
+    return array
+
+
+def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -> None:
+    """Solve the last blocks, so that the time reported for all of them has no kernel to load. Errors are left to the real call."""
+    m = pattern.m
+    if weights.ndim < 2:
+        return
+    rows, cols = weights.shape[-2:]
+    corner: tuple[Any, ...] = (*(0,) * (weights.ndim - 2), slice(-(m + rows % m), None), slice(-(m + cols % m), None))
+    scores = options.get("scores")
+    if scores is not None and scores.shape == weights.shape:
+        options = options | {"scores": scores[corner]}
+    with suppress(nmsolve.NMSolveError):
+        nmsolve.solve(weights[corner], pattern, **options)
+
+
+def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, Any], out: Path | None) -> int:
+    """Solve an array, print what came of it, and write the mask if there is a place for it."""
+    weights = _load(path)
+    if scores is not None:
+        options = options | {"scores": _load(scores)}
+    _warm_up(weights, pattern, options)
+    result = nmsolve.solve(weights, pattern, **options)
+    print(f"pattern    {result.pattern} on {weights.shape}, density {result.mask.mean():.4f}")
+    print(f"method     {result.method}")
+    print(f"status     {result.status.value}")
+    print(f"objective  {result.objective:.12g}")
+    print(f"bound      {_number(result.bound, '.12g')}")
+    print(f"gap        {_number(result.gap, '.1e')}")
+    seconds, speed = result.stats["seconds"], result.stats["weights_per_second"] / 1e6
+    print(f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, kernels loaded)")
+    if out is not None:
+        with out.open("wb") as file:
+            np.save(file, result.mask)
+        print(f"mask       {out}")
+    return 0
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
+
+
+def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) -> int:
+    """Check an array, print what was found, and compare a mask with the optimum of the weights if they are given."""
+    mask = _load(path)
+    report = nmsolve.verify(mask, pattern, padding=padding)
+    print(report)
+    if not report:
+        return 1
+    if compared is not None:
+        weights = _load(compared)
+        if mask.dtype != np.bool_ or mask.shape != weights.shape:
+            raise nmsolve.InputError(
+                f"--weights needs a bool mask of their shape {weights.shape}, but {path} is {mask.dtype} {mask.shape}"
+            )
+        best = nmsolve.solve(weights, pattern, padding=padding)
+        best.verify(weights)
+        kept = objective(read_scores(weights, None, best.pattern), mask)
+        bound = best.objective if best.bound is None else best.bound
+        print(f"kept |W| {kept:.12g}, certified bound {bound:.12g}, gap {relative_gap(kept, bound):.1e}")
+    return 0

@@ -1,0 +1,100 @@
+"""`nmsolve prune` and `report`: whole checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nmsolve.cli.options import Examples, choice_options, method_option, patterns_option, read_patterns, threads_option
+from nmsolve.globs import Patterns
+from nmsolve.validate import PADDINGS
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(
+    cls=Examples,
+    short_help="Write a copy of a checkpoint that holds a pattern, and its masks.",
+    examples=[
+        "nmsolve prune model.safetensors model-24.safetensors --pattern 2:4",
+        "nmsolve prune Llama-3-8B/ Llama-3-8B-24T/ --pattern 2:4T --exclude lm_head",
+        "nmsolve prune in/ out/ --pattern '*.mlp.*=4:8T' --pattern '*.k_proj=dense' --pattern 2:4",
+        "nmsolve prune in/ out/ --pattern 2:4T --exclude lm_head --resume   # after a kill, Ctrl-C or a full disk",
+        "torchrun --nproc-per-node 4 -m nmsolve prune in/ out/ --pattern 2:4T",
+    ],
+)
+@click.argument("src", type=FILE)
+@click.argument("dst", type=FILE)
+@patterns_option
+@method_option
+@choice_options
+@click.option(
+    "--padding",
+    type=click.Choice(["skip", *PADDINGS]),
+    default="skip",
+    show_default=True,
+    help="For a weight whose shape the pattern does not divide: skip it, refuse, solve as if zeros followed, keep the rest.",
+)
+@threads_option
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; begin one if there is none.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of a table.")
+def prune(src: Path, dst: Path, patterns: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Write DST, a copy of the checkpoint SRC in which every weight holds its pattern, with masks and report.json beside it.
+
+    SRC is a .safetensors file, a folder as Hugging Face lays it out, a .npy or a .npz file, and is never written to.
+    Tensors are read, solved and written one at a time.
+    """
+    options["include"] = options["include"] or None
+    return run_and_show("prune", src, dst, read_patterns(patterns), options, as_json)
+
+
+@click.command(
+    cls=Examples, examples=["nmsolve report pruned/ -o report.html", "nmsolve report pruned/ --against dense/ -o report.html"]
+)
+@click.argument("checkpoint", type=FILE)
+@click.option("--against", metavar="DENSE", type=FILE, help="The dense checkpoint: kept |W| and gap are computed anew from it.")
+@click.option("-o", "--out", metavar="PAGE", type=FILE, default="report.html", show_default=True, help="Where the page goes.")
+def report(checkpoint: Path, against: Path | None, out: Path) -> None:
+    """Write one page about a pruned checkpoint, which works offline.
+
+    Kept |W|, gap, pattern, density and time by layer, masks to look at, and where sparsity is missing and why.
+    """
+    from nmsolve.checkpoint import report as write_report
+
+    found = write_report(checkpoint, out, against=against)
+    print(found.conclusion)
+    print(f"written to {out}")
+
+
+def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options: Mapping[str, Any], as_json: bool) -> int:
+    """`prune` or `solve` a checkpoint, showing progress on stderr and what came of it on stdout."""
+    from nmsolve import checkpoint
+    from nmsolve.cli.progress import shown_progress
+
+    began = time.perf_counter()
+    with shown_progress() as progress:
+        try:
+            found = getattr(checkpoint, command)(src, dst, pattern, progress=progress, **options)
+        except KeyboardInterrupt:
+            progress.stop()
+            print(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}", file=sys.stderr)
+            return 130
+    if int(os.environ.get("RANK", "0")) == 0:
+        if as_json:
+            sys.stdout.write(found.to_json())
+        else:
+            print(found)
+            print(f"written to {dst} in {time.perf_counter() - began:.1f} s")
+    return 0
+
+
+def _resuming() -> str:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["nmsolve", *arguments, "--resume"])

@@ -1,0 +1,103 @@
+"""Options that commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from nmsolve.api import METHODS
+from nmsolve.errors import InputError, PatternError
+from nmsolve.globs import Patterns
+from nmsolve.pattern import Pattern
+
+PATTERN = "2:4 (row-wise), 2:4T (transposable), '<=2:4T' (at most 2)"
+
+
+class Examples(click.Command):
+    """A command whose help ends in examples."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            for line in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")  # unwrapped, to be copied
+
+
+def patterns_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--pattern, for one pattern or several by glob."""
+    return click.option(
+        "--pattern",
+        "patterns",
+        multiple=True,
+        metavar="PATTERN",
+        help=f"{PATTERN}. Several times as 'GLOB=PATTERN' for some tensors by name (the first that matches decides; GLOB=dense "
+        "keeps them dense), with or without one PATTERN for all others.",
+    )(command)
+
+
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--include and --exclude."""
+    for name, text in (
+        ("exclude", "Not the tensors of these names or modules"),
+        ("include", "Only the tensors of these names or modules"),
+    ):
+        command = click.option(f"--{name}", multiple=True, metavar="GLOB", help=f"{text}; may be given several times.")(command)
+    return command
+
+
+def method_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--method."""
+    return click.option(
+        "--method", type=click.Choice(METHODS), default="auto", show_default=True, help="auto is exact; see `nmsolve methods`."
+    )(command)
+
+
+def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--threads."""
+    return click.option("--threads", type=int, help="For solving; all processors by default.")(command)
+
+
+def read_patterns(texts: Sequence[str], at_most: bool | None = None) -> Patterns:
+    """What --pattern says: one pattern, or globs and a pattern each.
+
+    Raises
+    ------
+    PatternError, InputError
+        For none, a text that is no pattern, or two for all tensors.
+    """
+    if not texts:
+        raise InputError("name a pattern, such as --pattern 2:4 or --pattern 2:4T")
+    found: dict[str, Pattern | str | None] = {}
+    for text in texts:
+        glob, pattern = _read_pattern(text, at_most)
+        if glob in found:
+            raise InputError(
+                f"--pattern names two patterns for {'all tensors' if glob == '*' else repr(glob)}: {found[glob]} and {pattern}"
+            )
+        found[glob] = pattern
+    if "*" in found:
+        found["*"] = found.pop("*")  # for all others: last, wherever it was written
+    return found["*"] if set(found) == {"*"} and found["*"] is not None else found
+
+
+def _read_pattern(text: str, at_most: bool | None) -> tuple[str, Pattern | None]:
+    try:
+        return "*", Pattern.of(text, at_most)
+    except PatternError:
+        glob, equals, pattern = text.partition("=")
+        if not equals or glob.strip() in ("", "<"):
+            raise
+        return glob, None if pattern.strip() == "dense" else Pattern.of(pattern, at_most)
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """A shape such as 4096x4096; InputError for anything else."""
+    if not re.fullmatch(r"\s*\d{1,18}(\s*[x×,]\s*\d{1,18})+\s*", text):
+        raise InputError(f"cannot read the shape {text!r}; write rows and columns as 4096x4096")
+    return tuple(int(size) for size in re.findall(r"\d+", text))

@@ -1,0 +1,110 @@
+"""Progress of a run on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nmsolve.errors import MissingDependencyError
+from nmsolve.table import shortened
+
+if TYPE_CHECKING:
+    from nmsolve.checkpoint import Progress
+
+
+class Lines:
+    """A line for every tensor that was solved."""
+
+    def __init__(self) -> None:
+        self.state = "no tensor done"
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._prefix = f"[rank {os.environ.get('RANK', '0')}] " if several else ""
+
+    def __call__(self, event: Progress) -> None:
+        self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
+        if event.report is None:
+            if event.done == 0 and event.before:
+                self._print(f"going on: {event.before} tensors were done before")
+            return
+        if event.report.pattern is not None:
+            name = event.tensor.tensor.name
+            self._print(f"{event.done}/{event.of}  {name}  {event.report.pattern}  {speed(event)}  {left(event)}")
+
+    def _print(self, text: str) -> None:
+        print(self._prefix + text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Bar(Lines):
+    """A live bar: the tensor at work, Mw/s and time left."""
+
+    def __init__(self, console: Any) -> None:
+        super().__init__()
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}  {task.fields[left]}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, speed="", left="")
+        self._bar.start()
+
+    def __call__(self, event: Progress) -> None:
+        self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
+        name = shortened(event.tensor.tensor.name, 36)
+        self._bar.update(
+            self._task,
+            total=max(1, event.of_bytes),
+            completed=event.done_bytes,
+            description=f"{event.done + event.before}/{event.of + event.before} {name}",
+            speed=speed(event),
+            left=left(event),
+        )
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def speed(event: Progress) -> str:
+    """Million weights solved a second, reading and writing included."""
+    return f"{event.weights / event.seconds / 1e6:.3g} Mw/s" if event.weights else "- Mw/s"
+
+
+def left(event: Progress) -> str:
+    """The time that the rest will take if it goes on like this."""
+    if not event.done_bytes:
+        return "- left"
+    seconds = round(event.seconds * (event.of_bytes - event.done_bytes) / event.done_bytes)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return (
+        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds % 60:02} s" if minutes else f"{seconds} s"
+    ) + " left"
+
+
+@contextmanager
+def shown_progress() -> Iterator[Lines]:
+    """What to pass as `progress`: a bar if stderr is a terminal that can show one."""
+    shown: Lines = Lines()
+    if sys.stderr.isatty() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        try:
+            from rich.console import Console
+        except ImportError as error:
+            raise MissingDependencyError(
+                "checkpoints need rich for their progress bar, which is not installed; run: pip install 'nmsolve[checkpoint]'"
+            ) from error
+        console = Console(stderr=True)
+        if not console.is_dumb_terminal:
+            shown = Bar(console)
+    try:
+        yield shown
+    finally:
+        shown.stop()
