@@ -17,7 +17,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 TIMES = "times.json"
 
 
-def weights(*shape: int, seed: int = 0, dtype: np.dtype = np.dtype(np.float32)) -> np.ndarray:
+def weights(*shape: int, seed: int = 0, dtype: np.dtype | type = np.float32) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(dtype)
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.filterwarnings("ignore:nmsolve works on the masked dense weights:UserWarning")  # where no GPU is
-@pytest.mark.parametrize("name", ["README.md", "docs/pruning.md", "docs/torch.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/checkpoints.md", "docs/format.md", "docs/pruning.md", "docs/torch.md"])
 def test_snippets_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from numpy.lib import format as npy
 
+from nmsolve.checkpoint.disk import open_file
 from nmsolve.checkpoint.stored import CHUNK, FlatFile, Readable, Stored, WeightFile, byte_size, check_name, file_size
 from nmsolve.errors import InputError
 
+#: Bytes of a header, many times those of one with 64 axes.
+LONGEST_HEADER = 2**16
 #: What a .npy file's array is called: as np.savez calls one that is given no name.
 UNNAMED = "arr_0"
 
@@ -24,7 +30,7 @@ def read_npy(path: Path, name: str) -> FlatFile:
     InputError
         For a file that is damaged, or holds Python objects.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         tensor, header = _read_header(file, path, UNNAMED, 0)
     size = file_size(path)
     if size != tensor.start + tensor.size:
@@ -42,11 +48,11 @@ def read_npz(path: Path, name: str) -> Archive:
     InputError
         For an archive that is damaged or encrypted, or holds anything but arrays of numbers.
     """
-    tensors: list[Stored] = []
+    tensors: dict[str, Stored] = {}
     pieces, members = [], []
     start = 0
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 key = info.filename.removesuffix(".npy")
                 check_name(key, path)
@@ -54,7 +60,7 @@ def read_npz(path: Path, name: str) -> Archive:
                     raise InputError(
                         f"{path}: member {info.filename!r} is not an array; a .npz holds .npy files, as np.savez writes it"
                     )
-                if any(tensor.name == key for tensor in tensors):
+                if key in tensors:
                     raise InputError(f"{path}: array {key!r} is there twice")
                 with archive.open(info) as member:
                     tensor, header = _read_header(member, path, key, start)
@@ -63,14 +69,16 @@ def read_npz(path: Path, name: str) -> Archive:
                         f"{path}: array {key!r} has {info.file_size} bytes, but {tensor.dtype} of shape {tensor.shape} needs "
                         f"{len(header) + tensor.size}: it is damaged"
                     )
-                tensors.append(tensor)
+                tensors[key] = tensor
                 pieces.append((start, header))
-                members.append(Member(info=info, start=start, size=info.file_size, header=len(header)))
+                members.append(Member(name=key, info=info, start=start, size=info.file_size, header=len(header)))
                 start += info.file_size
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # RuntimeError: encrypted
-        raise InputError(f"{path} is not a whole .npz archive: {error}") from error
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error, OSError) as error:
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise InputError(f"{path} is not a whole .npz archive: {error}") from error  # RuntimeError: encrypted
     return Archive(
-        path=path, name=name, tensors=tuple(tensors), pieces=tuple(pieces), size=start, arrays=True, members=tuple(members)
+        path=path, name=name, tensors=tuple(tensors.values()), pieces=tuple(pieces), size=start, arrays=True, members=tuple(members)
     )
 
 
@@ -78,6 +86,7 @@ def read_npz(path: Path, name: str) -> Archive:
 class Member:
     """A .npy in an archive: how it is stored there, and its place in the body, header first."""
 
+    name: str
     info: zipfile.ZipInfo
     start: int
     size: int
@@ -91,20 +100,21 @@ class Archive(WeightFile):
     members: tuple[Member, ...] = ()
 
     def open(self, tensor: Stored) -> Readable:
-        member = self.members[self.tensors.index(tensor)]
+        member = next(member for member in self.members if member.name == tensor.name)
         return _MemberStream(self.path, tensor.name, member)
 
-    def finish(self, body: Path) -> Path:
-        """The body zipped: members in the order, and compressed in the way, of the source."""
-        target = body.with_name(f"{body.name}.zip")
-        with open(body, "rb") as source, open(target, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+    def finished(self, body: Path) -> Path:
+        return body.with_name(f"{body.name}.zip")
+
+    def finish(self, body: Path) -> None:
+        """Zip the body: members in the order, and compressed in the way, of the source."""
+        with open(body, "rb") as source, zipfile.ZipFile(self.finished(body), "w") as archive:
             for member in self.members:
                 info = zipfile.ZipInfo(member.info.filename, member.info.date_time)
                 info.compress_type = member.info.compress_type
                 info.external_attr = member.info.external_attr
                 with archive.open(info, "w", force_zip64=True) as out:
                     _copy(source, out, member.size)
-        return target
 
 
 class _MemberStream:
@@ -112,23 +122,30 @@ class _MemberStream:
 
     def __init__(self, path: Path, name: str, member: Member) -> None:
         self.where = f"{path}: array {name!r}"
-        self.archive = zipfile.ZipFile(path)
-        self.stream: Any = self.archive.open(member.info)  # typed as IO[bytes], which knows no readinto
-        self.stream.read(member.header)
+        self.file = open_file(path)
+        try:
+            archive = zipfile.ZipFile(self.file)
+            self.stream: Any = archive.open(member.info)  # typed as IO[bytes], which knows no readinto
+            self.stream.read(member.header)
+        except Exception as error:
+            self.file.close()
+            raise self._damaged(error) from error
 
     def readinto(self, buffer: memoryview, /) -> int:
         try:
             return int(self.stream.readinto(buffer))
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise InputError(f"{self.where} is damaged: {error}") from error
-        except Exception as error:  # what a decompressor raises depends on the compression
-            if isinstance(error, OSError):
-                raise
-            raise InputError(f"{self.where} is damaged: {error}") from error
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> Exception:
+        """What a decompressor raises depends on the compression, and on the bytes."""
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            return error
+        return InputError(f"{self.where} is damaged: {error}")
 
     def close(self) -> None:
         self.stream.close()
-        self.archive.close()
+        self.file.close()
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
@@ -146,7 +163,8 @@ def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[St
     try:
         before = _Recorded(file)
         version = npy.read_magic(before)
-        shape, fortran, dtype = _READERS[version](before)
+        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote, or that hold what Python warns of
+            shape, fortran, dtype = _READERS[version](before)
         size = byte_size(shape, dtype)
         if size < 0 or min(shape, default=0) < 0:
             raise ValueError(f"shape {shape} has a negative size")
@@ -171,6 +189,8 @@ class _Recorded:
         self.read_so_far = bytearray()
 
     def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:  # an archive's may unpack to any length
+            raise ValueError(f"its header is said to have {size} bytes")
         data = self.file.read(size)
         self.read_so_far += data
         return data

@@ -1,11 +1,36 @@
-"""Writing that is whole and on the disk, or an error that says what was being done."""
+"""Reading files that are files, and writing that is whole and on the disk; or an error that says what was being done."""
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from nmsolve.errors import InputError
+
+
+def open_file(path: Path, buffering: int = -1) -> BinaryIO:
+    """A file to read; InputError for pipes and devices, which may never end."""
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    if not stat.S_ISREG(kind):
+        raise InputError(f"{path} is not a file but a pipe, socket or device: pass a file on a disk")
+    return open(path, "rb", buffering=buffering)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """What a JSON file holds; InputError, saying what it should have been, if it is none."""
+    with open_file(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not {what}: {error}") from error
 
 
 def write_at(descriptor: int, data: memoryview, start: int | None) -> None:
@@ -22,11 +47,16 @@ def write_whole(path: Path, text: str) -> None:
     made = path.with_name(f"{path.name}.part")
     with naming(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(made, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, path)
+        try:
+            with open(made, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(made, path)
+        except OSError:
+            with suppress(OSError):
+                made.unlink()
+            raise
         sync_folder(path.parent)
 
 
@@ -42,6 +72,11 @@ def sync_file(path: Path) -> None:
 def sync_folder(path: Path) -> None:
     """Bring the names in a folder to the disk."""
     sync_file(path)
+
+
+def as_text(name: str) -> str:
+    """A file's name as text: bytes that are none, which the system allows in names, as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nmsolve
 from nmsolve.api import check_method
-from nmsolve.checkpoint.disk import naming, sync_file, write_whole
+from nmsolve.checkpoint.disk import as_text, naming, sync_file, write_whole
 from nmsolve.checkpoint.masks import MaskFile, lay_out
 from nmsolve.checkpoint.planning import TensorPlan, plan_tensors
-from nmsolve.checkpoint.solving import report_of
+from nmsolve.checkpoint.solving import is_outcome, report_of
 from nmsolve.checkpoint.source import Source, read_source
-from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times, times_json
+from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
 from nmsolve.checkpoint.target import Target, check_vacant, target_of
 from nmsolve.checkpoint.unfinished import MASKS, REST, WEIGHTS, Unfinished
 from nmsolve.errors import InputError
@@ -44,17 +45,24 @@ class Job:
         """The report, given what came of every tensor."""
         tensors = tuple(replace(report_of(plan), **outcomes.get(plan.tensor.name, {})) for plan in self.plans)
         return PruneReport(
-            source=self.source.path.resolve().name, settings=self.settings, tensors=tensors, left_behind=self.source.left_behind
+            source=as_text(Path(os.path.realpath(self.source.path)).name),
+            settings=self.settings,
+            tensors=tensors,
+            left_behind=tuple(as_text(name) for name in self.source.left_behind),
         )
 
     def run(self) -> dict[str, Any]:
         """What must be the same for a run to go on: settings, version, and the source as far as that shows without reading it."""
-        files = {}
+        files: dict[str, list[object]] = {}
         for file in self.source.files:
             status = file.path.stat()
             headers = hashlib.sha256(b"".join(data for _, data in file.pieces)).hexdigest()
             files[file.name] = [status.st_size, status.st_mtime_ns, headers]
-        identity = {"nmsolve": nmsolve.__version__, "source": str(self.source.path.resolve()), "files of the source": files}
+        for name in self.source.indexes:
+            status = (self.source.path / name).stat()
+            files[name] = [status.st_size, status.st_mtime_ns]
+        source = os.path.realpath(self.source.path)
+        identity = {"nmsolve": nmsolve.__version__, "source": source, "files of the source": files}
         return identity | {"weights too": self.target.weights_too} | dict(self.settings)
 
 
@@ -124,14 +132,6 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
             f"an unfinished run is in {unfinished.path}: go on with it by resume=True (--resume), or remove that folder"
         )
     unfinished.hold()
-    if unfinished.publishing:
-        unfinished.go_on_publishing()
-        complete = _complete(job)
-        if complete is None:
-            raise InputError(
-                f"the run that was unfinished in {job.target.path} was another one; it is finished now: name another DST for this"
-            )
-        return {}, complete
     run = job.run()
     if unfinished.begun:
         differences = unfinished.differences(run)
@@ -140,7 +140,13 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
                 f"the unfinished run in {unfinished.path} is another one ({'; '.join(differences)}): "
                 f"repeat it as it was begun, or remove that folder"
             )
-    else:
+    if unfinished.publishing:
+        unfinished.go_on_publishing([(made, place) for made, place, _ in _parts(job, unfinished)])
+        complete = _complete(job)
+        if complete is None:
+            raise InputError(f"{job.target.report} is not of this run, though it is finished: name another DST")
+        return {}, complete
+    if not unfinished.begun:
         unfinished.begin(run)
     for file in job.source.files:
         if job.target.weights_too:
@@ -148,7 +154,8 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
         layout = job.mask_files.get(file.name)
         if layout is not None:
             unfinished.prepare(MASKS, file.name, layout.size, [(0, layout.header)])
-    return unfinished.done(), None
+    found, plans = unfinished.done(), {plan.tensor.name: plan for plan in job.plans}
+    return {name: entry for name, entry in found.items() if name in plans and is_outcome(entry, plans[name])}, None
 
 
 def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> None:
@@ -165,37 +172,38 @@ def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> None:
             f"{job.source.path} changed while it was read, so what was written is of no use: "
             f"remove {unfinished.path}, and begin again"
         )
-    target, moves = job.target, []
+    parts = _parts(job, unfinished)
+    for made, _, make in parts:
+        with naming(f"finishing {made}"):
+            made.parent.mkdir(parents=True, exist_ok=True)
+            make(report)
+            sync_file(made)
+    unfinished.publish([(made, place) for made, place, _ in parts])
+
+
+def _parts(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path, Callable[[PruneReport], object]]]:
+    """Every file of the target: where it is made, its place, and what finishes it; in the order in which they are published."""
+    target = job.target
+    parts: list[tuple[Path, Path, Callable[[PruneReport], object]]] = []
     for file in job.source.files:
         if target.weights_too:
             body = unfinished.body(WEIGHTS, file.name)
-            with naming(f"finishing {body}"):
-                whole = file.finish(body)
-                sync_file(whole)
-            moves.append((whole, target.weights(file.name)))
+            parts.append((file.finished(body), target.weights(file.name), lambda _, file=file, body=body: file.finish(body)))  # type: ignore[misc]
         if file.name in job.mask_files:
-            masks = unfinished.body(MASKS, file.name)
-            sync_file(masks)
-            moves.append((masks, target.masks(file.name)))
-    times = times_json((t.name, t.seconds) for t in report.tensors if t.seconds is not None)
-    for place, text in ((target.times, times), (target.report, report.to_json())):
-        made = unfinished.body(REST, place.name)
-        write_whole(made, text)
-        moves.append((made, place))
-    if target.weights_too:
-        for name in (*job.source.companions, *job.source.indexes):  # an index last: without it no loader takes the shards for whole
-            made = unfinished.body(f"{REST}/source", name)
-            with naming(f"copying {job.source.path / name}"):
-                made.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(job.source.path / name, made)
-                sync_file(made)
-            moves.append((made, target.path / name))
-    unfinished.publish(moves)
+            parts.append((unfinished.body(MASKS, file.name), target.masks(file.name), lambda _: None))
+    times, written = (unfinished.body(REST, place.name) for place in (target.times, target.report))
+    parts.append((times, target.times, lambda report: write_whole(times, report.times_json())))
+    parts.append((written, target.report, lambda report: write_whole(written, report.to_json())))
+    for name in (*job.source.companions, *job.source.indexes) if target.weights_too else ():
+        # An index last: without it no loader takes the shards for whole.
+        made, source = unfinished.body(f"{REST}/source", name), job.source.path / name
+        parts.append((made, target.path / name, lambda _, source=source, made=made: shutil.copyfile(source, made)))  # type: ignore[misc]
+    return parts
 
 
 def _read_report(target: Target) -> PruneReport:
     """The report of a finished run."""
-    report = PruneReport.from_json(target.report.read_text(encoding="utf-8"), target.report)
+    report = PruneReport.read(target.report)
     return report.timed(read_times(target.times)) if target.times.exists() else report
 
 

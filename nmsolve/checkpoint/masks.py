@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.checkpoint.planning import TensorPlan
+from nmsolve.checkpoint.planning import TensorPlan, indivisible
 from nmsolve.checkpoint.safetensors_file import LENGTH, read_safetensors
 from nmsolve.checkpoint.source import MASKS
-from nmsolve.checkpoint.stored import FlatFile, Stored
+from nmsolve.checkpoint.stored import FlatFile, Stored, allocate, out_of_memory
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
 
@@ -101,12 +101,15 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
 
     def __getitem__(self, name: str) -> NDArray[np.bool_]:
         entry = self.described[name]
-        packed = np.empty(entry.stored.size, np.uint8)
+        packed = allocate(entry.stored.size, entry.file.path, name)
         entry.file.read(entry.stored, packed)
         beyond = math.prod(entry.shape) % 8
         if beyond and packed[-1] >> beyond:
             raise InputError(f"{entry.file.path}: mask {name!r} has bits after its last entry: it is damaged")
-        return unpack(packed, entry.shape)
+        try:
+            return unpack(packed, entry.shape)
+        except MemoryError as error:
+            raise out_of_memory(math.prod(entry.shape), entry.file.path, name) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.described)
@@ -153,7 +156,10 @@ def open_masks(path: str | Path) -> Masks:
         raise InputError(f"{path} has no masks beside it; `nmsolve prune` writes them, as {masks_beside(Path(path))}")
     described: dict[str, Described] = {}
     for file in files:
-        described |= _describe(read_safetensors(file, file.name))
+        found = _describe(read_safetensors(file, file.name))
+        for name in found.keys() & described.keys():
+            raise InputError(f"the mask of tensor {name!r} is in {described[name].file.path} and in {file}: remove one of them")
+        described |= found
     return Masks(described)
 
 
@@ -190,7 +196,9 @@ def _describe(file: FlatFile) -> dict[str, Described]:
                 raise ValueError(f"mask {stored.name!r} is {stored.dtype} {stored.shape}, for a tensor of shape {shape}")
             if not 0 <= axis < len(shape) or len(shape) < 2 or padding not in ("error", "pad", "dense"):
                 raise ValueError(f"mask {stored.name!r} has axis {axis} of shape {shape}, padding {padding!r}")
+            if indivisible(shape, axis, pattern, padding):
+                raise ValueError(f"mask {stored.name!r} of shape {shape}: {indivisible(shape, axis, pattern, padding)}")
             described[stored.name] = Described(file=file, stored=stored, shape=shape, pattern=pattern, axis=axis, padding=padding)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PatternError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, PatternError) as error:
         raise InputError(f"{file.path} is a damaged file of masks: {error}") from error
     return described

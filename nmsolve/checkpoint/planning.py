@@ -16,6 +16,8 @@ from nmsolve.globs import Patterns, check_used, matches, to_globs, to_patterns, 
 from nmsolve.pattern import Pattern
 
 PADDINGS = ("skip", "error", "pad", "dense")
+#: That NumPy has, less one: solving needs a view with one more.
+MOST_AXES = 63
 #: Modules that look up rows. GPT-NeoX calls its last linear layer embed_out.
 _TABLES = re.compile(r"embed(?!_out)|^(wte|wpe|shared|relative_attention_bias)$", re.IGNORECASE)
 #: Parameters, other than a module's "weight", that no product reduces over.
@@ -108,12 +110,16 @@ def _axis(
         return None, "fewer than two axes"
     if 0 in shape:
         return None, "it has no element"
+    if len(shape) > MOST_AXES:
+        return None, f"more than {MOST_AXES} axes"
     if tensor.element is None:
         lost = "; bfloat16 that np.save stored loses its name" if tensor.dtype in ("|V2", "<V2") else ""
         return None, f"dtype {tensor.dtype} is not solved{lost}"
     if array:
         return len(shape) - 1, None
     module, _, last = name.rpartition(".")
+    if "parametrizations" in module.split("."):
+        return None, "parametrized: a weight is computed from it, and is not in the checkpoint"
     own = module.rpartition(".")[2] if last == "weight" and module else last
     if not by_name and len(shape) <= 3 and _TABLES.search(own):
         return (
@@ -125,11 +131,11 @@ def _axis(
     if len(shape) == 2:
         flipped = transposed if _CONV1D.search(name) else _fits_bias(name, shapes) == 1
         return (0 if flipped else 1), None
-    if last == "weight" and "experts" not in name:
+    if last == "weight" and len(shape) <= 5 and "experts" not in name:
         if _fits_bias(name, shapes) == 1:
             return None, "its bias belongs to its second axis: a transposed convolution, which no sparse kernel serves"
         return 1, None
-    if len(shape) == 3 and (pattern.transposable or by_name):
+    if len(shape) == 3 and (by_name or (pattern.transposable and "experts" in name)):
         return 2, None  # matrices one behind the other; a transposable mask is one for both orientations
     return None, "three axes or more, and not named as a convolution: which axis is reduced over is not known"
 

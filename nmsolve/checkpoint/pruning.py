@@ -19,7 +19,7 @@ from nmsolve.checkpoint.masks import pack
 from nmsolve.checkpoint.planning import TensorPlan
 from nmsolve.checkpoint.ranks import Ranks, ranks
 from nmsolve.checkpoint.solving import apply, outcome, report_of, solve_tensor, total
-from nmsolve.checkpoint.stored import CHUNK, WeightFile
+from nmsolve.checkpoint.stored import CHUNK, WeightFile, allocate, out_of_memory
 from nmsolve.checkpoint.summary import PruneReport, TensorReport
 from nmsolve.checkpoint.unfinished import MASKS, WEIGHTS, Unfinished, Writer
 from nmsolve.errors import NMSolveError
@@ -212,7 +212,7 @@ class Share:
         outcomes: Outcomes = {}
         began, weights, done_bytes = time.perf_counter(), 0, 0
         of_bytes = sum(plan.tensor.size for plan in self.plans)
-        buffer = np.empty(max([CHUNK, *(plan.tensor.size for plan in self.plans if plan.pattern)]), np.uint8)
+        buffer = self._buffer()
         writer = Writer(Unfinished(self.job.target.work), self.rank)
 
         def tell(plan: TensorPlan, report: TensorReport | None) -> None:
@@ -261,9 +261,14 @@ class Share:
         except NMSolveError as error:
             raise type(error)(f"{file.path}: tensor {tensor.name!r}: {error}") from error
         except MemoryError as error:
-            raise NMSolveError(
-                f"{file.path}: tensor {tensor.name!r} needs more memory than there is: {tensor.size:,} bytes and its mask's"
-            ) from error
+            raise out_of_memory(tensor.size, file.path, tensor.name) from error
+
+    def _buffer(self) -> NDArray[np.uint8]:
+        """Memory for any tensor of the share: the largest that is solved, or what is copied at a time."""
+        largest = max((plan for plan in self.plans if plan.pattern), key=lambda plan: plan.tensor.size, default=None)
+        if largest is None:
+            return np.empty(CHUNK, np.uint8)
+        return allocate(max(CHUNK, largest.tensor.size), self.files[largest.file].path, largest.tensor.name)
 
     def _copy(self, file: WeightFile, plan: TensorPlan, writer: Writer, buffer: NDArray[np.uint8], began: float) -> dict[str, Any]:
         start = plan.tensor.start

@@ -22,7 +22,7 @@ from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.stored import Stored, WeightFile
 from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
 from nmsolve.checkpoint.target import Target
-from nmsolve.checkpoint.verification import nonzero, read_tensor
+from nmsolve.checkpoint.verification import check_masks, nonzero, read_tensor
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
@@ -64,7 +64,11 @@ def report(
     InputError
         For files that are damaged, or do not belong together.
     """
-    path = Path(checkpoint)
+    path, place = Path(checkpoint), Path(out)
+    if place.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{place} is no place for a page, whose name ends in .html: name one, such as report.html")
+    if os.path.lexists(place) and not place.is_file():
+        raise InputError(f"{place} is there and is not a file: name another place for the page")
     source = read_source(path)
     masks = open_masks(path) if mask_files(path) else Masks({})
     found, notes = _reported(source, masks)
@@ -82,7 +86,10 @@ def report(
         corners[entry.name] = np.array(matrices[(0,) * (matrices.ndim - 2)][:CORNER, :CORNER])
         if dense is not None:
             original = read_tensor(*dense[entry.name])
-            entry = _measured(entry, original, kept)
+            try:
+                entry = _measured(entry, original, kept)
+            except InputError as error:
+                raise InputError(f"{dense[entry.name][0].path}: tensor {entry.name!r}: {error}") from error
             changed += not np.array_equal(_bits(original)[kept], _bits(weights)[kept])
         tensors.append(replace(entry, kept=int(np.count_nonzero(kept))))
     if dense is not None:
@@ -92,27 +99,37 @@ def report(
                 f"In {changed} tensors kept weights differ from those of {Path(against or '').name}: they were trained or adjusted."
             )
     found = replace(found, tensors=tuple(tensors))
-    write_whole(Path(out), page(found, corners, title=path.resolve().name, notes=notes))
+    write_whole(place, page(found, corners, title=path.resolve().name, notes=notes))
     return found
 
 
 def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
     """What is known of a checkpoint without its weights, and what should be said about that."""
     target = Target(path=source.path, folder=source.folder, weights_too=True)
+    check_masks(source, masks)
     if not target.report.exists():
+        read_off = "masks" if masks else "zeros"
         return _read_off(source, masks), [
-            f"No {target.report.name} is beside this checkpoint; patterns are read off its " + ("masks." if masks else "zeros.")
+            f"No {target.report.name} is beside this checkpoint; patterns are read off its {read_off}."
         ]
-    found = PruneReport.from_json(target.report.read_text(encoding="utf-8"), target.report)
+    found = PruneReport.read(target.report)
     shapes = {tensor.name: tensor.shape for file in source.files for tensor in file.tensors}
     other = [t.name for t in found.tensors if shapes.get(t.name) != t.shape] or sorted(
         set(shapes) - {t.name for t in found.tensors}
     )
-    absent = [t.name for t in found.pruned if t.name not in masks.described or masks.described[t.name].shape != t.shape]
+    absent = [t.name for t in found.pruned if not _is_of(t, masks)] or sorted(set(masks) - {t.name for t in found.pruned})
     if other or absent:
         what = f"tensor {other[0]!r}" if other else f"a mask for tensor {absent[0]!r}"
         raise InputError(f"{target.report} is of another checkpoint than {source.path}: they do not agree about {what}")
     return (found.timed(read_times(target.times)) if target.times.exists() else found), []
+
+
+def _is_of(entry: TensorReport, masks: Masks) -> bool:
+    """Whether there is the mask that an entry of a report is about."""
+    mask = masks.described.get(entry.name)
+    if mask is None:
+        return False
+    return (mask.shape, mask.pattern, mask.axis, mask.padding) == (entry.shape, entry.pattern, entry.axis, entry.padding)
 
 
 def _read_off(source: Source, masks: Masks) -> PruneReport:
@@ -131,23 +148,23 @@ def _read_off(source: Source, masks: Masks) -> PruneReport:
 
 
 def pattern_of(kept: NDArray[np.bool_]) -> Pattern | None:
-    """The pattern with the shortest groups that (…, rows, columns) of nonzeros hold; None if there is none.
+    """The sparsest pattern, with the shortest groups, that (…, rows, columns) of nonzeros hold; None if there is none.
 
     Examples
     --------
     >>> str(pattern_of(np.eye(8, dtype=bool))), pattern_of(np.ones((8, 8), bool))
-    ('1:2T', None)
+    ('1:8T', None)
     """
     rows, columns = kept.shape[-2:]
+    found: list[Pattern] = []
     for m in LENGTHS:
         if columns % m:
             continue
-        n = int(kept.reshape(*kept.shape[:-1], columns // m, m).sum(axis=-1).max())
+        n = max(1, int(kept.reshape(*kept.shape[:-1], columns // m, m).sum(axis=-1).max()))
         if n <= SPARSE * m:
-            n = max(n, 1)
             across = rows % m == 0 and int(kept.reshape(*kept.shape[:-2], rows // m, m, columns).sum(axis=-2).max()) <= n
-            return Pattern(n, m, transposable=across)
-    return None
+            found.append(Pattern(n, m, transposable=across))
+    return min(found, key=lambda pattern: pattern.density, default=None)
 
 
 def _dense(path: Path, found: PruneReport) -> Mapping[str, tuple[WeightFile, Stored]]:

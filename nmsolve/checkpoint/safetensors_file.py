@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nmsolve.checkpoint.disk import open_file
 from nmsolve.checkpoint.stored import FlatFile, Stored, check_name, file_size
-from nmsolve.errors import InputError, MissingDependencyError
+from nmsolve.errors import InputError, MissingDependencyError, NMSolveError
 from nmsolve.validate import bfloat16
 
 #: The dtypes that NumPy computes with, by their names in a header. All are little-endian.
@@ -33,7 +35,7 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
     """
     safe_open, SafetensorError = _package()
     try:
-        with open(path, "rb") as file:  # before the package does, whose messages for what cannot be opened name no file
+        with open_file(path) as file:  # before the package does, which would wait for a pipe and names no file
             length = int.from_bytes(file.read(LENGTH), "little")
             with safe_open(path, "numpy") as checked:
                 metadata = checked.metadata() or {}
@@ -41,6 +43,8 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
         entries: dict[str, Any] = json.loads(header, object_pairs_hook=_unique)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole, valid .safetensors file: {error}") from error
+    except MemoryError as error:
+        raise NMSolveError(f"{path} cannot be mapped: there is no memory for its {file_size(path):,} bytes of addresses") from error
     entries.pop("__metadata__", None)
     start = LENGTH + length
     tensors = []
@@ -71,8 +75,7 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{twice!r} is there twice")
     return found
 

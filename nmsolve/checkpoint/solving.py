@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.api import solve
+from nmsolve.api import total as exact_sum
+from nmsolve.checkpoint.disk import as_text
 from nmsolve.checkpoint.planning import TensorPlan, other_axis
 from nmsolve.checkpoint.summary import TensorReport
 from nmsolve.errors import InputError
-from nmsolve.result import MaskResult
+from nmsolve.result import MaskResult, Status
 from nmsolve.validate import Scores, first_non_finite, is_bfloat16, non_finite_message, read_scores
 
 #: Elements that |W| is summed over at a time: what stays in a processor's cache.
@@ -67,7 +70,10 @@ def total(array: NDArray[Any]) -> float:
     """Σ|W| in float64; parts are of fixed size, so that it is the same wherever it is computed."""
     flat = np.ravel(array, order="K")
     sums = [_sum(flat[start : start + _PART]) for start in range(0, flat.size, _PART)]
-    return math.fsum(sums)
+    summed = exact_sum(sums)
+    if not math.isfinite(summed):
+        raise InputError(f"weights of shape {array.shape} are too large for a float64 sum; scale them down")
+    return summed
 
 
 def _sum(part: NDArray[Any]) -> float:
@@ -83,7 +89,7 @@ def _sum(part: NDArray[Any]) -> float:
 def report_of(plan: TensorPlan) -> TensorReport:
     """The report of a tensor that is kept dense, or that is yet to be solved."""
     return TensorReport(
-        file=plan.file,
+        file=as_text(plan.file),
         name=plan.tensor.name,
         dtype=plan.tensor.dtype,
         shape=plan.tensor.shape,
@@ -92,6 +98,17 @@ def report_of(plan: TensorPlan) -> TensorReport:
         padding=plan.padding,
         reason=plan.reason,
     )
+
+
+def is_outcome(entry: Mapping[str, Any], plan: TensorPlan) -> bool:
+    """Whether a journal's entry can be what came of a tensor."""
+    kinds: dict[str, Any] = {"seconds": float}
+    if plan.pattern is not None:
+        numbers = dict.fromkeys(("objective", "total"), float) | dict.fromkeys(("bound", "gap"), float | None)
+        kinds |= {"status": str, "kept": int, **numbers}
+    if set(entry) != set(kinds) or not all(isinstance(entry[key], kind) for key, kind in kinds.items()):
+        return False
+    return plan.pattern is None or entry["status"] in {status.value for status in Status}
 
 
 def outcome(result: MaskResult, mask: NDArray[np.bool_], weight_sum: float, started: float) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nmsolve.checkpoint.array_files import read_npy, read_npz
+from nmsolve.checkpoint.disk import open_file, read_json
 from nmsolve.checkpoint.safetensors_file import read_safetensors
 from nmsolve.checkpoint.stored import WeightFile
 from nmsolve.errors import InputError
@@ -22,6 +21,7 @@ OTHER_WEIGHTS = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".ggml", 
 INDEX = ".safetensors.index.json"
 #: Folders and files of nmsolve's own in a pruned checkpoint.
 MASKS, REPORT, TIMES, UNFINISHED = "masks", "report.json", "times.json", ".nmsolve-unfinished"
+OWN = (MASKS, REPORT, TIMES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,11 @@ def _read_folder(path: Path) -> Source:
     for name in indexes:
         for shard, tensors in _read_index(path / name).items():
             shards.setdefault(shard, set()).update(tensors)
-    weights = sorted(shards) if indexes else [name for name in top if name.lower().endswith(".safetensors")]
+    weights = (
+        sorted(shards)
+        if indexes
+        else [name for name in top if name.lower().endswith(".safetensors") and not name.endswith(".masks.safetensors")]
+    )
     if not weights:
         raise _nothing_in(path, top)
     files = []
@@ -116,39 +120,43 @@ def _read_folder(path: Path) -> Source:
         if absent:
             raise InputError(f"{file.path} does not hold tensor {min(absent)!r}, which {path / indexes[0]} says it does")
         files.append(file)
-    own = (f"{MASKS}{os.sep}", f"{UNFINISHED}{os.sep}")
-    rest = [name for name in names if name not in weights and name not in indexes and not name.startswith(own)]
-    rest = [name for name in rest if name not in (REPORT, TIMES)]
+    rest = [name for name in names if name not in weights and name not in indexes and name.split(os.sep)[0] not in OWN]
     left = [name for name in rest if name.lower().endswith((*OTHER_WEIGHTS, ".bin.index.json", INDEX))]
+    companions = tuple(name for name in rest if name not in left)
+    for name in companions:  # whether they can be copied should not show when hours of solving are over
+        open_file(path / name).close()
     return Source(
         path=path,
         folder=True,
         files=tuple(files),
         indexes=indexes,
-        companions=tuple(name for name in rest if name not in left),
+        companions=companions,
         left_behind=tuple(left),
     )
 
 
-def _walk(folder: Path, inside: str = "") -> Iterator[str]:
+def _walk(folder: Path) -> Iterator[str]:
     """Every file below a folder, as a path within it; hidden ones, and folders that are links, are passed by."""
-    with os.scandir(folder / inside) as entries:
-        for entry in entries:
-            name = os.path.join(inside, entry.name)
-            if entry.name.startswith(".") or (entry.is_dir() and entry.is_symlink()):
-                continue
-            if entry.is_dir():
-                yield from _walk(folder, name)
-            elif entry.is_file() or entry.is_symlink():
-                yield name
+    inside = [""]
+    while inside:
+        here = inside.pop()
+        with os.scandir(folder / here) as entries:
+            for entry in entries:
+                name = os.path.join(here, entry.name)
+                if entry.name.startswith(".") or (entry.is_dir() and entry.is_symlink()):
+                    continue
+                if entry.is_dir():
+                    inside.append(name)
+                elif entry.is_file() or entry.is_symlink():
+                    yield name
 
 
 def _read_index(path: Path) -> dict[str, list[str]]:
     """The shards that an index names, and the tensors of each."""
+    index = read_json(path, "an index of shards")
     try:
-        index: Any = json.loads(path.read_bytes())
         weight_map = dict(index["weight_map"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not an index of shards, which has a weight_map: {error}") from error
     shards: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.errors import InputError
+from nmsolve.checkpoint.disk import open_file
+from nmsolve.errors import InputError, NMSolveError
 
 #: Bytes that are copied at a time.
 CHUNK = 2**23
@@ -71,8 +73,12 @@ class WeightFile(ABC):
         """The source's bytes of a tensor, from its first."""
 
     @abstractmethod
-    def finish(self, body: Path) -> Path:
-        """The file that a whole body stands for: the body itself, or one made of it beside it."""
+    def finished(self, body: Path) -> Path:
+        """Where the file is made that a whole body stands for: the body itself, or beside it."""
+
+    @abstractmethod
+    def finish(self, body: Path) -> None:
+        """Make that file."""
 
     def read(self, tensor: Stored, buffer: NDArray[np.uint8]) -> None:
         """Fill a buffer with a tensor's bytes."""
@@ -96,6 +102,19 @@ class WeightFile(ABC):
             filled += count
 
 
+def allocate(size: int, path: Path, name: str) -> NDArray[np.uint8]:
+    """Memory for the bytes of a tensor; NMSolveError, naming it, if there is not as much."""
+    try:
+        return np.empty(size, np.uint8)
+    except MemoryError as error:
+        raise out_of_memory(size, path, name) from error
+
+
+def out_of_memory(size: int, path: Path, name: str) -> NMSolveError:
+    """The error for a tensor that is too large for this machine."""
+    return NMSolveError(f"{path}: tensor {name!r} needs more memory than there is: {size:,} bytes, and what its mask takes")
+
+
 class _closing:
     """contextlib.closing, for a Protocol."""
 
@@ -115,29 +134,34 @@ class FlatFile(WeightFile):
     __slots__ = ()
 
     def open(self, tensor: Stored) -> Readable:
-        stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 — the caller closes it
+        stream: Any = open_file(self.path, buffering=0)  # a FileIO, which has readinto
         stream.seek(tensor.start)
-        return stream
+        return stream  # type: ignore[no-any-return]
 
-    def finish(self, body: Path) -> Path:
+    def finished(self, body: Path) -> Path:
         return body
 
+    def finish(self, body: Path) -> None:
+        """Nothing is left to do."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+#: Unicode's classes of control characters, of invisible ones that turn text around, of line ends, and of half characters.
+_CONTROL = ("Cc", "Cf", "Zl", "Zp", "Cs")
 
 
 def check_name(name: str, path: Path) -> None:
     """Raise InputError for a tensor whose name is a way out of a folder, or hides something from a terminal."""
     parts = re.split(r"[/\\]", name)
-    if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name) or _CONTROL.search(name):
+    if (
+        ".." in parts
+        or name.startswith(("/", "\\"))
+        or re.match(r"[A-Za-z]:[/\\]", name)
+        or any(category(c) in _CONTROL for c in name)
+    ):
         raise InputError(
             f"{path}: tensor {name!r} is named like a path out of its folder, or with control characters; "
             f"no model names a tensor so: do not trust this file, or rename the tensor in it"
         )
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path}: tensor {name!r} has a name that is no valid Unicode: {error}") from error
 
 
 def byte_size(shape: tuple[int, ...], element: np.dtype[Any]) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nmsolve.api import total as exact_sum
+from nmsolve.checkpoint.disk import read_json
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
@@ -16,6 +18,8 @@ from nmsolve.table import shortened, table
 
 FORMAT = "nmsolve-report"
 VERSION = 1
+#: Numbers up to this are believed: sums of them are finite.
+LARGEST = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +104,8 @@ class PruneReport:
     def share(self) -> float | None:
         """The share of Σ|W| of the pruned tensors that is kept."""
         known = [t for t in self.pruned if t.objective is not None and t.total is not None]
-        total = math.fsum(t.total for t in known if t.total is not None)
-        return (math.fsum(t.objective for t in known if t.objective is not None) / total if total else 1.0) if known else None
+        total = exact_sum([t.total for t in known if t.total is not None])
+        return (exact_sum([t.objective for t in known if t.objective is not None]) / total if total else 1.0) if known else None
 
     @property
     def gap(self) -> float | None:
@@ -109,8 +113,8 @@ class PruneReport:
         bounds = [t.bound for t in self.pruned]
         if not bounds or None in bounds:
             return None
-        kept = math.fsum(t.objective or 0 for t in self.pruned)
-        return relative_gap(kept, max(kept, math.fsum(b for b in bounds if b is not None)))
+        kept = exact_sum([t.objective or 0.0 for t in self.pruned])
+        return relative_gap(kept, max(kept, exact_sum([b for b in bounds if b is not None])))
 
     def __str__(self) -> str:
         rows = [
@@ -162,18 +166,25 @@ class PruneReport:
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> PruneReport:
-        """Read what `to_json` wrote; `where` names the file in the InputError for anything else."""
+    def read(cls, where: Path) -> PruneReport:
+        """What `to_json` wrote to a file; InputError for anything else."""
+        whole = read_json(where, "a report that `nmsolve prune` wrote")
         try:
-            whole = json.loads(text)
             if (whole["format"], whole["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
             tensors = tuple(_tensor(entry) for entry in whole["tensors"])
             settings, source = dict(whole["settings"]), str(whole["source"])
             left_behind = tuple(str(name) for name in whole["left_behind"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if len({t.name for t in tensors}) < len(tensors):
+                raise ValueError("a tensor is there twice")
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{where} is not a report that `nmsolve prune` wrote (version {VERSION}): {error}") from error
         return cls(source=source, settings=settings, tensors=tensors, left_behind=left_behind)
+
+    def times_json(self) -> str:
+        """times.json: seconds by tensor, apart from the rest because no two runs take the same."""
+        seconds = {t.name: round(t.seconds, 6) for t in self.tensors if t.seconds is not None}
+        return json.dumps(seconds, indent=1, ensure_ascii=False) + "\n"
 
     def timed(self, seconds: Mapping[str, float]) -> PruneReport:
         """This report with the seconds of each tensor, by name."""
@@ -198,8 +209,13 @@ def _tensor(entry: Mapping[str, Any]) -> TensorReport:
     pattern = None if entry["pattern"] is None else Pattern.parse(entry["pattern"])
     integers = {key: None if entry[key] is None else int(entry[key]) for key in ("axis", "kept")}
     shape = tuple(int(size) for size in entry["shape"])
-    if not all(number is None or math.isfinite(number) for number in numbers.values()) or min(shape, default=0) < 0:
+    if not all(number is None or abs(number) < LARGEST for number in numbers.values()) or min(shape, default=0) < 0:
         raise ValueError(f"tensor {entry['name']!r} has numbers that are not finite, or a negative size")
+    axis, kept = integers["axis"], integers["kept"]
+    if (axis is None) != (pattern is None) or (axis is not None and not 0 <= axis < len(shape)):
+        raise ValueError(f"tensor {entry['name']!r} has pattern {pattern}, axis {axis} and shape {shape}")
+    if kept is not None and not 0 <= kept <= math.prod(shape):
+        raise ValueError(f"tensor {entry['name']!r} keeps {kept} entries of shape {shape}")
     names = {key: str(entry[key]) for key in ("file", "name", "dtype")}
     return TensorReport(**names, **numbers, **strings, **integers, pattern=pattern, shape=shape)  # type: ignore[arg-type]
 
@@ -208,14 +224,13 @@ def _string(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def times_json(seconds: Iterable[tuple[str, float]]) -> str:
-    """times.json: seconds by tensor, apart from report.json because no two runs take the same."""
-    return json.dumps({name: round(value, 6) for name, value in seconds}, indent=1, ensure_ascii=False) + "\n"
-
-
 def read_times(path: Path) -> dict[str, float]:
-    """What `times_json` wrote; InputError for anything else."""
+    """What `PruneReport.times_json` wrote; InputError for anything else."""
+    whole = read_json(path, "an object of seconds by tensor")
     try:
-        return {str(name): float(value) for name, value in json.loads(path.read_bytes()).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        times = {str(name): float(value) for name, value in whole.items()}
+        if not all(0 <= value < LARGEST for value in times.values()):
+            raise ValueError("a time is negative or not finite")
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} does not hold seconds by tensor: {error}") from error
+    return times

@@ -68,8 +68,8 @@ def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
             kind = f"a pruned copy of {source.path} is of the same kind" if weights_too else "that is how masks are kept"
             raise InputError(f"{dst} must end in {suffix}, since {kind}; or be a folder that exists")
         target = Target(path=dst, folder=False, weights_too=weights_too)
-    src, out = source.path.resolve(), target.path.resolve()
-    if src == out or (target.path.exists() and os.path.samefile(src, out)):
+    src, out = Path(os.path.realpath(source.path)), Path(os.path.realpath(target.path))  # which follows no link in circles
+    if src == out or (out.exists() and os.path.samefile(src, out)):
         raise InputError(f"DST {dst} is SRC, which is never written to: name another place")
     if source.folder and (src in out.parents or out in src.parents):
         raise InputError(f"DST {dst} and SRC {source.path} lie one in the other, and SRC is never written to: name another place")

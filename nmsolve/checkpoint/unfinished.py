@@ -4,8 +4,9 @@ Whatever a kill interrupts, one of three states is on disk, and `--resume` goes 
 
 1. Tensors are being written. A journal names a tensor only after its bytes have been synced, so what a journal names is
    there, and everything else is written again.
-2. publish.json exists: every file is whole, synced, and waits to be renamed into its place, the index last.
-3. publish.json is gone: all is in place.
+2. publish.json exists: every file is whole, synced, and waits to be renamed into its place, the index last. Without run.json
+   all have been, and the folder is being removed.
+3. publish.json is gone, and run.json too: all is in place.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nmsolve.checkpoint.disk import naming, sync_folder, write_at, write_whole
+from nmsolve.checkpoint.disk import naming, read_json, sync_folder, write_at, write_whole
 from nmsolve.errors import InputError
 
 RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
 WEIGHTS, MASKS, REST = "weights", "masks", "rest"
 #: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can cost.
 SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
+
+
+#: Files as they were made, and their places.
+Moves = Sequence[tuple[Path, Path]]
 
 
 class Unfinished:
@@ -43,6 +48,8 @@ class Unfinished:
         InputError
             If another run holds it.
         """
+        if self.path.is_symlink():
+            raise InputError(f"{self.path} is a link, and the folder of a run is emptied in the end: remove the link")
         self.path.mkdir(parents=True, exist_ok=True)
         lock = open(self.path / LOCK, "ab")  # noqa: SIM115 — held open on purpose
         try:
@@ -70,14 +77,15 @@ class Unfinished:
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Note what this run does."""
-        write_whole(self.path / RUN, json.dumps(run, ensure_ascii=False))
+        write_whole(self.path / RUN, json.dumps(run))
 
     def differences(self, run: Mapping[str, Any]) -> list[str]:
         """In what a run that began here differs from another."""
-        began = json.loads((self.path / RUN).read_bytes())
-        return [
-            f"{key}: {began.get(key)!r} then, {run[key]!r} now" for key in run if began.get(key) != json.loads(json.dumps(run[key]))
-        ]
+        began = read_json(self.path / RUN, "a note of a run")
+        if not isinstance(began, dict):
+            return [f"{self.path / RUN} is damaged"]
+        now = json.loads(json.dumps(run))
+        return [f"{key}: {began.get(key)!r} then, {now[key]!r} now" for key in now if began.get(key) != now[key]]
 
     def body(self, kind: str, name: str) -> Path:
         """The part of a file of weights or masks."""
@@ -108,7 +116,7 @@ class Unfinished:
                 try:
                     entry = json.loads(line)
                     found[entry.pop("tensor")] = entry
-                except (ValueError, KeyError, AttributeError, TypeError):
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                     break  # the last line, which a kill has cut short
         return found
 
@@ -117,38 +125,51 @@ class Unfinished:
         number = len(list(self.path.glob(f"journal-{rank}-*.jsonl")))
         return self.path / f"journal-{rank}-{number}.jsonl"
 
-    def publish(self, moves: Sequence[tuple[Path, Path]]) -> None:
+    def publish(self, moves: Moves) -> None:
         """Rename whole, synced files of this folder into their places beside it, in this order, and remove the folder."""
-        outside = self.path.parent
-        relative = [[str(made.relative_to(self.path)), str(place.relative_to(outside))] for made, place in moves]
-        write_whole(self.path / PUBLISH, json.dumps(relative, ensure_ascii=False))
-        self.go_on_publishing()
+        write_whole(self.path / PUBLISH, json.dumps(self._relative(moves)))
+        self.go_on_publishing(moves)
 
     @property
     def publishing(self) -> bool:
         """Whether a run got as far as `publish`."""
         return (self.path / PUBLISH).exists()
 
-    def go_on_publishing(self) -> None:
-        """Do what is left of `publish`."""
-        folders = set()
-        for made, place in json.loads((self.path / PUBLISH).read_bytes()):
-            source, final = self.path / made, self.path.parent / place
-            if source.exists():
-                with naming(f"renaming {source} to {final}"):
-                    final.parent.mkdir(parents=True, exist_ok=True)
-                    os.rename(source, final)
-            folders.add(final.parent)
-        for folder in folders:
+    def go_on_publishing(self, moves: Moves) -> None:
+        """Do what is left of `publish`.
+
+        Raises
+        ------
+        InputError
+            If it was begun with other moves, or something has appeared in a file's place.
+        """
+        if read_json(self.path / PUBLISH, "a note of this run") != self._relative(moves):
+            raise InputError(f"{self.path / PUBLISH} is damaged: remove {self.path}, and begin again")
+        for made, place in moves if self.begun else ():
+            if not made.exists():
+                continue
+            if os.path.lexists(place):
+                raise InputError(
+                    f"{place} appeared while this run was at work, and nothing is overwritten: move it away, and resume"
+                )
+            with naming(f"renaming {made} to {place}"):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(made, place)
+        for folder in {place.parent for _, place in moves}:
             sync_folder(folder)
-        for entry in sorted(self.path.iterdir()):  # publish.json goes last: until then a kill here leaves a run to go on with
+        last = (RUN, PUBLISH)  # in this order: a kill in between leaves a run that knows how far it was
+        for entry in sorted(self.path.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name != PUBLISH:
+            elif entry.name not in last:
                 entry.unlink()
-        (self.path / PUBLISH).unlink()
+        for name in last:
+            (self.path / name).unlink(missing_ok=True)
         self.path.rmdir()
         self.release()
+
+    def _relative(self, moves: Moves) -> list[list[str]]:
+        return [[str(made.relative_to(self.path)), str(place.relative_to(self.path.parent))] for made, place in moves]
 
 
 class Writer:
@@ -171,6 +192,8 @@ class Writer:
                 self._close_parts()
             self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         write_at(self._open[path], data, start)
+        # Sends the pages on their way while the next tensor is solved, so that a sync finds most of them written.
+        os.posix_fadvise(self._open[path], start, len(data), os.POSIX_FADV_DONTNEED)
         self._bytes += len(data)
 
     def finished(self, tensor: str, outcome: Mapping[str, Any]) -> None:
@@ -184,7 +207,7 @@ class Writer:
         with naming(f"bringing {self._unfinished.path} to the disk; resume=True (--resume) goes on"):
             for descriptor in self._open.values():
                 os.fdatasync(descriptor)
-            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._pending).encode()
+            lines = "".join(json.dumps(entry) + "\n" for entry in self._pending).encode()
             if lines:
                 write_at(self._journal, memoryview(lines), None)
                 os.fdatasync(self._journal)

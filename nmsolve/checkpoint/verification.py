@@ -17,7 +17,7 @@ from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
 from nmsolve.checkpoint.planning import indivisible, plan_tensors
 from nmsolve.checkpoint.solving import as_matrices
 from nmsolve.checkpoint.source import Source, read_source
-from nmsolve.checkpoint.stored import Stored, WeightFile
+from nmsolve.checkpoint.stored import Stored, WeightFile, allocate
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_patterns
 from nmsolve.pattern import Pattern
@@ -163,7 +163,7 @@ def verify(
 
 def read_tensor(file: WeightFile, tensor: Stored) -> NDArray[Any]:
     """A whole tensor."""
-    buffer = np.empty(tensor.size, np.uint8)
+    buffer = allocate(tensor.size, file.path, tensor.name)
     file.read(tensor, buffer)
     return tensor.view(buffer)
 
@@ -182,40 +182,34 @@ def _verify_masks_alone(masks: Masks, pattern: Patterns | None) -> Verification:
     return Verification(tensors=tuple(checks))
 
 
+def check_masks(source: Source, masks: Masks) -> None:
+    """Raise InputError for masks that are not of this checkpoint's tensors."""
+    tensors = {tensor.name: tensor for file in source.files for tensor in file.tensors}
+    for name, entry in masks.described.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise InputError(f"{source.path} does not hold tensor {name!r}, for which there is a mask in {entry.file.path}")
+        if entry.shape != tensor.shape or tensor.element is None:
+            raise InputError(
+                f"{source.path}: tensor {name!r} is {tensor.dtype} {tensor.shape}, "
+                f"and its mask in {entry.file.path} has shape {entry.shape}"
+            )
+
+
 def _verify_against(source: Source, masks: Masks) -> Verification:
+    check_masks(source, masks)
     checks = []
     for file in source.files:
         for tensor in file.tensors:
+            shared: dict[str, Any] = {"file": file.name, "name": tensor.name, "shape": tensor.shape}
             entry = masks.described.get(tensor.name)
             if entry is None:
-                checks.append(
-                    TensorCheck(
-                        file=file.name, name=tensor.name, shape=tensor.shape, pattern=None, report=None, reason="it has no mask"
-                    )
-                )
+                checks.append(TensorCheck(**shared, pattern=None, report=None, reason="it has no mask"))
                 continue
-            if entry.shape != tensor.shape or tensor.element is None:
-                raise InputError(
-                    f"{file.path}: tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}, "
-                    f"and its mask in {entry.file.path} has shape {entry.shape}"
-                )
             mask, array = masks[tensor.name], read_tensor(file, tensor)
             report = verify_array(as_matrices(mask, entry.axis), entry.pattern, padding=entry.padding)
             strays = int(np.count_nonzero(nonzero(array) & ~mask))
-            checks.append(
-                TensorCheck(
-                    file=file.name,
-                    name=tensor.name,
-                    shape=tensor.shape,
-                    pattern=entry.pattern,
-                    report=report,
-                    reason=None,
-                    strays=strays,
-                )
-            )
-    absent = set(masks) - {check.name for check in checks}
-    if absent:
-        raise InputError(f"{source.path} does not hold tensor {min(absent)!r}, for which there is a mask")
+            checks.append(TensorCheck(**shared, pattern=entry.pattern, report=report, reason=None, strays=strays))
     return Verification(tensors=tuple(checks))
 
 

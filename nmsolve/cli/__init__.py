@@ -14,6 +14,7 @@ import nmsolve
 from nmsolve.cli.checkpoints import prune, report
 from nmsolve.cli.facts import completion, demo, diversity, methods
 from nmsolve.cli.masks import solve, verify
+from nmsolve.cli.printing import show_error
 from nmsolve.errors import NMSolveError
 
 
@@ -42,6 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ElsewhereError:  # another process of this run has said why
         return 2
     except (NMSolveError, OSError) as error:
-        print("nmsolve: error:", " ".join(str(error).split()), file=sys.stderr)
+        show_error(error)
         return 2
     return code or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 import nmsolve
 from nmsolve.certify import objective
+from nmsolve.cli.printing import show
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
 from nmsolve.validate import read_scores
@@ -28,7 +30,9 @@ def is_array(path: Path) -> bool:
 
 
 def _load(path: Path) -> NDArray[Any]:
-    with path.open("rb") as file:
+    from nmsolve.checkpoint.disk import open_file
+
+    with open_file(path) as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
             raise nmsolve.InputError(f"{path} is not a .npy file; write one with np.save(path, array)")
         file.seek(0)
@@ -55,23 +59,25 @@ def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -
 
 def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, Any], out: Path | None) -> int:
     """Solve an array, print what came of it, and write the mask if there is a place for it."""
+    if out is not None and out.exists() and os.path.samefile(out, path):
+        raise nmsolve.InputError(f"--out {out} is {path} itself, whose weights the mask would replace: name another file")
     weights = _load(path)
     if scores is not None:
         options = options | {"scores": _load(scores)}
     _warm_up(weights, pattern, options)
     result = nmsolve.solve(weights, pattern, **options)
-    print(f"pattern    {result.pattern} on {weights.shape}, density {result.mask.mean():.4f}")
-    print(f"method     {result.method}")
-    print(f"status     {result.status.value}")
-    print(f"objective  {result.objective:.12g}")
-    print(f"bound      {_number(result.bound, '.12g')}")
-    print(f"gap        {_number(result.gap, '.1e')}")
+    show(f"pattern    {result.pattern} on {weights.shape}, density {result.mask.mean():.4f}")
+    show(f"method     {result.method}")
+    show(f"status     {result.status.value}")
+    show(f"objective  {result.objective:.12g}")
+    show(f"bound      {_number(result.bound, '.12g')}")
+    show(f"gap        {_number(result.gap, '.1e')}")
     seconds, speed = result.stats["seconds"], result.stats["weights_per_second"] / 1e6
-    print(f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, kernels loaded)")
+    show(f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, kernels loaded)")
     if out is not None:
         with out.open("wb") as file:
             np.save(file, result.mask)
-        print(f"mask       {out}")
+        show(f"mask       {out}")
     return 0
 
 
@@ -83,7 +89,7 @@ def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) ->
     """Check an array, print what was found, and compare a mask with the optimum of the weights if they are given."""
     mask = _load(path)
     report = nmsolve.verify(mask, pattern, padding=padding)
-    print(report)
+    show(report)
     if not report:
         return 1
     if compared is not None:
@@ -96,5 +102,5 @@ def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) ->
         best.verify(weights)
         kept = objective(read_scores(weights, None, best.pattern), mask)
         bound = best.objective if best.bound is None else best.bound
-        print(f"kept |W| {kept:.12g}, certified bound {bound:.12g}, gap {relative_gap(kept, bound):.1e}")
+        show(f"kept |W| {kept:.12g}, certified bound {bound:.12g}, gap {relative_gap(kept, bound):.1e}")
     return 0

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from nmsolve.cli.options import Examples, choice_options, method_option, patterns_option, read_patterns, threads_option
+from nmsolve.cli.printing import printable, show
 from nmsolve.globs import Patterns
 from nmsolve.validate import PADDINGS
 
@@ -69,8 +70,8 @@ def report(checkpoint: Path, against: Path | None, out: Path) -> None:
     from nmsolve.checkpoint import report as write_report
 
     found = write_report(checkpoint, out, against=against)
-    print(found.conclusion)
-    print(f"written to {out}")
+    show(found.conclusion)
+    show(f"written to {out}")
 
 
 def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options: Mapping[str, Any], as_json: bool) -> int:
@@ -84,14 +85,14 @@ def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options:
             found = getattr(checkpoint, command)(src, dst, pattern, progress=progress, **options)
         except KeyboardInterrupt:
             progress.stop()
-            print(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}", file=sys.stderr)
+            print(printable(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}"), file=sys.stderr)
             return 130
     if int(os.environ.get("RANK", "0")) == 0:
         if as_json:
             sys.stdout.write(found.to_json())
         else:
-            print(found)
-            print(f"written to {dst} in {time.perf_counter() - began:.1f} s")
+            show(found)
+            show(f"written to {dst} in {time.perf_counter() - began:.1f} s")
     return 0
 
 

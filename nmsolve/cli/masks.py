@@ -9,6 +9,7 @@ import click
 
 from nmsolve.cli import arrays
 from nmsolve.cli.options import Examples, choice_options, method_option, patterns_option, read_patterns, threads_option
+from nmsolve.cli.printing import show
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.validate import PADDINGS
@@ -129,5 +130,5 @@ def verify(
     texts = [*([pattern] if pattern else []), *patterns]
     asked = read_patterns(texts, at_most) if texts else None
     found = verify_checkpoint(file, asked, include=include or None, exclude=exclude, padding=padding or "skip")
-    print(found)
+    show(found)
     return 0 if found else 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from nmsolve.cli.printing import printable
 from nmsolve.errors import MissingDependencyError
 from nmsolve.table import shortened
 
@@ -34,7 +35,7 @@ class Lines:
             self._print(f"{event.done}/{event.of}  {name}  {event.report.pattern}  {speed(event)}  {left(event)}")
 
     def _print(self, text: str) -> None:
-        print(self._prefix + text, file=sys.stderr, flush=True)
+        print(self._prefix + printable(text), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
@@ -60,7 +61,7 @@ class Bar(Lines):
 
     def __call__(self, event: Progress) -> None:
         self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
-        name = shortened(event.tensor.tensor.name, 36)
+        name = printable(shortened(event.tensor.tensor.name, 36))
         self._bar.update(
             self._task,
             total=max(1, event.of_bytes),
@@ -81,7 +82,7 @@ def speed(event: Progress) -> str:
 
 def left(event: Progress) -> str:
     """The time that the rest will take if it goes on like this."""
-    if not event.done_bytes:
+    if not event.weights:  # copies say nothing about how long solving takes
         return "- left"
     seconds = round(event.seconds * (event.of_bytes - event.done_bytes) / event.done_bytes)
     hours, minutes = seconds // 3600, seconds // 60 % 60
