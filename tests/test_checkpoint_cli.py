@@ -319,3 +319,17 @@ def test_the_command_line_is_lean() -> None:
     code = f"import nmsolve.cli, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_terminal_of_ascii(tmp_path: Path) -> None:
+    save_file({"w": weights(8, 8)}, tmp_path / "w.safetensors")
+    done = run(
+        "prune",
+        tmp_path / "w.safetensors",
+        tmp_path / "out.safetensors",
+        "--pattern",
+        "2:4",
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"8\xd78" in done.stdout

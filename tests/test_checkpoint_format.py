@@ -195,6 +195,13 @@ def test_verify_finds_every_violation(pruned: Path) -> None:
         checkpoint.verify(pruned.with_name("dense.safetensors"))
 
 
+def test_nothing_to_verify_is_an_error(pruned: Path) -> None:
+    with pytest.raises(
+        nmsolve.InputError, match="no tensor of .* can be checked: 2 × its axis 1 does not consist of groups of 5; 1 × fewer"
+    ):
+        checkpoint.verify(pruned, "2:5")
+
+
 def test_verify_counts_masks_themselves(pruned: Path) -> None:
     path = pruned.with_name("sparse.masks.safetensors")
     assert checkpoint.verify(path).ok

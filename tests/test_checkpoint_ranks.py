@@ -144,3 +144,26 @@ def test_a_process_group_of_the_callers(dense: tuple[Path, dict[str, str]], tmp_
     )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == whole
+
+
+def test_processes_that_cannot_be_counted(tmp_path: Path) -> None:
+    save_file({"w": weights(8, 8)}, tmp_path / "dense.safetensors")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "nmsolve",
+            "prune",
+            tmp_path / "dense.safetensors",
+            tmp_path / "out.safetensors",
+            "--pattern",
+            "2:4",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment() | {"RANK": "0", "WORLD_SIZE": "many"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("nmsolve: error: the processes of this run cannot find each other: ")

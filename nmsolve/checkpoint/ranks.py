@@ -91,7 +91,7 @@ def ranks() -> Iterator[Ranks]:
         group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), group)
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks(0, 1)
         return
     try:

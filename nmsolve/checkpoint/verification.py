@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,35 +131,44 @@ def verify(
     Raises
     ------
     InputError, PatternError
-        For a checkpoint or masks that are damaged, options that do not exist, no pattern and no masks.
+        For a checkpoint or masks that are damaged, options that do not exist, no pattern and no masks, nothing to check.
 
     Notes
     -----
     Trusts no report: every group is counted, in plain NumPy.
     """
-    path = Path(path)
+    found = _verify(Path(path), pattern, include, exclude, padding)
+    if not found.checked:
+        reasons = Counter(check.reason for check in found)
+        listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4)) or "it holds none"
+        raise InputError(f"no tensor of {path} can be checked: {listed}")
+    return found
+
+
+def _verify(
+    path: Path, pattern: Patterns | None, include: str | Iterable[str] | None, exclude: str | Iterable[str], padding: str
+) -> Verification:
     if path.is_file() and mask_files(path) == [path]:
         return _verify_masks_alone(open_masks(path), pattern)
     source = read_source(path)
-    if pattern is not None:
-        plans = plan_tensors(source.files, pattern, include, exclude, padding)
-        files = {file.name: file for file in source.files}
-        checks = []
-        for plan in plans:
-            tensor, report = plan.tensor, None
-            if plan.pattern is not None:
-                assert plan.axis is not None
-                array = read_tensor(files[plan.file], tensor)
-                report = verify_array(as_matrices(array, plan.axis), plan.pattern, padding=plan.padding or "error")
-            checks.append(
-                TensorCheck(
-                    file=plan.file, name=tensor.name, shape=tensor.shape, pattern=plan.pattern, report=report, reason=plan.reason
-                )
+    if pattern is None:
+        if not mask_files(path):
+            raise InputError(f"{path} has no masks beside it that would say which pattern it is to hold: name one (--pattern 2:4T)")
+        return _verify_against(source, open_masks(path))
+    files = {file.name: file for file in source.files}
+    checks = []
+    for plan in plan_tensors(source.files, pattern, include, exclude, padding):
+        tensor, report = plan.tensor, None
+        if plan.pattern is not None:
+            assert plan.axis is not None
+            array = read_tensor(files[plan.file], tensor)
+            report = verify_array(as_matrices(array, plan.axis), plan.pattern, padding=plan.padding or "error")
+        checks.append(
+            TensorCheck(
+                file=plan.file, name=tensor.name, shape=tensor.shape, pattern=plan.pattern, report=report, reason=plan.reason
             )
-        return Verification(tensors=tuple(checks))
-    if not mask_files(path):
-        raise InputError(f"{path} has no masks beside it that would say which pattern it is to hold: name one (--pattern 2:4T)")
-    return _verify_against(source, open_masks(path))
+        )
+    return Verification(tensors=tuple(checks))
 
 
 def read_tensor(file: WeightFile, tensor: Stored) -> NDArray[Any]:

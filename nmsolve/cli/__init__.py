@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import click
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     from nmsolve.checkpoint.ranks import ElsewhereError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # × and | on a terminal that knows ASCII only must not end a finished run
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = nmsolve_command.main(args=None if argv is None else list(argv), prog_name="nmsolve", standalone_mode=False)
     except click.ClickException as error:

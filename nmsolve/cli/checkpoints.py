@@ -87,7 +87,7 @@ def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options:
             progress.stop()
             print(printable(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}"), file=sys.stderr)
             return 130
-    if int(os.environ.get("RANK", "0")) == 0:
+    if os.environ.get("RANK", "0") == "0":
         if as_json:
             sys.stdout.write(found.to_json())
         else:

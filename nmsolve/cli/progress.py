@@ -21,7 +21,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.state = "no tensor done"
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
         self._prefix = f"[rank {os.environ.get('RANK', '0')}] " if several else ""
 
     def __call__(self, event: Progress) -> None:
@@ -95,7 +95,7 @@ def left(event: Progress) -> str:
 def shown_progress() -> Iterator[Lines]:
     """What to pass as `progress`: a bar if stderr is a terminal that can show one."""
     shown: Lines = Lines()
-    if sys.stderr.isatty() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if sys.stderr.isatty() and os.environ.get("WORLD_SIZE", "1") == "1":
         try:
             from rich.console import Console
         except ImportError as error:
