@@ -323,13 +323,7 @@ def test_the_command_line_is_lean() -> None:
 
 def test_a_terminal_of_ascii(tmp_path: Path) -> None:
     save_file({"w": weights(8, 8)}, tmp_path / "w.safetensors")
-    done = run(
-        "prune",
-        tmp_path / "w.safetensors",
-        tmp_path / "out.safetensors",
-        "--pattern",
-        "2:4",
-        env=os.environ | {"PYTHONIOENCODING": "ascii"},
-    )
+    files = (tmp_path / "w.safetensors", tmp_path / "out.safetensors")
+    done = run("prune", *files, "--pattern", "2:4", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert r"8\xd78" in done.stdout

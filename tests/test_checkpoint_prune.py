@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -353,3 +355,26 @@ def test_any_checkpoint(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     assert found.ok
     assert len(found.checked) == len(masks)
     assert checkpoint.verify(folder / "sparse.safetensors", pattern, padding=padding).ok
+
+
+def test_memory_is_that_of_the_largest_tensor(tmp_path: Path) -> None:
+    """A checkpoint of 40 weights takes hardly more than one of a single weight, though it is larger than all that is taken."""
+    program = (
+        "import sys, resource, nmsolve.checkpoint as c\n"
+        "c.prune(sys.argv[1], sys.argv[2], '2:4T', threads=1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    one = weights(1024, 1024)  # 4 MiB
+    peaks = []
+    for count in (1, 40):
+        save_file({f"{i}.weight": one for i in range(count)}, tmp_path / f"{count}.safetensors")
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            str(tmp_path / f"{count}.safetensors"),
+            str(tmp_path / f"{count}-out.safetensors"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 10  # MiB

@@ -148,17 +148,9 @@ def test_a_process_group_of_the_callers(dense: tuple[Path, dict[str, str]], tmp_
 
 def test_processes_that_cannot_be_counted(tmp_path: Path) -> None:
     save_file({"w": weights(8, 8)}, tmp_path / "dense.safetensors")
+    files = (tmp_path / "dense.safetensors", tmp_path / "out.safetensors")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "nmsolve",
-            "prune",
-            tmp_path / "dense.safetensors",
-            tmp_path / "out.safetensors",
-            "--pattern",
-            "2:4",
-        ],
+        [sys.executable, "-m", "nmsolve", "prune", *files, "--pattern", "2:4"],
         capture_output=True,
         text=True,
         timeout=100,

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from nmsolve.checkpoint.solving import is_outcome, report_of
 from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
 from nmsolve.checkpoint.target import Target, check_vacant, target_of
-from nmsolve.checkpoint.unfinished import MASKS, REST, WEIGHTS, Unfinished
+from nmsolve.checkpoint.unfinished import COPIED, MASKS, REST, WEIGHTS, Unfinished
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_globs, to_patterns
 
@@ -141,7 +141,7 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
                 f"repeat it as it was begun, or remove that folder"
             )
     if unfinished.publishing:
-        unfinished.go_on_publishing([(made, place) for made, place, _ in _parts(job, unfinished)])
+        unfinished.go_on_publishing(_moves(job, unfinished))
         complete = _complete(job)
         if complete is None:
             raise InputError(f"{job.target.report} is not of this run, though it is finished: name another DST")
@@ -172,33 +172,39 @@ def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> None:
             f"{job.source.path} changed while it was read, so what was written is of no use: "
             f"remove {unfinished.path}, and begin again"
         )
-    parts = _parts(job, unfinished)
-    for made, _, make in parts:
-        with naming(f"finishing {made}"):
+    for file in job.source.files if job.target.weights_too else ():
+        body = unfinished.body(WEIGHTS, file.name)
+        with naming(f"finishing {body}"):
+            file.finish(body)
+    write_whole(unfinished.body(REST, job.target.times.name), report.times_json())
+    write_whole(unfinished.body(REST, job.target.report.name), report.to_json())
+    for name in _copied(job):
+        with naming(f"copying {job.source.path / name}"):
+            made = unfinished.body(COPIED, name)
             made.parent.mkdir(parents=True, exist_ok=True)
-            make(report)
+            shutil.copyfile(job.source.path / name, made)
+    moves = _moves(job, unfinished)
+    for made, _ in moves:
+        with naming(f"bringing {made} to the disk"):
             sync_file(made)
-    unfinished.publish([(made, place) for made, place, _ in parts])
+    unfinished.publish(moves)
 
 
-def _parts(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path, Callable[[PruneReport], object]]]:
-    """Every file of the target: where it is made, its place, and what finishes it; in the order in which they are published."""
-    target = job.target
-    parts: list[tuple[Path, Path, Callable[[PruneReport], object]]] = []
+def _copied(job: Job) -> tuple[str, ...]:
+    """Files that go along with weights; an index last, without which no loader takes shards for whole."""
+    return (*job.source.companions, *job.source.indexes) if job.target.weights_too else ()
+
+
+def _moves(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path]]:
+    """Every file of the target as it is made, and its place, in the order in which they are published."""
+    target, moves = job.target, []
     for file in job.source.files:
         if target.weights_too:
-            body = unfinished.body(WEIGHTS, file.name)
-            parts.append((file.finished(body), target.weights(file.name), lambda _, file=file, body=body: file.finish(body)))  # type: ignore[misc]
+            moves.append((file.finished(unfinished.body(WEIGHTS, file.name)), target.weights(file.name)))
         if file.name in job.mask_files:
-            parts.append((unfinished.body(MASKS, file.name), target.masks(file.name), lambda _: None))
-    times, written = (unfinished.body(REST, place.name) for place in (target.times, target.report))
-    parts.append((times, target.times, lambda report: write_whole(times, report.times_json())))
-    parts.append((written, target.report, lambda report: write_whole(written, report.to_json())))
-    for name in (*job.source.companions, *job.source.indexes) if target.weights_too else ():
-        # An index last: without it no loader takes the shards for whole.
-        made, source = unfinished.body(f"{REST}/source", name), job.source.path / name
-        parts.append((made, target.path / name, lambda _, source=source, made=made: shutil.copyfile(source, made)))  # type: ignore[misc]
-    return parts
+            moves.append((unfinished.body(MASKS, file.name), target.masks(file.name)))
+    moves += [(unfinished.body(REST, place.name), place) for place in (target.times, target.report)]
+    return moves + [(unfinished.body(COPIED, name), target.path / name) for name in _copied(job)]
 
 
 def _read_report(target: Target) -> PruneReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from nmsolve.errors import NMSolveError
 from nmsolve.globs import Patterns
 from nmsolve.validate import thread_count
 
-Path_ = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 #: What a byte that is solved costs in time, where one that is copied costs 1: for shares of about the same length.
 SOLVED = 3
 
@@ -35,12 +36,12 @@ SOLVED = 3
 class Progress:
     """How far this process is with its share.
 
-    tensor : what it works on, or has finished: then `report` is what came of it, else None.
+    name : of the tensor that it works on, or has finished: then `report` is what came of it, else None.
     done, of : tensors; done_bytes, of_bytes : the same in bytes. before : tensors that an interrupted run had done.
     weights : entries solved so far. seconds : since this call began its first tensor.
     """
 
-    tensor: TensorPlan
+    name: str
     report: TensorReport | None
     done: int
     of: int
@@ -52,8 +53,8 @@ class Progress:
 
 
 def prune(
-    src: Path_,
-    dst: Path_,
+    src: AnyPath,
+    dst: AnyPath,
     pattern: Patterns,
     *,
     method: str = "auto",
@@ -136,8 +137,8 @@ def prune(
 
 
 def solve(
-    src: Path_,
-    dst: Path_,
+    src: AnyPath,
+    dst: AnyPath,
     pattern: Patterns,
     *,
     method: str = "auto",
@@ -157,8 +158,8 @@ def solve(
 
 
 def _run(
-    src: Path_,
-    dst: Path_,
+    src: AnyPath,
+    dst: AnyPath,
     pattern: Patterns,
     options: Mapping[str, Any],
     weights_too: bool,
@@ -179,7 +180,7 @@ def _run(
         if complete is not None:
             return complete
         left = [plan for plan in job.plans if plan.tensor.name not in done and (weights_too or plan.pattern)]
-        share = Share(job, _share(left, among), among.rank, len(done), progress)
+        share = Share(job, _portion(left, among), among.rank, len(done), progress)
         for outcomes in among.gather(share.work(options["method"], workers)):
             done |= outcomes
         report = job.report(done)
@@ -187,7 +188,7 @@ def _run(
         return report
 
 
-def _share(plans: Sequence[TensorPlan], among: Ranks) -> list[TensorPlan]:
+def _portion(plans: Sequence[TensorPlan], among: Ranks) -> list[TensorPlan]:
     """This rank's part: consecutive tensors, so that ranks write apart from each other, of about the same cost."""
     costs = [plan.tensor.size * (SOLVED if plan.pattern else 1) + 1 for plan in plans]
     ends = np.cumsum(costs, dtype=np.float64)
@@ -220,7 +221,7 @@ class Share:
                 spent = time.perf_counter() - began
                 self.progress(
                     Progress(
-                        tensor=plan,
+                        name=plan.tensor.name,
                         report=report,
                         done=len(outcomes),
                         of=len(self.plans),
@@ -239,7 +240,7 @@ class Share:
                 writer.finished(plan.tensor.name, found)
                 outcomes[plan.tensor.name] = found
                 done_bytes += plan.tensor.size
-                weights += int(np.prod(plan.tensor.shape)) if plan.pattern else 0
+                weights += math.prod(plan.tensor.shape) if plan.pattern else 0
                 tell(plan, replace(report_of(plan), **found))
             writer.sync()
         except BaseException:
@@ -258,8 +259,6 @@ class Share:
                 if plan.pattern is None:
                     return self._copy(file, plan, writer, buffer, began)
                 return self._prune(file, plan, writer, buffer, method, threads, began)
-        except NMSolveError as error:
-            raise type(error)(f"{file.path}: tensor {tensor.name!r}: {error}") from error
         except MemoryError as error:
             raise out_of_memory(tensor.size, file.path, tensor.name) from error
 
@@ -290,8 +289,11 @@ class Share:
         tensor = plan.tensor
         file.read(tensor, buffer)
         array = tensor.view(buffer)
-        mask, result = solve_tensor(array, plan, method, threads)
-        weight_sum = total(array)
+        try:
+            mask, result = solve_tensor(array, plan, method, threads)
+            weight_sum = total(array)
+        except NMSolveError as error:
+            raise type(error)(f"{file.path}: tensor {tensor.name!r}: {error}") from error
         if self.job.target.weights_too:
             apply(array, mask)
             writer.write(WEIGHTS, file.name, tensor.start, buffer.data[: tensor.size])

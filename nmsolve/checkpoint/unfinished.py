@@ -24,11 +24,9 @@ from nmsolve.checkpoint.disk import naming, read_json, sync_folder, write_at, wr
 from nmsolve.errors import InputError
 
 RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
-WEIGHTS, MASKS, REST = "weights", "masks", "rest"
+WEIGHTS, MASKS, COPIED, REST = "weights", "masks", "copied", "rest"
 #: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can cost.
 SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
-
-
 #: Files as they were made, and their places.
 Moves = Sequence[tuple[Path, Path]]
 

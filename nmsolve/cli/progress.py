@@ -31,8 +31,7 @@ class Lines:
                 self._print(f"going on: {event.before} tensors were done before")
             return
         if event.report.pattern is not None:
-            name = event.tensor.tensor.name
-            self._print(f"{event.done}/{event.of}  {name}  {event.report.pattern}  {speed(event)}  {left(event)}")
+            self._print(f"{event.done}/{event.of}  {event.name}  {event.report.pattern}  {speed(event)}  {left(event)}")
 
     def _print(self, text: str) -> None:
         print(self._prefix + printable(text), file=sys.stderr, flush=True)
@@ -61,7 +60,7 @@ class Bar(Lines):
 
     def __call__(self, event: Progress) -> None:
         self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
-        name = printable(shortened(event.tensor.tensor.name, 36))
+        name = printable(shortened(event.name, 36))
         self._bar.update(
             self._task,
             total=max(1, event.of_bytes),
