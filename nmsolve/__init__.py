@@ -9,6 +9,9 @@ True
 True
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from nmsolve.api import methods, solve
 from nmsolve.certify import Duals, Report, verify
 from nmsolve.counting import Diversity, diversity
@@ -42,3 +45,10 @@ __all__ = [
     "survivor_mask",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`nmsolve.checkpoint` without an import of its own, loaded when it is first used."""
+    if name == "checkpoint":
+        return import_module("nmsolve.checkpoint")
+    raise AttributeError(f"module 'nmsolve' has no attribute {name!r}")

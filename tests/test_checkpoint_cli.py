@@ -327,3 +327,9 @@ def test_a_terminal_of_ascii(tmp_path: Path) -> None:
     done = run("prune", *files, "--pattern", "2:4", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert r"8\xd78" in done.stdout
+
+
+def test_nmsolve_alone_is_enough_to_import() -> None:
+    code = "import nmsolve, sys; assert 'nmsolve.checkpoint' not in sys.modules; print(nmsolve.checkpoint.prune.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "nmsolve.checkpoint.pruning\n"

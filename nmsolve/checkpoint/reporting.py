@@ -25,7 +25,7 @@ from nmsolve.checkpoint.target import Target
 from nmsolve.checkpoint.verification import check_masks, nonzero, read_tensor
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.result import relative_gap
+from nmsolve.result import Status, relative_gap
 from nmsolve.validate import read_scores
 
 #: Side of the corner of a mask that is shown.
@@ -183,9 +183,13 @@ def _measured(entry: TensorReport, original: NDArray[Any], kept: NDArray[np.bool
     assert entry.pattern is not None
     assert entry.axis is not None
     best = solve(as_matrices(original, entry.axis), entry.pattern, padding=entry.padding or "error")
-    worth = objective(read_scores(original, None, entry.pattern), kept)
+    scores = read_scores(original, None, entry.pattern)
+    worth = objective(scores, kept)
     bound = max(worth, best.objective if best.bound is None else best.bound)
-    return replace(entry, objective=worth, bound=bound, gap=relative_gap(worth, bound), total=total(original))
+    proven = best.status is Status.OPTIMAL and bound - worth <= scores.tolerance * bound
+    status = Status.OPTIMAL if proven else Status.FEASIBLE
+    gap = relative_gap(worth, bound)
+    return replace(entry, status=status.value, objective=worth, bound=bound, gap=gap, total=total(original))
 
 
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
