@@ -145,6 +145,19 @@ def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["solve", str(tmp_path / "one.safetensors"), "2:4", "--scores", "s.npy"]) == 2
 
 
+def test_folders_may_be_named_by_dots(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dense)
+    assert main(["solve", ".", "2:4T"]) == 0
+    assert main(["prune", ".", "../out", "--pattern", "2:4T"]) == 0
+    assert set(checkpoint.open_masks(tmp_path / "dense-masks")) == set(checkpoint.open_masks(tmp_path / "out"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["prune", "../dense", ".", "--pattern", "2:4T"]) == 0
+    assert main(["verify", "."]) == 0
+    assert main(["report", ".", "-o", "../page.html"]) == 0
+    assert contents(tmp_path / "here") == contents(tmp_path / "out")
+
+
 def test_diversity_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diversity", "4:8T", "--shape", "8x8"]) == 0
     with_shape = capsys.readouterr().out

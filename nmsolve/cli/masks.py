@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def solve(
         raise InputError(f"--scores are for one array, and {file} is a checkpoint")
     from nmsolve.cli.checkpoints import run_and_show
 
-    beside = file.with_name(f"{file.name}-masks") if file.is_dir() else file.with_name(f"{file.stem}.masks.safetensors")
+    whole = Path(os.path.realpath(file)) if file.is_dir() else file  # "." has no name to put another beside
+    beside = whole.with_name(f"{whole.name}-masks" if file.is_dir() else f"{file.stem}.masks.safetensors")
     choice = {"include": include or None, "exclude": exclude, "padding": padding or "skip", "threads": threads, "resume": resume}
     asked = read_patterns([*([pattern] if pattern else []), *patterns], at_most)
     return run_and_show("solve", file, out or beside, asked, {"method": method, **choice}, as_json=False)
