@@ -27,18 +27,20 @@ from torch import bfloat16 as bf16
 from benchmarks.machine import describe
 
 WIDTH, INNER, VOCABULARY = 4096, 11008, 32000
-#: What reading and writing alone take: each shard whole in memory, as the safetensors package does it, without importing torch.
+#: What reading and writing alone take: each shard whole, as the safetensors package does it. Imports are not counted.
 REWRITE = """
-import sys
+import sys, time
 from pathlib import Path
-import ml_dtypes
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 source, target = map(Path, sys.argv[1:])
 target.mkdir()
+began = time.perf_counter()
 for shard in sorted(source.glob("*.safetensors")):
     save_file(load_file(shard), target / shard.name, {"format": "pt"})
+print(time.perf_counter() - began)
 """
 PROMISED = 3.0
+REWRITING = "rewrite with safetensors"
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> str:
     size = sum(file.stat().st_size for file in whole.glob("*.safetensors"))
     prune = [sys.executable, "-m", "nmsolve", "prune"]
     commands = {
-        "rewrite with safetensors": [sys.executable, "-c", REWRITE, str(whole), "OUT"],
+        REWRITING: [sys.executable, "-c", REWRITE, str(whole), "OUT"],
         "prune to 2:4T": [*prune, str(whole), "OUT", "--pattern", "2:4T", "--threads", "1"],
         "prune to 2:4": [*prune, str(whole), "OUT", "--pattern", "2:4", "--threads", "1"],
         "prune to 4:8T": [*prune, str(whole), "OUT", "--pattern", "4:8T", "--threads", "1"],
@@ -80,12 +82,14 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> str:
     for number in range(-1, rounds):  # the first compiles kernels and fills the page cache
         for name, command in commands.items():
             print(f"{time.strftime('%H:%M:%S')}  round {number}: {name}", file=sys.stderr, flush=True)
-            spent, peak = timed([str(folder / "out") if word == "OUT" else word for word in command])
+            spent, peak, printed = timed([str(folder / "out") if word == "OUT" else word for word in command])
+            if name == REWRITING:
+                spent = float(printed)
             shutil.rmtree(folder / "out")
             if number >= 0:
                 seconds[name].append(spent)
                 memory[name].append(peak)
-    base = seconds["rewrite with safetensors"]
+    base = seconds[REWRITING]
     ratio = {name: [a / b for a, b in zip(spent, base, strict=True)] for name, spent in seconds.items()}
     rows = [
         f"| {name} | {median(seconds[name]):.1f} s | {median(ratio[name]):.2f} ({min(ratio[name]):.2f}–{max(ratio[name]):.2f}) "
@@ -97,9 +101,10 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> str:
     return "\n".join(
         [
             f"{size / 1e9:.2f} GB of bfloat16 weights, N(0, 1), {layers} layers of Llama-2-7B's shapes in 2 shards; the largest "
-            f"tensor has {largest:.0f} MB. One core, one thread, whole processes, {rounds} rounds after one that does not count;",
-            "dirty pages are synced before each. nmsolve syncs what it writes before it names it, safetensors does not. Ratios are "
-            "taken within a round: median (least–greatest). Memory is the peak resident set.",
+            f"tensor has {largest:.0f} MB. One core, one thread, {rounds} rounds after one that does not count;",
+            "whole processes, but for rewriting, whose imports are not counted; dirty pages are synced before each.",
+            "nmsolve syncs what it writes before it names it, safetensors does not. Ratios are taken within a round: median "
+            "(least–greatest). Memory is the peak resident set.",
             "",
             "| | time | against rewriting | memory |",
             "| --- | ---: | ---: | ---: |",
@@ -111,20 +116,22 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> str:
     )
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak megabytes of a process on one core."""
+def timed(command: list[str]) -> tuple[float, float, str]:
+    """Seconds and peak megabytes of a process on one core, and what it printed."""
     core = {max(os.sched_getaffinity(0))}
     os.sync()
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, core)
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=lambda: os.sched_setaffinity(0, core)
     )
+    assert process.stdout is not None
+    printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     spent = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed")
-    return spent, usage.ru_maxrss / 1e3
+    return spent, usage.ru_maxrss / 1e3, printed
 
 
 def make(folder: Path, gigabytes: float) -> int:
