@@ -122,10 +122,7 @@ def _axis(
         return None, "parametrized: a weight is computed from it, and is not in the checkpoint"
     own = module.rpartition(".")[2] if last == "weight" and module else last
     if not by_name and len(shape) <= 3 and _TABLES.search(own):
-        return (
-            None,
-            f"by its name an embedding, which reduces over nothing; {_BY_NAME}",
-        )
+        return None, f"by its name an embedding, which reduces over nothing; {_BY_NAME}"
     if not by_name and own == last and _OTHERS.search(own):
         return None, f"by its name no weight that products reduce over; {_BY_NAME}"
     if len(shape) == 2:

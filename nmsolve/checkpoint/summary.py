@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +146,9 @@ class PruneReport:
 
     def to_json(self) -> str:
         """report.json: everything but seconds, so that it is the same, byte for byte, for every number of threads and processes."""
+        names = [field.name for field in fields(TensorReport) if field.name != "seconds"]
         tensors = [
-            {k: str(v) if isinstance(v, Pattern) else v for k, v in asdict(t).items() if k != "seconds"}
-            | {"pattern": None if t.pattern is None else str(t.pattern)}
+            {name: getattr(t, name) for name in names} | {"pattern": None if t.pattern is None else str(t.pattern)}
             for t in self.tensors
         ]
         whole = {
