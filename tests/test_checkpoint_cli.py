@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -277,19 +278,24 @@ def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(tmp_path: Path) -> None:
     """SIGINT to a real process while it works; the command that it prints then finishes the run."""
     write_folder(tmp_path / "a dense one", layers=24, width=256, dtype=np.dtype(np.float32), files=12)
     src, out = tmp_path / "a dense one", tmp_path / "out"
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)  # some 50 lines: it waits for us with the others, however slow we are
     process = subprocess.Popen(
         [sys.executable, "-m", "nmsolve", "prune", str(src), str(out), "--pattern", "2:4T", "--threads", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=writing,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which jobs in the background ignore
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if re.match(r"1\d/", line):
-            process.send_signal(signal.SIGINT)
-            break
-    _, rest = process.communicate(timeout=100)
-    assert process.returncode == 130
+    os.close(writing)
+    shown = b""
+    while not re.search(rb"^1\d/", shown, re.MULTILINE):
+        shown += os.read(reading, 256)
+    process.send_signal(signal.SIGINT)
+    while part := os.read(reading, 4096):
+        shown += part
+    os.close(reading)
+    assert process.wait(timeout=100) == 130
+    rest = shown.decode()
     last = rest.splitlines()[-1]
     found = re.fullmatch(r"nmsolve: stopped, with (\d+) of \d+ tensors done\. Go on with: (nmsolve prune .* --resume)", last)
     assert found, rest
