@@ -34,7 +34,8 @@ class Lines:
             self._print(f"{event.done}/{event.of}  {event.name}  {event.report.pattern}  {speed(event)}  {left(event)}")
 
     def _print(self, text: str) -> None:
-        print(self._prefix + printable(text), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{self._prefix}{printable(text)}\n")  # in one piece, which Ctrl-C does not part from its line end
+        sys.stderr.flush()
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
