@@ -50,6 +50,11 @@ def check_used(globs: Iterable[str], paths: Sequence[str], argument: str, whose:
     """Raise InputError for a glob that matches none of the weights `whose` paths these are: a misspelt one must not pass."""
     for glob in globs:
         if not any(matches(path, glob) for path in paths):
+            inside = [path for path in paths if f".{glob}." in f".{path}."]
+            if inside:
+                raise InputError(
+                    f"{argument}={glob!r} matches no layer of the {whose} from its beginning; for {inside[0]} write '*.{glob}'"
+                )
             close = difflib.get_close_matches(glob, paths, 3, 0.4) or paths[:3]
             known = f"its weights are {', '.join(close)}, …" if close else "it has no weight with two axes or more"
             raise InputError(f"{argument}={glob!r} matches no layer of the {whose}; {known}")

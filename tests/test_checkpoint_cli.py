@@ -52,6 +52,12 @@ def test_prune_prints_a_table_and_plain_lines(dense: Path, tmp_path: Path, capsy
     assert "\x1b" not in printed.err + printed.out
 
 
+def test_the_pattern_may_be_given_as_for_the_other_commands(dense: Path, tmp_path: Path) -> None:
+    assert main(["prune", str(dense), str(tmp_path / "a"), "2:4", "--pattern", "*.mlp=2:4T"]) == 0
+    assert main(["prune", str(dense), str(tmp_path / "b"), "--pattern", "2:4", "--pattern", "*.mlp=2:4T"]) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
 def test_json(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", str(dense), str(tmp_path / "out"), "--pattern", "2:4", "--json"]) == 0
     assert capsys.readouterr().out == (tmp_path / "out" / "report.json").read_text()
@@ -115,11 +121,11 @@ def test_verify(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert re.search(
         r"lm_head\.weight .* violated in 640 of 640 groups; the first, at \[0, 0\], keeps 4", " ".join(printed.split())
     )
-    assert "19 of 23 tensors checked: 1 of them violated" in printed
+    assert "19 of 23 tensors checked: 1 of them violated: lm_head.weight" in printed
     assert main(["verify", str(dense), "--pattern", "2:4"]) == 1
     capsys.readouterr()
     assert main(["verify", str(dense)]) == 2
-    assert "name one (--pattern 2:4T)" in capsys.readouterr().err
+    assert "name one, such as 2:4T (--pattern 2:4T)" in capsys.readouterr().err
 
 
 def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +135,8 @@ def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.Ca
     assert set(masks) == set(expected)
     assert all((masks[name] == expected[name]).all() for name in masks)
     assert not list((tmp_path / "dense-masks").glob("*.safetensors"))
+    assert main(["verify", str(tmp_path / "dense-masks")]) == 0
+    assert main(["verify", str(tmp_path / "dense-masks"), "1:4"]) == 1
 
     save_file({"w": weights(8, 8)}, tmp_path / "one.safetensors")
     assert main(["solve", str(tmp_path / "one.safetensors"), "1:4"]) == 0

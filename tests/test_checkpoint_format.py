@@ -196,7 +196,7 @@ def test_verify_finds_every_violation(pruned: Path) -> None:
 
 
 def test_nothing_to_verify_is_an_error(pruned: Path) -> None:
-    reasons = "2 × its axis 1 does not consist of groups of 5; 1 × fewer than two axes"
+    reasons = r"its axis 1 does not consist of groups of 5 \(2 tensors\); fewer than two axes \(1 tensors\)"
     with pytest.raises(nmsolve.InputError, match=rf"no tensor of .*sparse\.safetensors can be checked: {reasons}"):
         checkpoint.verify(pruned, "2:5")
 

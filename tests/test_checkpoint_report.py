@@ -65,7 +65,29 @@ def test_weights_that_were_trained_since_are_pointed_out(tmp_path: Path) -> None
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
     save_file({"w": load_file(tmp_path / "sparse.safetensors")["w"] * 2}, tmp_path / "sparse.safetensors")
     checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html", against=tmp_path / "dense.safetensors")
-    assert "In 1 tensors kept weights differ from those of dense.safetensors" in (tmp_path / "page.html").read_text()
+    assert (
+        "Kept weights differ from those of dense.safetensors in 1 of 1 tensors with a mask" in (tmp_path / "page.html").read_text()
+    )
+
+
+def test_masks_that_were_not_applied_are_pointed_out(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A dense shard put back, and masks that `solve` wrote beside weights that nobody pruned."""
+    dense, sparse = folders
+    checkpoint.report(sparse, tmp_path / "page.html")
+    assert "not zero where" not in (tmp_path / "page.html").read_text()
+    (sparse / "model-00001-of-00002.safetensors").write_bytes((dense / "model-00001-of-00002.safetensors").read_bytes())
+    checkpoint.report(sparse, tmp_path / "page.html")
+    assert "not zero where their masks drop them, in 12 of 18 tensors" in (tmp_path / "page.html").read_text()
+    save_file({"w": weights(8, 8)}, tmp_path / "one.safetensors")
+    checkpoint.solve(tmp_path / "one.safetensors", tmp_path / "one.masks.safetensors", "2:4")
+    checkpoint.report(tmp_path / "one.safetensors", tmp_path / "page.html")
+    assert "not zero where their masks drop them, in 1 of 1 tensors" in (tmp_path / "page.html").read_text()
+    with pytest.raises(nmsolve.InputError, match="holds masks alone"):
+        checkpoint.report(tmp_path / "one.masks.safetensors", tmp_path / "page.html")
+    for mask in (sparse / "masks").iterdir():
+        mask.unlink()
+    with pytest.raises(nmsolve.InputError, match=r"report\.json is there, but none of its masks are"):
+        checkpoint.report(sparse, tmp_path / "page.html")
 
 
 def test_of_a_checkpoint_that_others_pruned(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from nmsolve.checkpoint.solving import is_outcome, report_of
 from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
 from nmsolve.checkpoint.target import Target, check_vacant, target_of
-from nmsolve.checkpoint.unfinished import COPIED, MASKS, REST, WEIGHTS, Unfinished
+from nmsolve.checkpoint.unfinished import COPIED, MASKS, REST, SOURCE, WEIGHTS, Unfinished
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_globs, to_patterns
 
@@ -62,7 +62,7 @@ class Job:
             status = (self.source.path / name).stat()
             files[name] = [status.st_size, status.st_mtime_ns]
         source = os.path.realpath(self.source.path)
-        identity = {"nmsolve": nmsolve.__version__, "source": source, "files of the source": files}
+        identity = {"nmsolve": nmsolve.__version__, "source": source, SOURCE: files}
         return identity | {"weights too": self.target.weights_too} | dict(self.settings)
 
 
@@ -94,7 +94,9 @@ def decide(
     plans = plan_tensors(source.files, pattern, included, excluded, padding)
     if not any(plan.pattern for plan in plans):
         reasons = Counter(plan.reason for plan in plans)
-        listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4)) or "it holds none"
+        listed = "; ".join(f"{reason} ({count} tensors)" for reason, count in reasons.most_common(4)) or "it holds none"
+        if any("does not consist" in str(reason) for reason in reasons):
+            listed += "; padding 'pad' or 'dense' takes shapes that do not divide"
         raise InputError(f"no tensor of {src} can have {' or '.join(str(p) for p in patterns.values() if p)}: {listed}")
     layouts = {file.name: lay_out([plan for plan in plans if plan.file == file.name]) for file in source.files}
     settings = {

@@ -62,11 +62,12 @@ def plan_tensors(
     plans = []
     for file in files:
         for tensor in file.tensors:
-            chosen = next((p for glob, p in patterns.items() if matches(tensor.name, glob)), None)
+            glob = next((glob for glob in patterns if matches(tensor.name, glob)), None)
+            chosen = None if glob is None else patterns[glob]
             reason = unchosen(tensor.name, included, excluded)
             axis: int | None = None
             if reason is None and chosen is None:
-                reason = "left dense: no pattern is given for it"
+                reason = "no pattern is given for it" if glob is None else f"kept dense by the pattern of {glob!r}"
             if reason is None:
                 assert chosen is not None
                 by_name = included is not None and tensor.name in included

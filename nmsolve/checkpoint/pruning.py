@@ -123,9 +123,10 @@ def prune(
     >>> folder = tempfile.TemporaryDirectory()
     >>> np.savez(f"{folder.name}/dense.npz", a=np.eye(8), b=np.ones((8, 12)), c=np.ones(3))
     >>> print(prune(f"{folder.name}/dense.npz", f"{folder.name}/sparse.npz", "2:4T"))
-    tensor  dtype  shape  pattern  kept |W|      gap
+    tensor  dtype  shape  pattern  kept |W|      gap  status
     a       <f8    8×8    2:4T     100.00 %  4.4e-16  optimal
     b       <f8    8×12   2:4T      50.00 %  4.4e-16  optimal
+    and 1 tensors with fewer than two axes, which stay dense
     2 of 3 tensors pruned, 98.2 % of 163 weights; density of the whole 0.5092
     where pruned, 53.85 % of |W| kept, certified gap 5.1e-16
     >>> nmsolve.checkpoint.verify(f"{folder.name}/sparse.npz", "2:4T").ok

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nmsolve.api import solve
 from nmsolve.certify import objective
 from nmsolve.checkpoint.disk import write_whole
-from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
+from nmsolve.checkpoint.masks import Masks, mask_files, masks_beside, open_masks
 from nmsolve.checkpoint.page import page
 from nmsolve.checkpoint.planning import plan_tensors
 from nmsolve.checkpoint.solving import as_matrices, report_of, total
@@ -65,6 +65,8 @@ def report(
         For files that are damaged, or do not belong together.
     """
     path, place = Path(checkpoint), Path(out)
+    if path.is_file() and mask_files(path) == [path]:
+        raise InputError(f"{path} holds masks alone: name the checkpoint that they are of")
     if place.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{place} is no place for a page, whose name ends in .html: name one, such as report.html")
     if os.path.lexists(place) and not place.is_file():
@@ -75,13 +77,14 @@ def report(
     corners = {}
     where = {tensor.name: (file, tensor) for file in source.files for tensor in file.tensors}
     dense = None if against is None else _dense(Path(against), found)
-    tensors, changed = [], 0
+    tensors, changed, strays = [], 0, 0
     for entry in found.tensors:
         if entry.pattern is None or entry.axis is None:
             tensors.append(entry)
             continue
         weights = read_tensor(*where[entry.name])
         kept = masks[entry.name] if entry.name in masks else nonzero(weights)
+        strays += bool((nonzero(weights) & ~kept).any())
         matrices = as_matrices(kept, entry.axis)
         corners[entry.name] = np.array(matrices[(0,) * (matrices.ndim - 2)][:CORNER, :CORNER])
         if dense is not None:
@@ -92,11 +95,17 @@ def report(
                 raise InputError(f"{dense[entry.name][0].path}: tensor {entry.name!r}: {error}") from error
             changed += not np.array_equal(_bits(original)[kept], _bits(weights)[kept])
         tensors.append(replace(entry, kept=int(np.count_nonzero(kept))))
+    if strays:
+        notes.append(
+            f"Weights are not zero where their masks drop them, in {strays} of {len(corners)} tensors with a mask: "
+            f"the masks have not been applied to them, or they were trained without. `nmsolve verify` names them."
+        )
     if dense is not None:
         notes.append(f"Kept |W| and gap were computed anew against {Path(against or '').name}: gaps are to the certified optimum.")
         if changed:
             notes.append(
-                f"In {changed} tensors kept weights differ from those of {Path(against or '').name}: they were trained or adjusted."
+                f"Kept weights differ from those of {Path(against or '').name} in {changed} of {len(corners)} tensors with a mask: "
+                f"they were trained or adjusted."
             )
     found = replace(found, tensors=tuple(tensors))
     write_whole(place, page(found, corners, title=path.resolve().name, notes=notes))
@@ -118,6 +127,8 @@ def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
         set(shapes) - {t.name for t in found.tensors}
     )
     absent = [t.name for t in found.pruned if not _is_of(t, masks)] or sorted(set(masks) - {t.name for t in found.pruned})
+    if found.pruned and not masks:
+        raise InputError(f"{target.report} is there, but none of its masks are: expected them as {masks_beside(source.path)}")
     if other or absent:
         what = f"tensor {other[0]!r}" if other else f"a mask for tensor {absent[0]!r}"
         raise InputError(f"{target.report} is of another checkpoint than {source.path}: they do not agree about {what}")

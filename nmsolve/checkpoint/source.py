@@ -183,4 +183,6 @@ def _nothing_in(path: Path, names: list[str]) -> InputError:
             f"{path} holds pickle files ({shown}) and no .safetensors, and loading those runs whatever code is in them. "
             f"Convert {which}, if you trust it: {_conversion(path / pickles[0])}"
         )
+    if (path / UNFINISHED).is_dir():
+        return InputError(f"{path} holds an unfinished run and no checkpoint yet: go on with it by resume=True (--resume)")
     return InputError(f"{path} holds no .safetensors file" + (f"; it holds {', '.join(names[:5])}" if names else ""))

@@ -14,7 +14,7 @@ from nmsolve.checkpoint.disk import read_json
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
-from nmsolve.table import shortened, table
+from nmsolve.table import table
 
 FORMAT = "nmsolve-report"
 VERSION = 1
@@ -119,7 +119,7 @@ class PruneReport:
     def __str__(self) -> str:
         rows = [
             (
-                shortened(t.name, 48),
+                t.name,
                 t.dtype,
                 "×".join(map(str, t.shape)),
                 str(t.pattern or "-"),
@@ -130,8 +130,11 @@ class PruneReport:
             for t in self.tensors
             if len(t.shape) > 1
         ]
-        head = ("tensor", "dtype", "shape", "pattern", "kept |W|", "gap", "")
-        return f"{table(head, rows, {4, 5})}\n{self.conclusion}"
+        head = ("tensor", "dtype", "shape", "pattern", "kept |W|", "gap", "status")
+        vectors = sum(len(t.shape) < 2 for t in self.tensors)
+        without = f"\nand {vectors} tensors with fewer than two axes, which stay dense" if vectors else ""
+        left = f"\nleft behind: {', '.join(self.left_behind)}" if self.left_behind else ""
+        return f"{table(head, rows, {4, 5})}{without}\n{self.conclusion}{left}"
 
     @property
     def conclusion(self) -> str:

@@ -27,6 +27,8 @@ RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
 WEIGHTS, MASKS, COPIED, REST = "weights", "masks", "copied", "rest"
 #: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can cost.
 SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
+#: Under which a run notes size, time and header of each file that it reads.
+SOURCE = "files of the source"
 #: Files as they were made, and their places.
 Moves = Sequence[tuple[Path, Path]]
 
@@ -82,8 +84,14 @@ class Unfinished:
         began = read_json(self.path / RUN, "a note of a run")
         if not isinstance(began, dict):
             return [f"{self.path / RUN} is damaged"]
-        now = json.loads(json.dumps(run))
-        return [f"{key}: {began.get(key)!r} then, {now[key]!r} now" for key in now if began.get(key) != now[key]]
+        found = []
+        for key, now in json.loads(json.dumps(run)).items():
+            then = began.get(key)
+            if isinstance(then, dict) and isinstance(now, dict) and key == SOURCE:
+                found += [f"{name} has changed since" for name in sorted({*then, *now}) if then.get(name) != now.get(name)][:3]
+            elif then != now:
+                found.append(f"{key}: {then!r} then, {now!r} now")
+        return found
 
     def body(self, kind: str, name: str) -> Path:
         """The part of a file of weights or masks."""

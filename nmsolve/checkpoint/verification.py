@@ -22,7 +22,7 @@ from nmsolve.checkpoint.stored import Stored, WeightFile, allocate
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_patterns
 from nmsolve.pattern import Pattern
-from nmsolve.table import shortened, table
+from nmsolve.table import table
 from nmsolve.validate import is_bfloat16
 
 
@@ -52,7 +52,7 @@ class TensorCheck:
         """In words."""
         if self.report is None:
             return f"not checked: {self.reason}"
-        strays = f"{self.strays} weights are not zero where the mask drops them" if self.strays else ""
+        strays = f"{self.strays:,} weights are not zero where the mask drops them" if self.strays else ""
         if self.report.ok:
             return strays or "holds"
         place, kept = self.report.first or ((), 0)
@@ -90,7 +90,7 @@ class Verification:
     def __str__(self) -> str:
         rows = [
             (
-                shortened(t.name, 48),
+                t.name,
                 "×".join(map(str, t.shape)),
                 str(t.pattern or "-"),
                 "-" if t.report is None else f"{t.report.density:.4f}",
@@ -99,9 +99,11 @@ class Verification:
             for t in self.tensors
             if len(t.shape) > 1
         ]
-        wrong = sum(not t.ok for t in self.tensors)
-        last = f"{len(self.checked)} of {len(self)} tensors checked: " + (f"{wrong} of them violated" if wrong else "all hold")
-        return f"{table(('tensor', 'shape', 'pattern', 'density', ''), rows, {3})}\n{last}"
+        wrong = [t.name for t in self.tensors if not t.ok]
+        last = f"{len(self.checked)} of {len(self)} tensors checked: " + (
+            f"{len(wrong)} of them violated: {', '.join(wrong)}" if wrong else "all hold"
+        )
+        return f"{table(('tensor', 'shape', 'pattern', 'density', 'finding'), rows, {3})}\n{last}"
 
 
 def verify(
@@ -140,7 +142,7 @@ def verify(
     found = _verify(Path(path), pattern, include, exclude, padding)
     if not found.checked:
         reasons = Counter(check.reason for check in found)
-        listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4)) or "it holds none"
+        listed = "; ".join(f"{reason} ({count} tensors)" for reason, count in reasons.most_common(4)) or "it holds none"
         raise InputError(f"no tensor of {path} can be checked: {listed}")
     return found
 
@@ -148,12 +150,15 @@ def verify(
 def _verify(
     path: Path, pattern: Patterns | None, include: str | Iterable[str] | None, exclude: str | Iterable[str], padding: str
 ) -> Verification:
-    if path.is_file() and mask_files(path) == [path]:
+    masks_alone = path.is_dir() and mask_files(path) and not any(path.glob("*.safetensors"))
+    if masks_alone or (path.is_file() and mask_files(path) == [path]):
         return _verify_masks_alone(open_masks(path), pattern)
     source = read_source(path)
     if pattern is None:
         if not mask_files(path):
-            raise InputError(f"{path} has no masks beside it that would say which pattern it is to hold: name one (--pattern 2:4T)")
+            raise InputError(
+                f"{path} has no masks beside it that would say which pattern it is to hold: name one, such as 2:4T (--pattern 2:4T)"
+            )
         return _verify_against(source, open_masks(path))
     files = {file.name: file for file in source.files}
     checks = []

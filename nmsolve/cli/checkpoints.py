@@ -33,6 +33,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.argument("src", type=FILE)
 @click.argument("dst", type=FILE)
+@click.argument("pattern", required=False)
 @patterns_option
 @method_option
 @choice_options
@@ -46,14 +47,15 @@ FILE = click.Path(path_type=Path)
 @threads_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; begin one if there is none.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of a table.")
-def prune(src: Path, dst: Path, patterns: tuple[str, ...], as_json: bool, **options: Any) -> int:
+def prune(src: Path, dst: Path, pattern: str | None, patterns: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Write DST, a copy of the checkpoint SRC in which every weight holds its pattern, with masks and report.json beside it.
 
     SRC is a .safetensors file, a folder as Hugging Face lays it out, a .npy or a .npz file, and is never written to.
-    Tensors are read, solved and written one at a time.
+    Tensors are read, solved and written one at a time. PATTERN may be given as --pattern.
     """
     options["include"] = options["include"] or None
-    return run_and_show("prune", src, dst, read_patterns(patterns), options, as_json)
+    asked = read_patterns([*([pattern] if pattern else []), *patterns])
+    return run_and_show("prune", src, dst, asked, options, as_json)
 
 
 @click.command(
