@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -103,6 +104,35 @@ def test_a_rank_that_dies_fails_the_run_and_resume_goes_on(ranks: int, seed: int
     done = run((2, 3, 1)[seed], "prune", src, tmp_path / "out", "--pattern", "2:4T", "--resume")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_rank_that_is_left_alone_says_so(tmp_path: Path) -> None:
+    """Without torchrun, which ends the others itself: who waits for a rank that was killed fails with a line, and does not hang."""
+    write_folder(tmp_path / "dense", layers=24, width=256, dtype=np.dtype(np.float32), files=12)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "nmsolve", "prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--threads", "1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment() | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in (0, 1)
+    ]
+    assert processes[1].stderr is not None
+    processes[1].stderr.readline()  # it has solved a tensor
+    processes[1].kill()
+    _, errors = processes[0].communicate(timeout=100)
+    processes[1].communicate()
+    assert processes[0].returncode == 2, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("nmsolve: error: ")]
+    assert "a process of this run is gone" in line
+    assert "--resume" in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".nmsolve-unfinished"]
 
 
 def _kill_rank(launcher: int, rank: int, work: Path) -> bool:

@@ -18,7 +18,7 @@ PATIENCE = timedelta(hours=12)
 
 
 class ElsewhereError(SolverError):
-    """Another process of the run failed; its own message says why."""
+    """The first rank failed; its own message says why, so that this one need not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Ranks:
         try:
             call(torch.distributed)
         except RuntimeError as error:  # what gloo raises when a connection breaks or stays silent
-            raise ElsewhereError(
+            raise SolverError(
                 f"a process of this run is gone ({str(error).splitlines()[0]}); resume=True (--resume) goes on"
             ) from error
 

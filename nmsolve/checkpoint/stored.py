@@ -7,6 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,12 +83,12 @@ class WeightFile(ABC):
 
     def read(self, tensor: Stored, buffer: NDArray[np.uint8]) -> None:
         """Fill a buffer with a tensor's bytes."""
-        with _closing(self.open(tensor)) as stream:
+        with closing(self.open(tensor)) as stream:
             self._fill(stream, tensor, buffer.data[: tensor.size])
 
     def chunks(self, tensor: Stored, buffer: NDArray[np.uint8]) -> Iterator[memoryview]:
         """A tensor's bytes, at most a buffer's worth at a time."""
-        with _closing(self.open(tensor)) as stream:
+        with closing(self.open(tensor)) as stream:
             for done in range(0, tensor.size, buffer.size):
                 part = buffer.data[: min(buffer.size, tensor.size - done)]
                 self._fill(stream, tensor, part)
@@ -113,19 +114,6 @@ def allocate(size: int, path: Path, name: str) -> NDArray[np.uint8]:
 def out_of_memory(size: int, path: Path, name: str) -> NMSolveError:
     """The error for a tensor that is too large for this machine."""
     return NMSolveError(f"{path}: tensor {name!r} needs more memory than there is: {size:,} bytes, and what its mask takes")
-
-
-class _closing:
-    """contextlib.closing, for a Protocol."""
-
-    def __init__(self, stream: Readable) -> None:
-        self.stream = stream
-
-    def __enter__(self) -> Readable:
-        return self.stream
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
 
 
 class FlatFile(WeightFile):
