@@ -1,23 +1,38 @@
-"""Compile every Triton kernel, as the engine launches it, for NVIDIA GPUs that need not be there: name, target, bytes of code.
+"""Compile every Triton kernel, as the engine launches it, for NVIDIA GPUs that need not be there, and count what it needs.
 
 A program of its own, run by test_torch_kernels.py: Triton chooses compiler or interpreter when kernels are defined. A driver that
 only names a target makes Triton bind and specialise real calls on CPU tensors, compile them to machine code, and stop there.
+
+only names a target makes Triton bind and specialise real calls on CPU tensors, compile them to machine code, and stop there.
+and spills of every loop's body, the longest first. Spills are loads from and stores to local memory in the machine code.
+`python tests/compile_kernels.py 4:8T/float32 …` compiles cases of one's own for sm_90.
 """
 
+import json
+import re
+import subprocess
+import sys
+import tempfile
+
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from nmsolve.pattern import Pattern
 from nmsolve.torch.device import triton as engine
+from nmsolve.torch.device.problem import Problem
 
-#: (n, m, at most, dtype of X, its shape, compute capability). To the compiler 1 is a constant, and multiples of 16 are special.
+#: (pattern, dtype of X, its shape, compute capability). To the compiler 1 is a constant, and multiples of 16 are special.
 CASES = (
-    (2, 4, False, torch.bfloat16, (1, 64, 64), 90),
-    (2, 4, True, torch.float32, (1, 4, 4), 80),
-    (3, 6, False, torch.float64, (2, 12, 18), 90),
-    (8, 16, False, torch.float16, (1, 32, 64), 90),
-    (8, 32, True, torch.float32, (1, 32, 32), 90),
+    ("2:4T", torch.bfloat16, (1, 64, 4096), 90),
+    ("<=2:4T", torch.float32, (1, 4, 4), 80),
+    ("3:6T", torch.float64, (2, 12, 18), 90),
+    ("4:8T", torch.float32, (1, 64, 64), 90),
+    ("8:16T", torch.float32, (1, 64, 64), 90),
+    ("16:32T", torch.float32, (1, 64, 64), 90),
+    ("<=7:18T", torch.float16, (1, 36, 35), 90),
 )
 
 
@@ -37,42 +52,87 @@ class Target:
         return 0
 
 
-def compile_only(launch):
+def disassembled(cubin):
+    """Registers a lane, shared memory, and the machine code: instructions, and by label which of them it stands before."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tools = triton.knobs.nvidia
+        usage, code = (
+            subprocess.run([tool.path, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, flag in ((tools.cuobjdump, "-res-usage"), (tools.nvdisasm, "-c"))
+        )
+    registers, shared = map(int, re.search(r"REG:(\d+) .*?SHARED:(\d+)", usage).groups())
+    instructions, labels = [], {}
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(found[1])
+    return registers, shared, instructions, labels
+
+
+def spills(instructions):
+    return sum(bool(re.match(r"(@!?U?P\d+ )?(STL|LDL)", text)) for text in instructions)
+
+
+def loops(instructions, labels):
+    """The bodies of all loops: from a label to a branch back to it."""
+    for place, text in enumerate(instructions):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", text)
+        if target and labels.get(target[1], place + 1) < place:
+            yield instructions[labels[target[1]] : place + 1]
+
+
+def compile_only(launch, case):
     def run(self, *arguments, grid, warmup, **options):
         compiled = launch(self, *arguments, grid=grid, warmup=True, **options)
-        print(self.fn.__name__, f"sm_{compiled.metadata.target.arch}", len(compiled.asm["cubin"]), flush=True)
+        registers, shared, instructions, labels = disassembled(compiled.asm["cubin"])
+        bodies = sorted(loops(instructions, labels), key=len, reverse=True)
+        row = {
+            "case": case[0],
+            "kernel": self.fn.__name__,
+            "target": f"sm_{compiled.metadata.target.arch}",
+            "registers": registers,
+            "shared": shared,
+            "instructions": len(instructions),
+            "spills": spills(instructions),
+            "loops": [[len(body), spills(body)] for body in bodies],
+        }
+        print(json.dumps(row), flush=True)
 
     return run
 
 
-def steps(n, m, at_most, dtype, shape):
+def steps(text, dtype, shape):
     """Every call that solving a matrix makes, whatever it would return."""
-    X, mask = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=torch.bool)
-    turned, turned_mask = X.transpose(1, 2), torch.zeros((shape[0], shape[2], shape[1]), dtype=torch.bool)
+    pattern = Pattern.parse(text)
+    n, m = pattern.n, pattern.m
+    X = torch.zeros(shape, dtype=dtype)
+    mask = torch.zeros((shape[0], -(-shape[1] // m) * m, -(-shape[2] // m) * m), dtype=torch.bool)
+    turned, turned_mask = X.transpose(1, 2), torch.zeros((shape[0], mask.shape[2], mask.shape[1]), dtype=torch.bool)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    engine.keep_groups(X, mask, n, m, at_most, True, compute, False)
-    if shape[1] % m == 0:
-        engine.keep_groups(turned, turned_mask, n, m, at_most, False, compute, True)
+    if m <= 8:
+        engine.keep_groups(X, mask, n, m, pattern.at_most, True, compute, False)
+        engine.keep_groups(turned, turned_mask, n, m, pattern.at_most, False, compute, True)
     if m == 4:
         engine.enumerate_blocks(X, mask, n, True, compute, False)
         engine.enumerate_blocks(turned[:, :-1], turned_mask, n, True, compute, True)
-    S = engine.stage(X, mask, m, True, compute)
-    v, _, _ = engine.start(S, n, m, at_most, compute)
-    u = torch.zeros_like(v)
-    words, good = engine.ascend(S, u, v, 2, True, 1.25, n, m, at_most)
-    engine.relax(S, words, u, v, good, torch.ones_like(v[0]), n, m, at_most, 6)
-    engine.certify(S, words, u, v, n, m, at_most, 2.0**-51)
-    engine.write_masks(words, mask, m)
-    delta = torch.zeros(m * m, dtype=compute)
-    engine.climb(S, u, v, u[0], v[0], delta, (2, 3), 6, 1.25, n, m, at_most, 2.0**-51, 2.5e-7, 16.0)
+    problem = Problem(pattern, True, compute, 2.5e-7)
+    for collect in (False, True) if m <= 4 else (False,):
+        blocks, _ = engine.ascend_first(X, mask, problem, collect)
+        blocks.open.fill_(1)
+        engine.ascend_rest(X, mask, problem, blocks, blocks.open.numel(), collect)
 
 
 def main():
     engine._lanes = lambda X, most=engine.LANES: most  # as for a tensor on a GPU
-    JITFunction.run = compile_only(JITFunction.run)
-    for *problem, capability in CASES:
-        driver.set_active(Target(capability))
-        steps(*problem)
+    launch = JITFunction.run
+    own = [(text, getattr(torch, dtype), (1, 64, 64), 90) for text, dtype in (case.split("/") for case in sys.argv[1:])]
+    for case in own or CASES:
+        driver.set_active(Target(case[-1]))
+        JITFunction.run = compile_only(launch, case)
+        steps(*case[:-1])
 
 
 if __name__ == "__main__":

@@ -389,6 +389,8 @@ if CUDA:
             assert type(new) is (SparseLinear if training else PackedLinear if sparse else nn.Linear)
             if sparse:
                 assert new.backend == layer.backend
+                assert new.algorithms == layer.algorithms
+                assert bool(new.algorithms) == (layer.backend == "cusparselt")
         assert table[2].decision == "dense"
         expected = dense(x)
         scale = float(expected.abs().max())

@@ -1,17 +1,25 @@
 """Packed products, forward and backward, on a real GPU."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from layers import CUDA, operands, operators_of, reference, sparse_layer
 from torch.utils.checkpoint import checkpoint
 
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said, why_not
+from nmsolve.torch.dispatch.algorithms import offered, recall, sorted_out
+from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said, machine_at, why_not
 from nmsolve.torch.dispatch.masked_linear import masked_linear, sparse_linear, sparse_linear_grad_input
+from nmsolve.torch.dispatch.measuring import measure, wrong_result
 from nmsolve.torch.dispatch.packed_linear import PackedLinear, packed_product
-from nmsolve.torch.dispatch.packing import pack_unchecked
+from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
+from nmsolve.torch.dispatch.recording import Call
+from nmsolve.torch.dispatch.timing import call_times, graph_medians_us
 
 if CUDA:
 
@@ -19,6 +27,11 @@ if CUDA:
         """Both approximate; relative to the largest entry, as sums of products are."""
         scale = float(theirs.float().abs().max()) if theirs.numel() else 1.0
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0.02 * scale)
+
+    def run_apart(code):
+        here = Path(__file__).parent
+        path = os.pathsep.join(map(str, (here, here.parent)))
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 
     def served(backend, dtype=torch.bfloat16):
         return why_not(backend, (128, 256), dtype, "cuda") is None
@@ -114,3 +127,127 @@ if CUDA:
         with torch.no_grad():
             close(torch.compile(packed, fullgraph=True, backend="aot_eager")(x), packed(x))
         torch._dynamo.reset()
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("tokens", [7, 1024])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_algorithms_are_checked_by_value(dtype, tokens):
+        if not served("cusparselt", dtype):
+            return
+        x, w, mask, b = (t.detach() for t in operands(tokens, 128, 256, dtype, "cuda"))
+        w = torch.where(mask, w, 0)
+        values = pack_unchecked(w, "cusparselt").packed
+        count = offered(values, x)
+        assert count >= 1
+        dense, truth = torch.nn.functional.linear(x, w, b), torch.nn.functional.linear(x.float(), w.float(), b.float())
+
+        def wrong(algorithm):
+            y = packed_linear(x, values, None, b, (128, 256), "cusparselt", algorithm=algorithm)
+            return wrong_result([y], [dense], [truth])
+
+        right, bad = sorted_out(count, wrong, x.device)
+        assert 0 in right, bad
+        close(packed_linear(x, values, None, b, (128, 256), "cusparselt", algorithm=right[-1]), dense)
+
+    REFUSED = """
+import copy, pytest, torch
+from layers import sparse_layer
+from nmsolve.torch.dispatch.algorithms import remembered
+from nmsolve.torch.dispatch.backends import machine_at
+from nmsolve.torch.dispatch.packed_linear import PackedLinear
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0.02 * float(theirs.float().abs().max()))
+
+def memory(*algorithms):
+    return remembered(machine_at(None), torch.bfloat16, 64, *algorithms)
+
+nobody = 10**6
+source = sparse_layer(128, 256).to("cuda", torch.bfloat16)
+inference = PackedLinear.from_linear(source, "cusparselt", memory(nobody))
+forward = SparseLinear.from_linear(source, source.mask, "cusparselt", memory(nobody, 0))
+backward = SparseLinear.from_linear(source, source.mask, "cusparselt", memory(0, nobody))
+x, other = (torch.randn(n, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (64, 72))
+for layer in (inference, forward):
+    with pytest.raises(RuntimeError):
+        layer(x)
+y = backward(x)
+close(y, source(x))
+with pytest.raises(RuntimeError):
+    y.sum().backward()
+for layer in (inference, forward, backward):
+    close(layer(other), source(other))
+    assert copy.deepcopy(layer).algorithms == layer.algorithms
+backward(other).sum().backward()
+close(copy.deepcopy(inference).half()(x.half()), source(x))  # remembered for another dtype
+torch.cuda.synchronize()
+"""
+
+    @pytest.mark.gpu
+    def test_a_layer_uses_what_it_remembers_and_nowhere_else():
+        """An algorithm that does not exist is refused, which shows that it arrived. In a process of its own, in case it is not."""
+        if served("cusparselt"):
+            run_apart(REFUSED)
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("training", [False, True])
+    def test_measuring_remembers_what_it_found(training):
+        if not served("cusparselt"):
+            return
+        weight = sparse_layer(512, 1024).to("cuda", torch.bfloat16).masked_weight
+        call = Call(256, torch.bfloat16, weight.device)
+        searched = {}
+        timing = measure(weight, None, {call: 2}, "cusparselt", training, searched)
+        assert timing.failure is None
+        shapes = {(product.rows, product.cols) for product in searched}
+        assert shapes == ({(512, 1024), (1024, 512)} if training else {(512, 1024)})
+        found = [
+            recall(timing.algorithms, machine_at(weight.device.index), call.dtype, call.tokens, back) for back in (False, True)
+        ]
+        assert not set(found) & set(timing.wrong)
+        assert len(timing.algorithms) == 6
+        assert (timing.algorithms[-1] == -1) != training
+
+    @pytest.mark.gpu
+    def test_times_of_the_device_and_the_host():
+        x = torch.randn(64, 64, device="cuda")
+        quick, waiting = call_times([lambda i: x @ x, lambda i: (x @ x).sum().item()], x.device, rotation=2, repeats=3)
+        for taken in (quick, waiting):
+            assert taken.device_us > 0
+            assert taken.in_use_us == max(taken.device_us, taken.host_us)
+
+    GRAPHS = """
+import torch
+from nmsolve.torch.dispatch.timing import graph_medians_us, medians_us
+x = torch.randn(64, 64, device="cuda")
+waits = lambda i: (x @ x).sum().item()                        # torch knows that it waits
+hides = lambda i: (x @ x, torch.cuda.current_stream().synchronize())  # torch does not: the capture breaks
+draws = lambda i: torch.rand_like(x)
+multiplies = lambda i: x @ x
+times = graph_medians_us([waits, hides, multiplies, draws], x.device, rotation=2, repeats=3)
+assert times[0] is None and times[1] is None and times[2] > 0 and times[3] > 0, times
+assert len(set(torch.rand(100, device="cuda").tolist())) > 90
+assert torch.cuda.current_stream() == torch.cuda.default_stream()
+assert medians_us([waits, hides, multiplies, draws], x.device, repeats=3)[0] > 0
+again = graph_medians_us([multiplies], x.device, repeats=3)
+assert again[0] > 0
+torch.cuda.empty_cache()
+torch.cuda.synchronize()
+"""
+
+    @pytest.mark.gpu
+    def test_calls_that_cannot_be_captured_do_no_harm():
+        """In a process of its own, in case they do."""
+        run_apart(GRAPHS)
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("backend", SPARSE_BACKENDS)
+    def test_products_are_captured(backend):
+        if not served(backend):
+            return
+        x, w, mask, b = (t.detach() for t in operands(64, 128, 256, torch.bfloat16, "cuda"))
+        packed = pack_unchecked(torch.where(mask, w, 0), backend)
+        (taken,) = graph_medians_us(
+            [lambda i: packed_linear(x, packed.packed, packed.meta, b, (128, 256), backend)], x.device, repeats=3
+        )
+        assert taken is None or taken > 0

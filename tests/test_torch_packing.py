@@ -8,8 +8,20 @@ from hypothesis import strategies as st
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
 import nmsolve
+from nmsolve.torch.dispatch import packing
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, why_not
-from nmsolve.torch.dispatch.packing import aligned, check_round_trip, is_2to4, pack, pack_unchecked, packed_linear, unpack, wrap
+from nmsolve.torch.dispatch.packing import (
+    aligned,
+    check_round_trip,
+    column_slices,
+    columns_by_products,
+    is_2to4,
+    pack,
+    pack_unchecked,
+    packed_linear,
+    unpack,
+    wrap,
+)
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -46,6 +58,38 @@ def test_round_trip_of_solved_masks(pattern, dtype):
     sides = [sparse, sparse.t().contiguous()] if pattern == "2:4T" else [sparse]
     for side in sides:
         torch.testing.assert_close(unpack(pack_unchecked(side, "cutlass")), side, rtol=0, atol=0)
+
+
+@given(st.integers(1, 40_000), st.integers(1, 40_000))
+def test_slices_are_every_column_once_and_bounded(rows, cols):
+    rows, cols = 16 * rows, 16 * cols
+    slices = column_slices(rows, cols)
+    assert [column for start, stop in slices for column in (start, stop)] == [
+        0, *(bound for _, stop in slices[:-1] for bound in (stop, stop)), cols
+    ]  # fmt: skip
+    widths = {stop - start for start, stop in slices}
+    assert all(width % 16 == 0 for width in widths)
+    assert max(widths) * (rows + cols) <= 2**26 or widths == {16}
+    assert len(slices) == 1 or (max(widths) + 16) * (rows + cols) > 2**26  # no more slices than it takes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limit", [1, 2**13, 2**26])
+def test_a_matrix_by_its_products(dtype, limit, monkeypatch):
+    """Bit for bit, in one slice as in many; the last one narrower."""
+    monkeypatch.setattr(packing, "_UNPACKED_AT_ONCE", limit)
+    weight = weights_2to4(32, 80, dtype, 0, 0.3).abs()
+    widths = []
+
+    def multiply(identity):
+        widths.append(identity.shape[1])
+        assert identity.shape[0] == 80
+        assert identity.dtype == dtype
+        return (weight.float() @ identity.float()).to(dtype)
+
+    dense = columns_by_products(multiply, 32, 80, dtype, torch.device("cpu"))
+    assert torch.equal(dense.view(torch.int16), weight.view(torch.int16))
+    assert widths == {1: [16] * 5, 2**13: [64, 16], 2**26: [80]}[limit]
 
 
 def test_a_round_trip_that_fails_is_found():
@@ -95,6 +139,23 @@ def test_operands_are_aligned():
 
 
 if torch.cuda.is_available():
+
+    @pytest.mark.parametrize("shape", [(128, 32768), (16384, 4096), (32, 64)])
+    @pytest.mark.parametrize("backend", SPARSE_BACKENDS)
+    @pytest.mark.gpu
+    def test_unpacking_is_bounded_and_exact(backend, shape):
+        weight = weights_2to4(*shape, torch.bfloat16, 0, 0.1).to("cuda")
+        if why_not(backend, shape, torch.bfloat16, "cuda") is not None:
+            return
+        packed = pack_unchecked(weight, backend)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        dense = unpack(packed)
+        peak = torch.cuda.max_memory_allocated() - before
+        torch.testing.assert_close(dense, weight, rtol=0, atol=0)
+        if backend == "cusparselt":  # the weight itself, one slice, and as much again for what the kernels ask for
+            assert peak <= 2 * weight.numel() * 3 + 2 * 2 * 2**26
 
     @pytest.mark.parametrize("backend", SPARSE_BACKENDS)
     @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,6 +21,7 @@ from nmsolve.certify import Report
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.result import Status, relative_gap
+from nmsolve.torch.device.failures import explain
 from nmsolve.torch.result import MaskResult, TensorDuals, with_tensors
 from nmsolve.torch.tensors import as_array, as_matrices, check_tensor, explain_layout, from_matrices, tolerance
 from nmsolve.validate import check_divisible, check_flag, non_finite_message, thread_count
@@ -86,14 +87,17 @@ def solve(
     ------
     PatternError, InputError, MissingDependencyError
         As `nmsolve.solve`; meta, sparse, quantized, complex and wrapped tensors are refused by name.
+    SolverError
+        If memory runs out, or the device is lost. The weights are as they were; a mask is a new tensor.
 
     Notes
     -----
     CPU tensors are read where they are, bfloat16 through its bits. Others are solved on their device: by Triton kernels where
     there is Triton and m is 32 or less, by torch operations elsewhere. Certificates are evaluated there, in float64. Only blocks
-    that five levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); devices without
-    float64 (mps) leave everything to it. Row-wise masks are the same on every device, transposable ones score the same; each is
-    deterministic and depends on its block alone. Workspace on the device: that of 2²⁶ weights at most.
+    that five levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); transposable blocks of
+    m > 32, and devices without float64 (mps), are left to it. Row-wise masks are the same on every device, transposable ones score
+    the same; each is deterministic and depends on its block alone. The host waits for the device once or twice for every 2²⁶
+    weights, and more often only where it solves blocks. Workspace: a byte a block, and a copy of 2²⁶ integers at a time.
 
     Examples
     --------
@@ -125,17 +129,30 @@ def solve(
         )
     try:
         api.check_method(method, pattern)
-        if weights.device.type in ("cpu", "mps") or method not in ("auto", "exact"):
+        name = engine_name(weights.device, pattern)
+        if name is None or method not in ("auto", "exact"):
             return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
-        engine = import_module(f"nmsolve.torch.device.{engine_name(weights, pattern)}")
+        engine = import_module(f"nmsolve.torch.device.{name}")
         return solve_on_device(weights, scores, pattern, method, threads, padding, duals, engine)
     except InputError as error:
         raise explain_layout(error, weights) from None
+    except (RuntimeError, MemoryError) as error:
+        what = f"{'weights' if scores is None else 'scores'} of shape {tuple(read.shape)}, {read.dtype}, on {read.device}"
+        explained = explain(error, f"{what}, pattern {pattern}", read.device)
+        if explained is None:
+            raise
+        raise explained from error
 
 
-def engine_name(tensor: Tensor, pattern: Pattern) -> str:
-    """Which engine serves a tensor: Triton's kernels a GPU, up to the m whose lines fit registers; torch operations the rest."""
-    compiled = tensor.device.type in ("cuda", "xpu") and pattern.m <= 32 and find_spec("triton") is not None
+def engine_name(device: torch.device, pattern: Pattern) -> str | None:
+    """Which engine serves tensors of a device; None: the host does.
+
+    Triton's kernels up to the m whose lines fit registers. Torch operations the rest, but for blocks of larger m, of which the core
+    solves thousands in the time that launching a hundred thousand operations takes, and for devices without float64.
+    """
+    if device.type in ("cpu", "mps") or (pattern.transposable and pattern.m > 32):
+        return None
+    compiled = device.type in ("cuda", "xpu") and pattern.m <= 32 and find_spec("triton") is not None
     return "triton" if compiled else "plain"
 
 

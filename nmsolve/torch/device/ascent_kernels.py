@@ -1,112 +1,67 @@
-"""Triton kernels of the dual ascent: blocks side by side, one a lane; see `ascent`. What they compute, `plain` computes.
+"""The Triton kernels of the dual ascent: whole blocks in registers, from scores to masks in one launch; see `ascent`.
 
-Loops over lines are real loops whose entries are unrolled, so that selection networks live in registers while code stays
-small; duals and scores of a block pass through the cache. Barriers separate half-steps: what one thread of a program stores another
-may load.
+How blocks lie in registers: `block_registers`; what proves their masks: `block_proofs`. What the kernels compute, `plain` computes.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005  (Triton's language does not unpack into tuples)
+# ruff: noqa: RUF005, SIM108, SIM300  (Triton's language is a subset; constants are upper case without being left operands)
 import triton
 import triton.language as tl
 
-from nmsolve.torch.device.kernels import load, select
+from nmsolve.torch.device.block_proofs import certify, kept_sum, relax
+from nmsolve.torch.device.block_registers import (
+    any_of,
+    blank,
+    least_of,
+    load_block,
+    most_of,
+    place_of,
+    read,
+    shared,
+    store_duals,
+    store_mask,
+    sum_of,
+    times,
+    total_of,
+    turned,
+    write,
+)
+from nmsolve.torch.device.kernels import magnitude_bits, select
 
 
 @triton.jit
-def stage(
-    X, S, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
-    M: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Blocks of X side by side: entry (i, j) of block b to S[(i M + j) total + b]."""
-    block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
-    block_row = block // a_row
-    batch = block_row // blocks_a_batch
-    row = (block_row - batch * blocks_a_batch) * M
-    col = (block - block_row * a_row) * M
-    origin = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
-    stride = tl.cast(total, tl.int64)
-    for i in range(M):
-        for j in tl.static_range(M):
-            here = inside & (row + i < rows) & (col + j < cols)
-            place = origin + tl.cast(i, tl.int64) * row_stride + (col + j).to(tl.int64) * col_stride
-            tl.store(S + (i * M + j) * stride + block, load(X, place, here, ABSOLUTE, COMPUTE).to(S.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def write_masks(words, mask, total, a_row, units, M: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Words (M, total) to bytes: a lane writes WIDTH (4 or 1) entries of a row of mask (rows, a_row M) at once."""
-    unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = unit < units
-    a_line = a_row * (M // WIDTH)
-    row = unit // a_line
-    part = unit - row * a_line
-    block = (row // M) * a_row + part // (M // WIDTH)
-    first = (part % (M // WIDTH)) * WIDTH
-    word = tl.load(words + (row % M) * tl.cast(total, tl.int64) + block, mask=inside, other=0)
-    bits = (word >> first.to(word.dtype)).to(tl.int32)
-    if WIDTH == 4:
-        bits = bits & 15
-        tl.store(mask + unit, (bits | (bits << 7) | (bits << 14) | (bits << 21)) & 0x01010101, mask=inside)
+def _power_of_two(bits, COMPUTE: tl.constexpr):
+    """The largest power of two no larger than the magnitude of these bits; the least normal one of subnormals, 1 of 0."""
+    if COMPUTE == tl.float64:
+        power = tl.maximum((bits & 0x7FF0000000000000).to(tl.float64, bitcast=True), 2.0**-1022)
     else:
-        tl.store(mask + unit, (bits & 1).to(tl.int8), mask=inside)
+        power = tl.maximum((bits & 0x7F800000).to(tl.float32, bitcast=True), 2.0**-126)
+    return tl.where(bits == 0, 1.0, power)
 
 
 @triton.jit
-def _line(source, first, ALONG: tl.constexpr, block, inside, stride, M: tl.constexpr, COMPUTE: tl.constexpr):
-    """Entries first, first + ALONG, … of every block: a tuple of M."""
-    values = ()
-    for k in tl.static_range(M):
-        values = values + (tl.load(source + (first + k * ALONG) * stride + block, mask=inside, other=0.0).to(COMPUTE),)
-    return values
-
-
-@triton.jit
-def start(
-    S, v, equal, zero, total, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
-    NETWORK: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """v = half the column medians, and the number of lines whose medians are equal: not zero, and (columns) zero."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
-    stride = tl.cast(total, tl.int64)
-    ties = tl.zeros((BLOCK,), tl.int32)
-    zeros = tl.zeros((BLOCK,), tl.int32)
-    for j in range(M):
-        line = select(_line(S, j, M, block, inside, stride, M, COMPUTE), NETWORK)
-        ties += ((line[UPPER] == line[LOWER]) & (line[UPPER] != 0)).to(tl.int32)
-        zeros += ((line[UPPER] == line[LOWER]) & (line[UPPER] == 0)).to(tl.int32)
-        half = (line[UPPER] + line[LOWER]) * 0.25
-        if AT_MOST:
-            half = tl.maximum(half, 0.0)
-        tl.store(v + j * stride + block, half, mask=inside)
-    for i in range(M):
-        line = select(_line(S, i * M, 1, block, inside, stride, M, COMPUTE), NETWORK)
-        ties += ((line[UPPER] == line[LOWER]) & (line[UPPER] != 0)).to(tl.int32)
-    tl.store(equal + block, ties, mask=inside)
-    tl.store(zero + block, zeros, mask=inside)
+def _medians(lines, k: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, NETWORK: tl.constexpr):
+    line = select(lines[k * M : k * M + M], NETWORK)
+    return line[UPPER], line[LOWER]
 
 
 @triton.jit
 def _half_step(
-    A, mine, other, block, inside, stride, omega, ACROSS: tl.constexpr, ALONG: tl.constexpr, M: tl.constexpr,
-    UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr, COMPUTE: tl.constexpr,
+    lines, own, fixed, by, M: tl.constexpr, K: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    NETWORK: tl.constexpr,
 ):  # fmt: skip
-    """Move every dual of `mine` to, and beyond, the midpoint that is least for the bound. Lines lie ACROSS apart, entries ALONG."""
-    fixed = _line(other, 0, 1, block, inside, stride, M, COMPUTE)
-    for i in range(M):
-        line = _line(A, i * ACROSS, ALONG, block, inside, stride, M, COMPUTE)
+    """Move a lane's duals to, and beyond, the midpoint that is least for the bound; `fixed` are the other axis's, all of them."""
+    moved = ()
+    for k in tl.static_range(K):
         rest = ()
-        for k in tl.static_range(M):
-            rest = rest + (line[k] - fixed[k],)
+        for j in tl.static_range(M):
+            rest = rest + (lines[k * M + j] - fixed[j],)
         rest = select(rest, NETWORK)
-        old = tl.load(mine + i * stride + block, mask=inside, other=0.0)
-        new = old + ((rest[UPPER] + rest[LOWER]) * 0.5 - old) * omega
+        new = own[k] + ((rest[UPPER] + rest[LOWER]) * 0.5 - own[k]) * by
         if AT_MOST:
             new = tl.maximum(new, 0.0)
-        tl.store(mine + i * stride + block, new, mask=inside)
-    tl.debug_barrier()
+        moved = moved + (new,)
+    return moved
 
 
 @triton.jit
@@ -119,243 +74,313 @@ def _judge(count, dual, N: tl.constexpr, AT_MOST: tl.constexpr):
 
 
 @triton.jit
-def _ascend(
-    A, u, v, words, block, inside, stride, rounds, first_step, omega,
-    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
-    NETWORK: tl.constexpr, COMPUTE: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr,
+def _signs(
+    lines, own, fixed, part, BY_ROW: tl.constexpr, N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
+    AT_MOST: tl.constexpr,
 ):  # fmt: skip
-    """Rounds of the dual ascent; then the masks A − u − v > 0 as words, one a row. Returns which blocks they are feasible for."""
-    for step in range(rounds):
-        by = tl.where(step == 0, first_step, omega).to(COMPUTE)
-        _half_step(A, u, v, block, inside, stride, by, M, 1, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE)
-        _half_step(A, v, u, block, inside, stride, by, 1, M, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE)
+    """A lane's lines of the mask S − u − v > 0 as words, their counts, whether all are feasible, and the least |S − u − v|.
 
-    fine = inside
-    columns = _line(v, 0, 1, block, inside, stride, M, COMPUTE)
-    for i in range(M):
-        line = _line(A, i * M, 1, block, inside, stride, M, COMPUTE)
-        own = tl.load(u + i * stride + block, mask=inside, other=0.0)
-        word = tl.zeros((BLOCK,), WORD)
-        count = tl.zeros((BLOCK,), tl.int32)
-        for k in tl.static_range(M):
-            kept = (line[k] - own) - columns[k] > 0
-            count += kept.to(tl.int32)
-            word = word | (kept.to(WORD) << k)
-        tl.store(words + i * stride + block, word, mask=inside)
-        fine = fine & _judge(count, own, N, AT_MOST)
-    rows = _line(u, 0, 1, block, inside, stride, M, COMPUTE)
-    for j in range(M):
-        line = _line(A, j, M, block, inside, stride, M, COMPUTE)
-        own = tl.load(v + j * stride + block, mask=inside, other=0.0)
-        count = tl.zeros((BLOCK,), tl.int32)
-        for k in tl.static_range(M):
-            count += ((line[k] - rows[k]) - own > 0).to(tl.int32)
-        fine = fine & _judge(count, own, N, AT_MOST)
-    tl.debug_barrier()
-    return fine
-
-
-@triton.jit
-def ascend(
-    A, u, v, words, good, total, rounds, first_step, omega,
-    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
-    NETWORK: tl.constexpr, COMPUTE: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """`_ascend` on every block."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
-    fine = _ascend(
-        A, u, v, words, block, inside, tl.cast(total, tl.int64), rounds, first_step, omega,
-        N, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, WORD, BLOCK,
-    )  # fmt: skip
-    tl.store(good + block, fine.to(tl.int8), mask=inside)
-
-
-@triton.jit
-def _count_row(words, i, block, inside, stride, M: tl.constexpr, BLOCK: tl.constexpr):
-    word = tl.load(words + i * stride + block, mask=inside, other=0)
-    count = tl.zeros((BLOCK,), tl.int32)
-    for k in tl.static_range(M):
-        count += ((word >> k) & 1).to(tl.int32)
-    return count
-
-
-@triton.jit
-def _count_column(words, j, block, inside, stride, M: tl.constexpr, BLOCK: tl.constexpr):
-    count = tl.zeros((BLOCK,), tl.int32)
-    for k in tl.static_range(M):
-        word = tl.load(words + k * stride + block, mask=inside, other=0)
-        count += ((word >> j) & 1).to(tl.int32)
-    return count
-
-
-@triton.jit
-def _relax_row(S, words, ru, rw, i, block, inside, stride, M: tl.constexpr, COMPUTE: tl.constexpr):
-    """u_i = min(u_i, min over kept j of w_j + S_ij)."""
-    best = tl.load(ru + i * stride + block, mask=inside, other=0.0)
-    word = tl.load(words + i * stride + block, mask=inside, other=0)
-    for k in tl.static_range(M):
-        score = tl.load(S + (i * M + k) * stride + block, mask=inside, other=0.0).to(COMPUTE)
-        column = tl.load(rw + k * stride + block, mask=inside, other=0.0)
-        best = tl.minimum(best, tl.where((word >> k) & 1 == 1, column + score, float("inf")))
-    tl.store(ru + i * stride + block, best, mask=inside)
-
-
-@triton.jit
-def _relax_column(S, words, ru, rw, j, block, inside, stride, M: tl.constexpr, COMPUTE: tl.constexpr):
-    """w_j = min(w_j, min over pruned i of u_i − S_ij)."""
-    best = tl.load(rw + j * stride + block, mask=inside, other=0.0)
-    for k in tl.static_range(M):
-        word = tl.load(words + k * stride + block, mask=inside, other=0)
-        score = tl.load(S + (k * M + j) * stride + block, mask=inside, other=0.0).to(COMPUTE)
-        row = tl.load(ru + k * stride + block, mask=inside, other=0.0)
-        best = tl.minimum(best, tl.where((word >> j) & 1 == 1, float("inf"), row - score))
-    tl.store(rw + j * stride + block, best, mask=inside)
-
-
-@triton.jit
-def _relax(
-    S, words, u, v, ru, rw, few, power, block, inside, stride, sweeps, grain,
-    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Bellman–Ford relaxations; see plain.relax. ru, rw (M, total), few (2 M, total) are scratch."""
-    if tl.max(inside.to(tl.int32), 0) > 0:
-        z = tl.zeros((BLOCK,), COMPUTE)
-        shift = tl.load(power + block, mask=inside, other=0.0) * tl.cast(grain, COMPUTE)
-        for i in range(M):
-            row = tl.load(u + i * stride + block, mask=inside, other=0.0)
-            column = tl.load(v + i * stride + block, mask=inside, other=0.0)
-            tl.store(ru + i * stride + block, row + shift - shift, mask=inside)
-            tl.store(rw + i * stride + block, shift - (column + shift), mask=inside)
-            if AT_MOST:
-                lacks = _count_row(words, i, block, inside, stride, M, BLOCK) < N
-                tl.store(few + i * stride + block, lacks.to(tl.int8), mask=inside)
-                lacks = _count_column(words, i, block, inside, stride, M, BLOCK) < N
-                tl.store(few + (M + i) * stride + block, lacks.to(tl.int8), mask=inside)
-        tl.debug_barrier()
-        for _ in range(sweeps):
-            if AT_MOST:
-                for i in range(M):
-                    z = tl.minimum(z, tl.load(ru + i * stride + block, mask=inside, other=0.0))
-                    lacks = tl.load(few + (M + i) * stride + block, mask=inside, other=0) != 0
-                    column = tl.load(rw + i * stride + block, mask=inside, other=0.0)
-                    z = tl.minimum(z, tl.where(lacks, column, float("inf")))
-                tl.debug_barrier()
-                for i in range(M):
-                    column = tl.load(rw + i * stride + block, mask=inside, other=0.0)
-                    tl.store(rw + i * stride + block, tl.minimum(column, z), mask=inside)
-                    row = tl.load(ru + i * stride + block, mask=inside, other=0.0)
-                    lacks = tl.load(few + i * stride + block, mask=inside, other=0) != 0
-                    tl.store(ru + i * stride + block, tl.where(lacks, tl.minimum(row, z), row), mask=inside)
-                tl.debug_barrier()
-            for i in range(M):
-                _relax_row(S, words, ru, rw, i, block, inside, stride, M, COMPUTE)
-            tl.debug_barrier()
-            for i in range(M):
-                _relax_column(S, words, ru, rw, i, block, inside, stride, M, COMPUTE)
-            tl.debug_barrier()
-        for i in range(M):
-            row = tl.load(ru + i * stride + block, mask=inside, other=0.0)
-            column = tl.load(rw + i * stride + block, mask=inside, other=0.0)
-            if AT_MOST:
-                row = tl.maximum(row - z, 0.0)
-                column = tl.minimum(column - z, 0.0)
-            tl.store(u + i * stride + block, row, mask=inside)
-            tl.store(v + i * stride + block, -column, mask=inside)
-        tl.debug_barrier()
-
-
-@triton.jit
-def relax(
-    S, words, u, v, ru, rw, few, chosen, power, total, sweeps, grain,
-    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """`_relax` on the chosen blocks."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = (block < total) & (tl.load(chosen + block, mask=block < total, other=0) != 0)
-    stride = tl.cast(total, tl.int64)
-    _relax(S, words, u, v, ru, rw, few, power, block, inside, stride, sweeps, grain, N, M, AT_MOST, COMPUTE, BLOCK)
-
-
-@triton.jit
-def _certify(
-    S, words, u, v, block, inside, stride, rounding, N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Kept score, its magnitude, bound − objective and its rounding of every block, in float64."""
-    value = tl.zeros((BLOCK,), tl.float64)
-    magnitude = tl.zeros((BLOCK,), tl.float64)
-    loose = tl.zeros((BLOCK,), tl.float64)
-    lost = tl.zeros((BLOCK,), tl.float64)
-    for i in range(M):
-        own = tl.load(u + i * stride + block, mask=inside, other=0.0).to(tl.float64)
-        word = tl.load(words + i * stride + block, mask=inside, other=0)
-        for k in tl.static_range(M):
-            score = tl.load(S + (i * M + k) * stride + block, mask=inside, other=0.0).to(tl.float64)
-            column = tl.load(v + k * stride + block, mask=inside, other=0.0).to(tl.float64)
-            kept = (word >> k) & 1 == 1
-            rest = score - own - column
-            loose += tl.maximum(tl.where(kept, -rest, rest), 0.0)
-            value += tl.where(kept, score, 0.0)
-            magnitude += tl.where(kept, tl.abs(score), 0.0)
-        column = tl.load(v + i * stride + block, mask=inside, other=0.0).to(tl.float64)
-        lost += tl.abs(column)
-        if AT_MOST:
-            loose += own * (N - _count_row(words, i, block, inside, stride, M, BLOCK)).to(tl.float64)
-            loose += column * (N - _count_column(words, i, block, inside, stride, M, BLOCK)).to(tl.float64)
-    return value, magnitude, loose, lost * rounding * M
-
-
-@triton.jit
-def certify(
-    S, words, u, v, objective, size, gap, slack, total, rounding,
-    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """`_certify` on every block."""
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = block < total
-    value, magnitude, loose, lost = _certify(
-        S, words, u, v, block, inside, tl.cast(total, tl.int64), rounding, N, M, AT_MOST, BLOCK
-    )
-    tl.store(objective + block, value, mask=inside)
-    tl.store(size + block, magnitude, mask=inside)
-    tl.store(gap + block, loose, mask=inside)
-    tl.store(slack + block, lost, mask=inside)
-
-
-@triton.jit
-def climb(
-    S, A, delta, u, v, ru, rw, few, words, amount, power, level_of, objective, gap, total, rounds, sweeps, omega, grain,
-    rounding, tolerance,
-    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr,
-    COMPUTE: tl.constexpr, WORD: tl.constexpr, LEVELS: tl.constexpr, SHRINK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Levels of the ascent one after the other, for so few blocks that launching the steps would take longer than they do.
-
-    Every entry is shifted by its delta (M M,) times the block's amount. level_of becomes the level (from 1 on) that proved a
-    block, 0 if none did. rounds (LEVELS,) int32. A (M M, total) is scratch, and so are those of `_relax`.
+    The subtractions are in the same order for rows and for columns, so that both see the same signs.
     """
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    left = block < total
-    stride = tl.cast(total, tl.int64)
-    tl.store(level_of + block, tl.zeros((BLOCK,), tl.int32), mask=left)
-    tl.debug_barrier()
+    words = ()
+    counts = ()
+    fine = part >= 0
+    least = tl.full(part.shape, float("inf"), own[0].dtype)
+    for k in tl.static_range(K):
+        word = tl.zeros(part.shape, tl.int32)
+        count = tl.zeros(part.shape, tl.int32)
+        near = tl.full(part.shape, float("inf"), own[0].dtype)
+        for j in tl.static_range(M):
+            if BY_ROW:
+                rest = (lines[k * M + j] - own[k]) - fixed[j]
+            else:
+                rest = (lines[k * M + j] - fixed[j]) - own[k]
+            kept = rest > 0
+            count += kept.to(tl.int32)
+            word = word | (kept.to(tl.int32) << j)
+            near = tl.minimum(near, tl.abs(rest))
+        good = _judge(count, own[k], N, AT_MOST)
+        if PADDED:
+            beyond = part * K + k >= M
+            good = good | beyond
+            near = tl.where(beyond, float("inf"), near)
+        fine = fine & good
+        least = tl.minimum(least, near)
+        words = words + (word,)
+        counts = counts + (count,)
+    return words, counts, fine, least
+
+
+@triton.jit
+def _magnitude(by_row, SPLIT: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr, COMPUTE: tl.constexpr):
+    """Of a block: its largest score's power of two after scaling, what extreme scores are divided by, where it is not finite."""
+    top = magnitude_bits(by_row[0], COMPUTE)
+    for k in tl.static_range(1, len(by_row)):
+        top = tl.maximum(top, magnitude_bits(by_row[k], COMPUTE))
+    top = most_of(top, SPLIT)
+    wrong = top >= INFINITE
+    top = tl.where(wrong, 0, top)
+    power = _power_of_two(top, COMPUTE)
+    extreme = (power > LIMIT) | (power < 1.0 / LIMIT)
+    scale = tl.where(extreme, power, 1.0)
+    # A subnormal maximum is scaled too little to reach 1.
+    scaled = magnitude_bits(top.to(COMPUTE, bitcast=True) * (1.0 / scale), COMPUTE)
+    return tl.where(extreme, _power_of_two(scaled, COMPUTE), power), scale, wrong
+
+
+@triton.jit
+def _start(
+    by_column, M: tl.constexpr, K: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    NETWORK: tl.constexpr,
+):  # fmt: skip
+    """First duals of a lane's lines: u = 0, v half the column medians."""
+    u = ()
+    v = ()
+    for k in tl.static_range(K):
+        upper, lower = _medians(by_column, k, M, UPPER, LOWER, NETWORK)
+        half = (upper + lower) * 0.25
+        if AT_MOST:
+            half = tl.maximum(half, 0.0)
+        u = u + (tl.zeros_like(half),)
+        v = v + (half,)
+    return u, v
+
+
+@triton.jit
+def _ties(
+    by_row, by_column, part, power, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr,
+    UPPER: tl.constexpr, LOWER: tl.constexpr, NETWORK: tl.constexpr, LATTICE: tl.constexpr, ZEROS: tl.constexpr,
+    COARSE: tl.constexpr,
+):  # fmt: skip
+    """First offset of a block, whether every entry is shifted by it or zeros alone, and whether a line has equal medians.
+
+    See nmsolve.solvers.ties.flag_ties.
+    """
+    equal = tl.zeros(part.shape, tl.int32)
+    zero = tl.zeros(part.shape, tl.int32)
+    for k in tl.static_range(K):
+        upper, lower = _medians(by_column, k, M, UPPER, LOWER, NETWORK)
+        tied = upper == lower
+        if PADDED:
+            tied = tied & (part * K + k < M)
+        equal += (tied & (upper != 0)).to(tl.int32)
+        zero += (tied & (upper == 0)).to(tl.int32)
+        upper, lower = _medians(by_row, k, M, UPPER, LOWER, NETWORK)
+        equal += ((upper == lower) & (upper != 0)).to(tl.int32)
+    equal = total_of(equal, SPLIT)
+    zero = total_of(zero, SPLIT)
+    coarse = part >= 0
+    for j in tl.static_range(M):
+        steps = by_row[j] * (COARSE / power)
+        coarse = coarse & (steps == tl.floor(steps))
+    coarse = least_of((coarse | (part > 0)).to(tl.int32), SPLIT) > 0
+    everywhere = (equal >= max(3, M // 2)) | ((equal > 0) & coarse)
+    amount = tl.where(everywhere, power * LATTICE, tl.where(zero > 0, power * ZEROS, 0.0))
+    return amount, everywhere, equal > 0
+
+
+@triton.jit
+def _shifted(
+    lines, delta, amount, everywhere, part, once, ACROSS: tl.constexpr, ALONG: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """A lane's lines with the offsets that separate ties; delta (M M,), whose lines lie ACROSS apart, entries ALONG."""
+    pointers = ()
+    masks = ()
+    for k in tl.static_range(K):
+        here = part >= 0
+        if PADDED:
+            here = part * K + k < M
+        for j in tl.static_range(M):
+            pointers = pointers + (delta + ((part * K + k) * ACROSS + j * ALONG),)
+            masks = masks + (here,)
+    steps = read(pointers, masks, once, 0.0)
+    scores = ()
+    for k in tl.static_range(K * M):
+        scores = scores + (lines[k] + tl.where(everywhere | (lines[k] == 0), steps[k] * amount, 0.0),)
+    return scores
+
+
+@triton.jit
+def _rounds(
+    by_row, by_column, u, v, rounds, level, OMEGA: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Rounds of the ascent; the very first is not over-relaxed."""
+    for step in range(rounds):
+        by = tl.where(level + step == 0, tl.full((), 1.0, COMPUTE), tl.full((), OMEGA, COMPUTE))
+        u = _half_step(by_row, u, shared(v, M, K, SPLIT, BLOCKS), by, M, K, UPPER, LOWER, AT_MOST, NETWORK)
+        v = _half_step(by_column, v, shared(u, M, K, SPLIT, BLOCKS), by, M, K, UPPER, LOWER, AT_MOST, NETWORK)
+    return u, v
+
+
+@triton.jit
+def _masks(
+    by_row, by_column, u, v, part, N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    PADDED: tl.constexpr, AT_MOST: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """`_signs` of a lane's rows and columns, and of a block: whether its mask is feasible, and its least |S − u − v|."""
+    words, row_counts, fine_rows, near = _signs(by_row, u, shared(v, M, K, SPLIT, BLOCKS), part, True, N, M, K, PADDED, AT_MOST)
+    column_words, column_counts, fine_columns, _near = _signs(
+        by_column, v, shared(u, M, K, SPLIT, BLOCKS), part, False, N, M, K, PADDED, AT_MOST
+    )
+    fine = least_of((fine_rows & fine_columns).to(tl.int32), SPLIT) > 0
+    return words, row_counts, column_words, column_counts, fine, least_of(near, SPLIT)
+
+
+@triton.jit(do_not_specialize=["total", "a_row", "blocks_a_batch", "rows", "cols", "once", "rounds"])
+def ascend_first(
+    X, words_of_X, mask, U, V, SCALE, OPEN, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
+    once, rounds, margin,
+    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr,
+    ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr, PACK: tl.constexpr, ELEMENT: tl.constexpr,
+    WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr, OMEGA: tl.constexpr, K: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """The first level on all blocks, as plain.ascend_first: what signs beyond doubt prove, at a gap of 0.
+
+    OPEN (total,): 1 where a block is not proven. sums (programs, 4): objective and gap of the blocks proven, 1 if a score is not
+    finite, and how many are proven.
+    """
+    PADDED: tl.constexpr = K * SPLIT != M
+    block = tl.program_id(0) * BLOCKS + tl.expand_dims(tl.arange(0, BLOCKS), 1)
+    part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
+    inside = block < total
+    block_row, across, row, col, origin = place_of(block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M)
+    by_row, by_column = load_block(
+        X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, inside, once,
+        M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
+    )  # fmt: skip
+    _power, scale, wrong = _magnitude(by_row, SPLIT, INFINITE, LIMIT, COMPUTE)
+    if any_of(wrong):  # the solve is over; no more is asked than that it ends in silence
+        by_row = blank(by_row, wrong)
+        by_column = blank(by_column, wrong)
+    by_row = times(by_row, 1.0 / scale)
+    by_column = times(by_column, 1.0 / scale)
+    u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)
+    u, v = _rounds(by_row, by_column, u, v, rounds, 0, OMEGA, M, K, SPLIT, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, BLOCKS)
+    words, _row_counts, _columns, _column_counts, fine, near = _masks(
+        by_row, by_column, u, v, part, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS
+    )
+    largest = tl.zeros_like(v[0])
+    for k in tl.static_range(K):
+        size = tl.abs(v[k])
+        if PADDED:
+            size = tl.where(part * K + k < M, size, 0.0)
+        largest = tl.maximum(largest, size)
+    closed = inside & fine & (near > most_of(largest, SPLIT) * margin)
+    value = kept_sum(by_row, words, M, K, SPLIT)
+    store_mask(mask, block_row, across, a_row, words, part, inside, once, M, K, PADDED, WIDTH)
+    if COLLECT:
+        store_duals(U, V, u, v, block, tl.cast(total, tl.int64), part, inside, once, M, K, PADDED)
+        write((SCALE + block,), (scale,), (inside,), once)
+    write((OPEN + block,), ((~closed).to(tl.int8),), (inside,), once)
+    program = sums + tl.program_id(0) * 4
+    tl.store(program, sum_of(tl.where(closed, value * scale.to(tl.float64), 0.0)))
+    tl.store(program + 1, 0.0)
+    tl.store(program + 2, sum_of((inside & wrong).to(tl.int32)).to(tl.float64))
+    tl.store(program + 3, sum_of(closed.to(tl.int32)).to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["total", "count", "a_row", "blocks_a_batch", "rows", "cols", "once", "sweeps"])
+def ascend_rest(
+    X, words_of_X, mask, place, U, V, SCALE, OPEN, sums, delta, total, count, a_row, blocks_a_batch, rows, cols, batch_stride,
+    row_stride, col_stride, once, sweeps, grain, rounding, tolerance,
+    ROUNDS: tl.constexpr, N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    NETWORK: tl.constexpr, ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr, PACK: tl.constexpr,
+    ELEMENT: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr,
+    OMEGA: tl.constexpr, LATTICE: tl.constexpr, ZEROS: tl.constexpr, HINT: tl.constexpr, FINE: tl.constexpr,
+    SHRINK: tl.constexpr, COARSE: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """All levels on the `count` blocks at `place`, one after the other, as plain.ascend_rest.
+
+    delta (M M,): the offset of every entry. sums (programs, 2 + levels): objective and gap of the blocks proven, and how many each
+    level proved.
+    """
+    PADDED: tl.constexpr = K * SPLIT != M
+    LEVELS: tl.constexpr = len(ROUNDS)
+    index = tl.program_id(0) * BLOCKS + tl.expand_dims(tl.arange(0, BLOCKS), 1)
+    part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
+    left = index < count
+    block = read((place + index,), (left,), once, 0)[0]
+    block_row, across, row, col, origin = place_of(block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M)
+    by_row, by_column = load_block(
+        X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, left, once,
+        M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
+    )  # fmt: skip
+    power, scale, _wrong = _magnitude(by_row, SPLIT, INFINITE, LIMIT, COMPUTE)
+    inverse = 1.0 / scale
+    by_row = times(by_row, inverse)
+    by_column = times(by_column, inverse)
+    u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)
+    amount, everywhere, equal = _ties(
+        by_row, by_column, part, power, M, K, SPLIT, PADDED, UPPER, LOWER, NETWORK, LATTICE, ZEROS, COARSE
+    )
+    objective = tl.zeros((BLOCKS, 1), tl.float64)
+    gap = tl.zeros((BLOCKS, 1), tl.float64)
+    level_of = tl.zeros((BLOCKS, 1), tl.int32)
     for level in range(LEVELS):
-        if tl.max(left.to(tl.int32), 0) > 0:
-            strength = tl.load(amount + block, mask=left, other=0.0)
-            for k in range(M * M):
-                score = tl.load(S + k * stride + block, mask=left, other=0.0).to(COMPUTE)
-                tl.store(A + k * stride + block, score + tl.load(delta + k) * strength, mask=left)
-            tl.debug_barrier()
-            fine = _ascend(
-                A, u, v, words, block, left, stride, tl.load(rounds + level), omega, omega,
-                N, M, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, WORD, BLOCK,
+        if any_of(left):
+            # Scores are read anew where they are needed: to keep them beside the shifted ones would take twice the registers.
+            by_row, by_column = load_block(
+                X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, left, once,
+                M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
             )  # fmt: skip
-            _relax(S, words, u, v, ru, rw, few, power, block, left & fine, stride, sweeps, grain, N, M, AT_MOST, COMPUTE, BLOCK)
-            value, magnitude, loose, lost = _certify(S, words, u, v, block, left, stride, rounding, N, M, AT_MOST, BLOCK)
-            closed = left & fine & (loose + lost <= magnitude * tolerance)
-            tl.store(objective + block, value, mask=closed)
-            tl.store(gap + block, loose, mask=closed)
-            tl.store(level_of + block, tl.zeros((BLOCK,), tl.int32) + level + 1, mask=closed)
-            tl.store(amount + block, tl.where(fine, strength / SHRINK, strength), mask=left)
-            tl.debug_barrier()
-            left = left & ~closed
+            by_row = _shifted(times(by_row, inverse), delta, amount, everywhere, part, once, M, 1, M, K, PADDED)
+            if SPLIT == 1:
+                by_column = turned(by_row, M)
+            else:
+                by_column = _shifted(times(by_column, inverse), delta, amount, everywhere, part, once, 1, M, M, K, PADDED)
+            rounds = ROUNDS[0]
+            for k in tl.static_range(1, LEVELS):
+                rounds = tl.where(level == k, ROUNDS[k], rounds)
+            u, v = _rounds(
+                by_row, by_column, u, v, rounds, level, OMEGA, M, K, SPLIT, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, BLOCKS
+            )
+            words, row_counts, column_words, column_counts, fine, _near = _masks(
+                by_row, by_column, u, v, part, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS
+            )
+            store_mask(mask, block_row, across, a_row, words, part, left, once, M, K, PADDED, WIDTH)
+            fine = left & fine
+            if any_of(fine):
+                by_row, by_column = load_block(
+                    X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, fine, once,
+                    M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
+                )  # fmt: skip
+                by_row = times(by_row, inverse)
+                by_column = times(by_column, inverse)
+                relaxed_u, relaxed_v = relax(
+                    by_row, by_column, u, v, words, column_words, row_counts, column_counts, power, part, sweeps,
+                    tl.cast(grain, COMPUTE), N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
+                )  # fmt: skip
+                chosen = fine & (amount > 0)
+                new_u = ()
+                new_v = ()
+                for k in tl.static_range(K):
+                    new_u = new_u + (tl.where(chosen, relaxed_u[k], u[k]),)
+                    new_v = new_v + (tl.where(chosen, relaxed_v[k], v[k]),)
+                u = new_u
+                v = new_v
+                value, loose, proven = certify(
+                    by_row, u, v, words, row_counts, column_counts, part, rounding, tolerance,
+                    N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
+                )  # fmt: skip
+                proven = fine & proven
+                objective = tl.where(proven, value, objective)
+                gap = tl.where(proven, loose, gap)
+                level_of = tl.where(proven, level + 1, level_of)
+                if COLLECT:
+                    store_duals(U, V, u, v, block, tl.cast(total, tl.int64), part, proven, once, M, K, PADDED)
+                left = left & ~proven
+            amount = tl.where(fine, amount / SHRINK, amount)
+            amount = tl.where(amount == 0, power * tl.where(equal, HINT, FINE), amount)
+            everywhere = everywhere | (power > 0)
+
+    write((OPEN + block,), (left.to(tl.int8),), (index < count,), once)
+    program = sums + tl.program_id(0) * (2 + LEVELS)
+    scale = scale.to(tl.float64)
+    tl.store(program, sum_of(objective * scale))
+    tl.store(program + 1, sum_of(gap * scale))
+    for k in tl.static_range(LEVELS):
+        tl.store(program + 2 + k, sum_of((level_of == k + 1).to(tl.int32)).to(tl.float64))

@@ -31,7 +31,7 @@ def _load_four(X, place, inside, ABSOLUTE: tl.constexpr, ELEMENT: tl.constexpr):
 
 
 @triton.jit
-def _magnitude_bits(score, COMPUTE: tl.constexpr):
+def magnitude_bits(score, COMPUTE: tl.constexpr):
     """|score| as an integer that orders like it, with infinity and NaN above all numbers."""
     if COMPUTE == tl.float64:
         bits = score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
@@ -95,7 +95,7 @@ def keep_groups(
     """
     group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = group < total
-    largest = _magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
+    largest = magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
     values = ()
     if X.dtype.element_ty == tl.int64:
         for j in tl.static_range(M // 4):
@@ -112,7 +112,7 @@ def keep_groups(
                 score = load(X, place + col.to(tl.int64) * col_stride, inside & (col < cols), ABSOLUTE, COMPUTE)
             values = values + (score,)
     for j in tl.static_range(M):
-        largest = tl.maximum(largest, _magnitude_bits(values[j], COMPUTE))
+        largest = tl.maximum(largest, magnitude_bits(values[j], COMPUTE))
     if ELEMENT is None:
         threshold = select(values, NETWORK)[N - 1]
         room = tl.full((BLOCK,), N, tl.int32)
@@ -163,28 +163,74 @@ def _best_pair(upper, lower, PAIRS: tl.constexpr, BEGIN: tl.constexpr, END: tl.c
 
 
 @triton.jit
+def _lost(a, b, total):
+    """What rounding took from total = a + b, exactly (Knuth, The Art of Computer Programming, vol. 2, 4.2.2, Theorem B)."""
+    second = total - a
+    return (a - (total - second)) + (b - second)
+
+
+@triton.jit
+def _kept_of_row(scores, bits, i: tl.constexpr, N: tl.constexpr):
+    """The sum of a row's N kept scores, added from left to right as its pattern's was, and what rounding took from it."""
+    first = scores[4 * i + 3 - N + 1]
+    for j in tl.static_range(3 - N, -1, -1):
+        first = tl.where((bits >> j) & 1 == 1, scores[4 * i + j], first)
+    lost = tl.zeros_like(first)
+    total = first
+    if N == 3:
+        middle = tl.where(bits & 3 == 3, scores[4 * i + 1], scores[4 * i + 2])
+        total = first + middle
+        lost = _lost(first, middle, total)
+    if N > 1:
+        last = scores[4 * i + N - 1]
+        for j in tl.static_range(N, 4):
+            last = tl.where((bits >> j) & 1 == 1, scores[4 * i + j], last)
+        before = total
+        total = before + last
+        lost += _lost(before, last, total)
+    return total, lost
+
+
+@triton.jit
+def _lost_of_block(scores, code, N: tl.constexpr):
+    """What roundings took from the value of a mask of a 4 × 4 block: its sum of rows, halves and both, as they were added."""
+    first, lost = _kept_of_row(scores, code, 0, N)
+    second, more = _kept_of_row(scores, code >> 4, 1, N)
+    high = first + second
+    lost += more + _lost(first, second, high)
+    first, more = _kept_of_row(scores, code >> 8, 2, N)
+    lost += more
+    second, more = _kept_of_row(scores, code >> 12, 3, N)
+    low = first + second
+    lost += more + _lost(first, second, low)
+    return lost + _lost(high, low, high + low)
+
+
+@triton.jit
 def enumerate_blocks(
     X, mask, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
-    PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr, SCALED: tl.constexpr,
-    INFINITE: tl.constexpr, HUGE: tl.constexpr, ABSOLUTE: tl.constexpr, ELEMENT: tl.constexpr, COMPUTE: tl.constexpr,
-    TILES: tl.constexpr, BLOCK: tl.constexpr,
+    PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr, NARROW: tl.constexpr,
+    SCALED: tl.constexpr, INFINITE: tl.constexpr, HUGE: tl.constexpr, ABSOLUTE: tl.constexpr, ELEMENT: tl.constexpr,
+    COMPUTE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Transposable n:4, one block a lane, as a two-stage maximum. mask is int32, a row of a block in a word.
 
     Part 2 c of PAIRS are those of class c in the upper rows, part 2 c + 1 in the lower; FIRST says where parts begin. EDGES: X ends
-    inside blocks. SCALED: blocks of huge scores, whose sums would overflow, are scaled first. If X is int64, a word of it is four
-    ELEMENTs.
+    inside blocks. NARROW: a block row has fewer than BLOCK blocks. SCALED: blocks of huge scores, whose sums would overflow, are
+    scaled first. If X is int64, a word of it is four ELEMENTs.
     """
     kept_sum = tl.zeros((BLOCK,), tl.float64)
     best_sum = tl.zeros((BLOCK,), tl.float64)
-    largest = _magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
-    for tile in range(TILES):
-        block = (tl.program_id(0) * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
+    largest = magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
+    block = tl.program_id(0) * TILES * BLOCK + tl.arange(0, BLOCK)
+    block_row = block // a_row
+    across = block - block_row * a_row
+    batch = block_row // blocks_a_batch
+    down = block_row - batch * blocks_a_batch
+    for _ in range(TILES):
         inside = block < total
-        block_row = block // a_row
-        batch = block_row // blocks_a_batch
-        row = (block_row - batch * blocks_a_batch) * 4
-        col = (block - block_row * a_row) * 4
+        row = down * 4
+        col = across * 4
         origin = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
         grid = ()
         for i in tl.static_range(4):
@@ -197,9 +243,9 @@ def enumerate_blocks(
                         here = inside & (row + i < rows) & (col + j < cols)
                     place = origin + i * row_stride + (col + j).to(tl.int64) * col_stride
                     grid = grid + (load(X, place, here, ABSOLUTE, COMPUTE),)
-        top = _magnitude_bits(grid[0], COMPUTE)
+        top = magnitude_bits(grid[0], COMPUTE)
         for k in tl.static_range(1, 16):
-            top = tl.maximum(top, _magnitude_bits(grid[k], COMPUTE))
+            top = tl.maximum(top, magnitude_bits(grid[k], COMPUTE))
         largest = tl.maximum(largest, top)
         scores = grid
         if SCALED:
@@ -226,15 +272,31 @@ def enumerate_blocks(
             code = tl.where(high + low > best, high_code | low_code, code)
             best = tl.maximum(high + low, best)
 
+        # A mask's value and what its additions lost are the sum of its scores: two conversions to float64 in place of sixteen.
+        value = best.to(tl.float64)
+        lost = _lost_of_block(scores, code, len(PATTERNS[0])).to(tl.float64)
+        if SCALED:
+            back = tl.where(top > HUGE, 256.0, 1.0).to(tl.float64)
+            value = value * back
+            lost = lost * back
+        best_sum += value
+        kept_sum += value + lost
         for i in tl.static_range(4):
-            for j in tl.static_range(4):
-                kept = inside & ((code >> (4 * i + j)) & 1 == 1)
-                kept_sum += tl.where(kept, grid[4 * i + j], 0.0).to(tl.float64)
             nibble = (code >> (4 * i)) & 15
             word = (nibble | (nibble << 7) | (nibble << 14) | (nibble << 21)) & 0x01010101
-            tl.store(mask + (block_row * 4 + i).to(tl.int64) * a_row + (block - block_row * a_row), word, mask=inside)
-        if SCALED:
-            best_sum += best.to(tl.float64) * tl.where(top > HUGE, 256.0, 1.0).to(tl.float64)
-        else:
-            best_sum += best.to(tl.float64)
+            tl.store(mask + (block_row * 4 + i).to(tl.int64) * a_row + across, word, mask=inside)
+        block += BLOCK
+        if NARROW:
+            block_row = block // a_row
+            across = block - block_row * a_row
+            batch = block_row // blocks_a_batch
+            down = block_row - batch * blocks_a_batch
+        else:  # at most one block row further, which spares the divisions
+            over = across + BLOCK >= a_row
+            across += tl.where(over, BLOCK - a_row, BLOCK)
+            block_row += over.to(tl.int32)
+            down += over.to(tl.int32)
+            over = down == blocks_a_batch
+            down = tl.where(over, 0, down)
+            batch += over.to(tl.int32)
     _store_totals(sums, kept_sum, best_sum, largest, INFINITE, HUGE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from nmsolve import solvers
 from nmsolve.pattern import Pattern
 from nmsolve.solvers.enumeration import prove
 from nmsolve.torch.device import ascent
+from nmsolve.torch.device.problem import Engine, Problem
 from nmsolve.torch.result import TensorDuals
 from nmsolve.torch.tensors import compute_dtype
 
@@ -79,9 +81,10 @@ def solve_matrices(
     if module == "enumeration" and collect:  # which makes no duals
         module = "ascent"
     dtype = compute_dtype(X.dtype, module == "ascent" and not nonnegative)
+    problem = Problem(pattern, absolute, dtype, tolerance / 4)
     for piece, mask in _pieces(X, found.mask, unit, engine.PIECE):
         if module == "ascent":
-            outcome = ascent.solve_piece(engine, piece, mask, pattern, absolute, dtype, tolerance / 4, collect, threads)
+            outcome = ascent.solve_piece(cast(Engine, engine), piece, mask, problem, collect, threads)
             if outcome is None:
                 return None
             found.add(outcome.objective, outcome.objective + outcome.gap, outcome.stats)

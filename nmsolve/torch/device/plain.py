@@ -1,6 +1,6 @@
-"""The steps of the device solvers as plain torch operations: for devices without Triton, and what its kernels are checked against.
+"""The device solvers as plain torch operations: for devices without Triton, and what its kernels are checked against.
 
-Blocks lie in the last axis: scores S (m m, N), duals u and v (m, N), masks (m, m, N) bool; b = N blocks side by side.
+Blocks lie in the last axis: scores S (m m, N), duals u and v (m, N), masks (m, m, N) bool; N blocks side by side.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nmsolve.solvers.ascent import ROUNDING
 from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.network import select_ranks
+from nmsolve.solvers.ties import COARSE, FINE, HINT, LATTICE, SHRINK, ZEROS, offsets
+from nmsolve.torch.device.blocks import keep_at, scores_at
+from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, extreme_limit
 
 #: Weights that one call may stage: a few times their size is held as temporaries.
 PIECE = 2**22
-#: Up to how many blocks the last levels are taken in one launch: torch operations cannot.
-FEW = 0
 
 
 class Sums(NamedTuple):
@@ -131,13 +133,13 @@ def _middle(S: Tensor, other: Tensor, by_row: bool, n: int, m: int) -> tuple[Ten
     return upper, lower
 
 
-def start(S: Tensor, n: int, m: int, at_most: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def start(S: Tensor, n: int, m: int, at_most: bool) -> tuple[Tensor, Tensor, Tensor]:
     """First column duals v (m, N), and how many of the 2 m lines have equal medians: not zero, and (columns only) zero."""
     equal = zero = torch.zeros(S.shape[1], dtype=torch.int32, device=S.device)
-    v = torch.zeros((m, S.shape[1]), dtype=dtype, device=S.device)
+    v = S.new_zeros((m, S.shape[1]))
     none = torch.zeros_like(v)
     for by_row in (False, True):
-        upper, lower = _middle(S.to(dtype), none, by_row, n, m)
+        upper, lower = _middle(S, none, by_row, n, m)
         tied, null = upper == lower, upper == 0
         equal = equal + (tied & ~null).sum(0, dtype=torch.int32)
         if not by_row:
@@ -150,7 +152,6 @@ def ascend(
     A: Tensor, u: Tensor, v: Tensor, rounds: int, fresh: bool, omega: float, n: int, m: int, at_most: bool
 ) -> tuple[Tensor, Tensor]:
     """Rounds of the dual ascent on A, moving u and v in place; then the masks A − u − v > 0 and which are feasible."""
-    A = A.to(u.dtype)
     for k in range(rounds):
         step = 1.0 if fresh and k == 0 else omega
         for mine, other, by_row in ((u, v, True), (v, u, False)):
@@ -175,7 +176,7 @@ def relax(
     """Bellman–Ford: where chosen, replace u, v by duals that prove `kept` for S, if there are any (nmsolve.solvers.ties)."""
     if not bool(chosen.any()):
         return
-    grid = S.to(u.dtype).view(m, m, -1)
+    grid = S.view(m, m, -1)
     grain = power * rounding_shift(u.dtype)
     ru, rw = u + grain - grain, grain - (v + grain)
     z = torch.zeros_like(power)
@@ -207,3 +208,93 @@ def certify(S: Tensor, kept: Tensor, u: Tensor, v: Tensor, n: int, m: int, at_mo
         gap += (rows * (n - kept.sum(1))).sum(0) + (columns * (n - kept.sum(0))).sum(0)
     value = torch.where(kept, grid, 0.0)
     return Certificate(value.sum((0, 1)), value.abs().sum((0, 1)), gap, rounding * m * columns.abs().sum(0))
+
+
+def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tuple[Blocks, Tensor]:
+    """The first level of the ascent on all blocks (see `problem.Engine`)."""
+    n, m, at_most = problem.pattern.n, problem.pattern.m, problem.pattern.at_most
+    S = stage(X, mask, m, problem.absolute, problem.dtype)
+    top, _, scale = _magnitude(S)
+    T = S / scale
+    v, _, _ = start(T, n, m, at_most)
+    u = torch.zeros_like(v)
+    kept, good = ascend(T, u, v, problem.rounds[0], True, problem.omega, n, m, at_most)
+    rest = (T.view(m, m, -1) - u[:, None]) - v[None]
+    closed = good & (rest.abs().amin((0, 1)) > v.abs().amax(0) * (MARGIN * torch.finfo(problem.dtype).eps))
+    write_masks(kept, mask, m)
+    value = torch.where(kept, S.view(m, m, -1), 0).sum((0, 1), dtype=torch.float64)
+    objective = torch.where(closed, value, 0).sum()
+    sums = [objective, torch.zeros_like(objective), _count(~torch.isfinite(top)), _count(closed)]
+    return Blocks(u, v, scale, (~closed).to(torch.int8)), torch.stack(sums)
+
+
+def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unproven: int, collect: bool) -> tuple[Tensor, Tensor]:
+    """All levels on the blocks that are open, after each of which what is left is squeezed together (see `problem.Engine`)."""
+    n, m, at_most = problem.pattern.n, problem.pattern.m, problem.pattern.at_most
+    found = place = torch.nonzero(blocks.open).squeeze(1)
+    S = scores_at(X, mask, place, problem).permute(1, 2, 0).reshape(m * m, -1)
+    _, power, scale = _magnitude(S)
+    S = S / scale
+    v, equal, zero = start(S, n, m, at_most)
+    u = torch.zeros_like(v)
+    amount, everywhere = _ties(S, power, equal, zero, m)
+    delta = torch.as_tensor(offsets(m), device=S.device).to(S.dtype)[:, None]
+    objective = gap = torch.zeros((), dtype=torch.float64, device=S.device)
+    levels = []
+    for level, rounds in enumerate(problem.rounds):
+        A = S + torch.where(everywhere | (S == 0), delta * amount, 0.0)
+        kept, good = ascend(A, u, v, rounds, level == 0, problem.omega, n, m, at_most)
+        relax(S, kept, u, v, good & (amount > 0), power, n, m, at_most, problem.sweeps)
+        proof = certify(S, kept, u, v, n, m, at_most, ROUNDING)
+        closed = good & _within(proof, S, problem.tolerance)
+        keep_at(mask, place[closed], kept[..., closed].permute(2, 0, 1))
+        if collect:
+            blocks.u[:, place], blocks.v[:, place] = u, v
+        objective = objective + torch.where(closed, proof.objective * scale, 0).sum()
+        gap = gap + torch.where(closed, proof.gap * scale, 0).sum()
+        levels.append(_count(closed))
+        blocks.open[place[closed]] = 0
+        amount = torch.where(good, amount / SHRINK, amount)
+        amount = torch.where(amount == 0, power * torch.where(equal > 0, HINT, FINE).to(S.dtype), amount)
+        left = torch.nonzero(~closed).squeeze(1)
+        if not left.numel():
+            break
+        S, u, v = (field.index_select(1, left) for field in (S, u, v))
+        amount, power, scale, equal, place = (field.index_select(0, left) for field in (amount, power, scale, equal, place))
+        everywhere = torch.ones_like(left, dtype=torch.bool)
+    levels += [torch.zeros_like(gap)] * (len(problem.rounds) - len(levels))
+    return found, torch.stack([objective, gap, *levels])
+
+
+def _magnitude(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every block: its largest score, the power of two of that after scaling, and what extreme scores are divided by."""
+    top = S.abs().amax(0)
+    power = _power_of_two(top)
+    limit = extreme_limit(S.dtype)
+    extreme = (power > limit) | (power < 1 / limit)
+    scale = torch.where(extreme, power, 1.0)
+    # A subnormal maximum is scaled too little to reach 1.
+    return top, torch.where(extreme, _power_of_two(top / scale), power), scale
+
+
+def _power_of_two(top: Tensor) -> Tensor:
+    """The largest power of two that is no larger, of subnormal numbers the least normal one, of 0 it is 1."""
+    wide = top.dtype == torch.float64
+    bits, exponent, least = (torch.int64, 0x7FF0 << 48, 2.0**-1022) if wide else (torch.int32, 0x7F800000, 2.0**-126)
+    power = (top.view(bits) & exponent).view(top.dtype).clamp_min(least)
+    return torch.where(top == 0, 1.0, power)
+
+
+def _ties(S: Tensor, power: Tensor, equal: Tensor, zero: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """First offsets of every block, and where every entry is shifted by it, not zeros alone (nmsolve.solvers.ties.flag_ties)."""
+    steps = S[:m] * (COARSE / power)
+    coarse = (steps.round() == steps).all(0)
+    everywhere = (equal >= max(3, m // 2)) | ((equal > 0) & coarse)
+    return torch.where(everywhere, power * LATTICE, torch.where(zero > 0, power * ZEROS, 0.0)), everywhere
+
+
+def _within(proof: Certificate, S: Tensor, tolerance: float) -> Tensor:
+    """Where a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
+    magnitude = S.double().abs()
+    least = torch.where(magnitude > 0, magnitude, torch.inf).amin(0)
+    return proof.gap + proof.slack <= tolerance * torch.maximum(proof.size, least)

@@ -1,25 +1,26 @@
-"""The steps of the device solvers as Triton kernels: the same functions as `plain`, with masks as words, one a row of a block."""
+"""The device solvers by Triton kernels: the same functions as `plain`."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from nmsolve.solvers.ascent import ROUNDING
 from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.network import selection_network
+from nmsolve.solvers.ties import COARSE, FINE, HINT, LATTICE, SHRINK, ZEROS, offsets
 from nmsolve.torch.device import ascent_kernels, kernels
-from nmsolve.torch.device.plain import Certificate, Sums, pair_code, rounding_shift
+from nmsolve.torch.device.plain import Sums, pair_code, rounding_shift
+from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, extreme_limit
 
-#: Weights that one call may stage; a float32 takes 256 MiB of workspace then, and the duals of small blocks half as much.
+#: Weights that one call may solve: duals of 2 / m of their number are its workspace, 256 MiB of float32 at most.
 PIECE = 2**26
-#: Up to so many blocks `climb` is faster than its steps one by one: they fill a few multiprocessors, however many rounds it takes.
-FEW = 2**16
 #: Lanes of a program, four warps of them.
 LANES = 128
 #: Groups of lanes that a program of the enumeration solves one after the other, before it adds up.
@@ -58,12 +59,14 @@ def _middle(n: int, m: int) -> dict[str, Any]:
 INFINITE = {torch.float32: 0x7F800000, torch.float64: 0x7FF << 52}
 HUGE = {torch.float32: (127 + 120) << 23, torch.float64: (1023 + 1000) << 52}
 HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+ELEMENTS = {**HALF, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def _in_words(X: Tensor) -> Tensor:
-    """16-bit floats as 64-bit words of four where memory allows, else as they are."""
-    aligned = X.stride(2) == 1 and X.shape[2] % 4 == 0 and X.data_ptr() % 8 == 0
-    if X.dtype in HALF and aligned and all(stride % 4 == 0 for stride in X.stride()[:2]):
+    """Floats as 64-bit words of four or two where memory allows, else as they are."""
+    pack = 8 // X.element_size()
+    aligned = X.stride(2) == 1 and X.shape[2] % pack == 0 and X.data_ptr() % 8 == 0
+    if pack > 1 and aligned and all(stride % pack == 0 for stride in X.stride()[:2]):
         return X.view(torch.int64)
     return X
 
@@ -76,7 +79,7 @@ def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute
     total = batch * rows * a_row
     flat = X.is_contiguous() and cols == mask.shape[2]
     element = HALF.get(X.dtype)
-    source = _in_words(X) if flat and m % 4 == 0 else X
+    source = _in_words(X) if flat and m % 4 == 0 and X.dtype in HALF else X
     lanes = _lanes(X, max(LANES, 1 << (32 * LANES // m).bit_length() - 1))  # 4096 weights a program, and a power of two
     programs = _programs(total, lanes)
     sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
@@ -105,7 +108,7 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
     a_row, block_rows = mask.shape[2] // 4, mask.shape[1] // 4
     total = mask.shape[0] * block_rows * a_row
     edges = X.shape[1:] != mask.shape[1:]
-    source = X if edges else _in_words(X)
+    source = X if edges or X.dtype not in HALF else _in_words(X)
     lanes = _lanes(X)
     programs = _programs(total, lanes * TILES)
     sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
@@ -113,116 +116,100 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
     with _on(X):
         kernels.enumerate_blocks[programs](
             source, mask.view(torch.int32), sums, total, a_row, block_rows, *X.shape[1:], *source.stride(),
-            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges, SCALED=scaled, INFINITE=INFINITE[dtype],
-            HUGE=HUGE[dtype], ABSOLUTE=absolute, ELEMENT=HALF.get(X.dtype), COMPUTE=_compute(dtype), TILES=TILES, BLOCK=lanes,
+            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges, NARROW=a_row < lanes, SCALED=scaled,
+            INFINITE=INFINITE[dtype], HUGE=HUGE[dtype], ABSOLUTE=absolute, ELEMENT=HALF.get(X.dtype), COMPUTE=_compute(dtype),
+            TILES=TILES, BLOCK=lanes,
         )  # fmt: skip
     return Sums(sums.sum(0), None)
 
 
-def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -> Tensor:
-    """Blocks side by side: (m m, N), 16-bit floats as they are, with zeros up to the shape of the mask."""
-    X = _readable(X, dtype)
-    a_row, block_rows = mask.shape[2] // m, mask.shape[1] // m
-    total = mask.shape[0] * block_rows * a_row
-    S = torch.empty((m * m, total), dtype=X.dtype, device=X.device)
-    lanes = _lanes(X)
+def _split(m: int, dtype: torch.dtype) -> int:
+    """How many lanes share a block: enough that its scores stay in registers, as rows and, if lanes share it, as columns too.
+
+    64 registers for either leave room for the duals and a line that is sorted (tests/test_torch_kernels.py counts).
+    """
+    halves = 2 if dtype == torch.float64 else 1
+    if m * m * halves <= 64:
+        return 1
+    return next(lanes for lanes in (2, 4, 8, 16, 32) if -(-m // lanes) * m * halves <= 64 or lanes == 32)
+
+
+@cache
+def _offsets(m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The offset of every entry of a block, on the device once and for all: a copy from the host would be a wait a solve."""
+    return torch.as_tensor(offsets(m), device=device).to(dtype)
+
+
+def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tuple[Blocks, Tensor]:
+    """The first level of the ascent on all blocks (see `problem.Engine`)."""
+    m, dtype, device = problem.pattern.m, problem.dtype, X.device
+    total = mask.numel() // m**2
+    duals = (m, total if collect else 1)
+    blocks = Blocks(
+        u=torch.empty(duals, dtype=dtype, device=device),
+        v=torch.empty(duals, dtype=dtype, device=device),
+        scale=torch.empty(duals[1], dtype=dtype, device=device),
+        open=torch.empty(total, dtype=torch.int8, device=device),
+    )
+    launch = _Launch.of(X, mask, problem, total)
+    sums = torch.empty((*launch.programs, 4), dtype=torch.float64, device=device)
+    margin = MARGIN * torch.finfo(dtype).eps
     with _on(X):
-        ascent_kernels.stage[_programs(total, lanes)](
-            X, S, total, a_row, block_rows, *X.shape[1:], *X.stride(), M=m, ABSOLUTE=absolute, COMPUTE=_compute(X.dtype),
-            BLOCK=lanes,
+        ascent_kernels.ascend_first[launch.programs](
+            *launch.matrices, *blocks, sums, total, *launch.shape, 1, problem.rounds[0], margin,
+            COLLECT=collect, **launch.constants,
         )  # fmt: skip
-    return S
+    return blocks, sums.sum(0)
 
 
-def write_masks(words: Tensor, mask: Tensor, m: int) -> None:
-    """Masks as words (m, N) to their places in mask (batch, rows, cols)."""
-    width = 4 if m % 4 == 0 else 1
-    units = mask.numel() // width
-    lanes = _lanes(words, 2 * LANES)
-    with _on(words):
-        ascent_kernels.write_masks[_programs(units, lanes)](
-            words, mask.view(torch.int32 if width == 4 else torch.int8), words.shape[1], mask.shape[2] // m, units,
-            M=m, WIDTH=width, BLOCK=lanes,
+def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unproven: int, collect: bool) -> tuple[Tensor, Tensor]:
+    """All levels on the blocks that are open (see `problem.Engine`)."""
+    # The number is known, so that finding the places is no wait; not every device can.
+    known = X.device.type in ("cuda", "cpu")
+    place = (torch.nonzero_static(blocks.open, size=unproven) if known else torch.nonzero(blocks.open)).squeeze(1)
+    m, dtype, rounds = problem.pattern.m, problem.dtype, problem.rounds
+    launch = _Launch.of(X, mask, problem, unproven)
+    sums = torch.empty((*launch.programs, 2 + len(rounds)), dtype=torch.float64, device=X.device)
+    with _on(X):
+        ascent_kernels.ascend_rest[launch.programs](
+            *launch.matrices, place.int(), *blocks, sums, _offsets(m, dtype, X.device), blocks.open.numel(), unproven,
+            *launch.shape, 1, problem.sweeps, rounding_shift(dtype), ROUNDING, problem.tolerance,
+            ROUNDS=rounds, COLLECT=collect, LATTICE=LATTICE, ZEROS=ZEROS, HINT=HINT, FINE=FINE, SHRINK=SHRINK, COARSE=COARSE,
+            **launch.constants,
         )  # fmt: skip
+    return place, sums.sum(0)
 
 
-def start(S: Tensor, n: int, m: int, at_most: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """First column duals v (m, N), and how many of the 2 m lines have equal medians: not zero, and (columns only) zero."""
-    total = S.shape[1]
-    v = torch.empty((m, total), dtype=dtype, device=S.device)
-    equal, zero = (torch.empty(total, dtype=torch.int32, device=S.device) for _ in range(2))
-    lanes = _lanes(S)
-    with _on(S):
-        ascent_kernels.start[_programs(total, lanes)](
-            S, v, equal, zero, total, M=m, **_middle(n, m), AT_MOST=at_most, COMPUTE=_compute(dtype), BLOCK=lanes
-        )
-    return v, equal, zero
+class _Launch(NamedTuple):
+    """What both kernels are launched with."""
 
+    programs: tuple[int]
+    matrices: tuple[Tensor, Tensor, Tensor]
+    shape: tuple[int, ...]
+    constants: dict[str, Any]
 
-def ascend(
-    A: Tensor, u: Tensor, v: Tensor, rounds: int, fresh: bool, omega: float, n: int, m: int, at_most: bool
-) -> tuple[Tensor, Tensor]:
-    """Rounds of the dual ascent on A, moving u and v in place; then the masks A − u − v > 0 and which are feasible."""
-    total = A.shape[1]
-    word = (tl.int64, torch.int64) if m > 31 else (tl.int32, torch.int32)
-    words = torch.empty((m, total), dtype=word[1], device=A.device)
-    good = torch.empty(total, dtype=torch.int8, device=A.device)
-    lanes = _lanes(A)
-    with _on(A):
-        ascent_kernels.ascend[_programs(total, lanes)](
-            A, u, v, words, good, total, rounds, 1.0 if fresh else omega, omega, N=n, M=m, **_middle(n, m), AT_MOST=at_most,
-            COMPUTE=_compute(u.dtype), WORD=word[0], BLOCK=lanes,
-        )  # fmt: skip
-    return words, good.bool()
-
-
-def relax(
-    S: Tensor, words: Tensor, u: Tensor, v: Tensor, chosen: Tensor, power: Tensor, n: int, m: int, at_most: bool, sweeps: int
-) -> None:
-    """Bellman–Ford: where chosen, replace u, v by duals that prove the masks for S, if there are any (nmsolve.solvers.ties)."""
-    total = S.shape[1]
-    few = torch.empty((2 * m if at_most else 1, total), dtype=torch.int8, device=S.device)
-    lanes = _lanes(S)
-    with _on(S):
-        ascent_kernels.relax[_programs(total, lanes)](
-            S, words, u, v, torch.empty_like(u), torch.empty_like(v), few, chosen.view(torch.int8), power, total, sweeps,
-            rounding_shift(u.dtype), N=n, M=m, AT_MOST=at_most, COMPUTE=_compute(u.dtype), BLOCK=lanes,
-        )  # fmt: skip
-
-
-def certify(S: Tensor, words: Tensor, u: Tensor, v: Tensor, n: int, m: int, at_most: bool, rounding: float) -> Certificate:
-    """Objective and gap of every block in float64, from the scores, masks and duals as they stand."""
-    total = S.shape[1]
-    proof = Certificate(*(torch.empty(total, dtype=torch.float64, device=S.device) for _ in range(4)))
-    lanes = _lanes(S)
-    with _on(S):
-        ascent_kernels.certify[_programs(total, lanes)](
-            S, words, u, v, *proof, total, rounding, N=n, M=m, AT_MOST=at_most, BLOCK=lanes
-        )
-    return proof
-
-
-def climb(
-    S: Tensor, u: Tensor, v: Tensor, amount: Tensor, power: Tensor, delta: Tensor, rounds: tuple[int, ...], sweeps: int,
-    omega: float, n: int, m: int, at_most: bool, rounding: float, tolerance: float, shrink: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Levels of the ascent in one launch: words, the level that proved each block (0: none), objective and gap of those proven."""
-    total = S.shape[1]
-    word = (tl.int64, torch.int64) if m > 31 else (tl.int32, torch.int32)
-    words = torch.empty((m, total), dtype=word[1], device=S.device)
-    level_of = torch.empty(total, dtype=torch.int32, device=S.device)
-    objective, gap = (torch.zeros(total, dtype=torch.float64, device=S.device) for _ in range(2))
-    A = torch.empty(S.shape, dtype=u.dtype, device=S.device)
-    few = torch.empty((2 * m if at_most else 1, total), dtype=torch.int8, device=S.device)
-    lanes = _lanes(S, LANES // 4)  # one warp, so that few blocks spread over many multiprocessors
-    with _on(S):
-        ascent_kernels.climb[_programs(total, lanes)](
-            S, A, delta, u, v, torch.empty_like(u), torch.empty_like(v), few, words, amount, power, level_of, objective, gap,
-            total, torch.tensor(rounds, dtype=torch.int32, device=S.device), sweeps, omega, rounding_shift(u.dtype), rounding,
-            tolerance, N=n, M=m, **_middle(n, m), AT_MOST=at_most, COMPUTE=_compute(u.dtype), WORD=word[0], LEVELS=len(rounds),
-            SHRINK=shrink, BLOCK=lanes, num_warps=max(1, min(4, lanes // 32)),
-        )  # fmt: skip
-    return words, level_of, objective, gap
+    @classmethod
+    def of(cls, X: Tensor, mask: Tensor, problem: Problem, count: int) -> Self:
+        """For `count` blocks of X (batch, rows, cols), into mask (batch, rows, cols rounded up to m)."""
+        pattern, dtype = problem.pattern, problem.dtype
+        n, m = pattern.n, pattern.m
+        X = _readable(X, dtype)
+        edges = X.shape[1:] != mask.shape[1:]
+        words = X if edges or m % (8 // X.element_size()) else _in_words(X)
+        split = _split(m, dtype)
+        # One warp, so that few blocks spread over many multiprocessors and a branch is taken for few.
+        blocks = _lanes(X, 32) // split
+        width = next(width for width in (8, 4, 1) if m % width == 0)
+        units = {8: torch.int64, 4: torch.int32, 1: torch.int8}
+        constants = {
+            "N": n, "M": m, **_middle(n, m), "AT_MOST": pattern.at_most, "ABSOLUTE": problem.absolute, "EDGES": edges,
+            "PACK": 1 if words is X else 8 // X.element_size(), "ELEMENT": ELEMENTS[X.dtype], "WIDTH": width,
+            "COMPUTE": _compute(dtype), "INFINITE": INFINITE[dtype], "OMEGA": problem.omega,
+            "LIMIT": extreme_limit(dtype), "K": -(-m // split), "SPLIT": split, "BLOCKS": blocks,
+            "num_warps": 1,
+        }  # fmt: skip
+        shape = (mask.shape[2] // m, mask.shape[1] // m, *X.shape[1:], *X.stride())
+        return cls(_programs(count, blocks), (X, words, mask.view(units[width])), shape, constants)
 
 
 def _on(X: Tensor) -> AbstractContextManager[None]:

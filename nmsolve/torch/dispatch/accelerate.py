@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,9 +14,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
+from nmsolve.torch.device.failures import explain
 from nmsolve.torch.dispatch.acceleration import Acceleration, LayerDecision, choose
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, Backends, backends, warn_once, why_not
-from nmsolve.torch.dispatch.measuring import measure
+from nmsolve.torch.dispatch.measuring import Product, Searched, measure
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import is_2to4
 from nmsolve.torch.dispatch.recording import Call, record
@@ -53,11 +55,19 @@ def accelerate_(model: nn.Module, example_inputs: Any, only_if_faster: bool = Tr
     ------
     InputError
         If the model or inputs cannot be worked with. The model is then as it was before.
+    SolverError
+        If memory runs out, other than in measuring, where that speaks against the backend alone; or if a device fails for good,
+        which the process does not survive (`CUDA error: an illegal memory access …`). The model's layers are then what they were.
 
     Notes
     -----
     The inputs are run through the model without gradients, in eval mode unless training; buffers, flags and torch's random numbers
     are restored. A backend's result is compared with the dense one at every shape, and it is used only if it is as good.
+    A layer counts as what a loop over it takes, which is the larger of the device's and the host's time: a sparse layer is chosen
+    if that is smaller than the dense one's. A model that the host cannot keep up with anyway is as slow as its host times
+    together; capture it in a CUDA graph (`torch.compile(mode="reduce-overhead")`), and the device's alone count.
+    cuSPARSELt multiplies by one of several algorithms, of which the fastest right one is searched for every shape that is seen; for
+    shapes that are not seen it uses the library's own choice.
     In training, entries that are zero at this moment are what the mask drops; a layer that is nearly all zero is left alone.
     Without a suitable GPU everything works masked dense, and a warning says so once a process.
 
@@ -77,27 +87,48 @@ def accelerate_(model: nn.Module, example_inputs: Any, only_if_faster: bool = Tr
     try:
         recorded = record(model, args, kwargs, training)
     except Exception as error:
-        raise InputError(
+        raise explain(error, "the model's run with example_inputs", _device(model)) or InputError(
             f"the model does not run with these example_inputs: {type(error).__name__}: {error}; they are passed as "
             f"model({', '.join(['*args'] * bool(args) + ['**kwargs'] * bool(kwargs))})"
         ) from error
     rows: dict[str, LayerDecision] = {}
     news: dict[str, nn.Module] = {}
     tied = _tied(model)
+    searched: dict[Product, Searched] = {}
     for name, module in model.named_modules():
         shape = _matrix_shape(module)
         if shape is None:
             continue
-        rows[name], new = _plan(name, module, shape, recorded.get(name, Counter()), tied, found, only_if_faster, training)
+        with _explained(f"layer {name} of shape {shape}", module):
+            calls = recorded.get(name, Counter())
+            rows[name], new = _plan(name, module, shape, calls, tied, found, only_if_faster, training, searched)
         if new is not None:
             news[name] = new
-    for name, reason in _exchange(model, news, args, kwargs, training).items():
+    with _explained("the model's run with its new layers", model):
+        unused = _exchange(model, news, args, kwargs, training)
+    for name, reason in unused.items():
         rows[name] = replace(rows[name], backend=None, decision="dense", reason=reason)
     if not any(found[name] for name in SPARSE_BACKENDS):
         warn_once("no sparse GPU", f"nmsolve works on the masked dense weights here: {found['cusparselt'].reason}")
     table = Acceleration(rows.values())
     print(table)
     return table
+
+
+@contextlib.contextmanager
+def _explained(what: str, module: nn.Module) -> Iterator[None]:
+    """Errors of devices become the library's own, and say what was at work."""
+    try:
+        yield
+    except RuntimeError as error:
+        explained = explain(error, what, _device(module))
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -199,6 +230,7 @@ def _plan(
     found: Backends,
     only_if_faster: bool,
     training: bool,
+    searched: dict[Product, Searched],
 ) -> tuple[LayerDecision, nn.Module | None]:
     """The decision for a layer, and the module to take its place."""
     row = LayerDecision(
@@ -221,16 +253,17 @@ def _plan(
         return replace(row, reason=reason or ""), None
     if reason is None:
         serving = [b for b in SPARSE_BACKENDS if all(why_not(b, shape, call.dtype, weight.device) is None for call in calls)]
-        timings = {b: measure(weight, module.bias, calls, b, training) for b in serving}
+        timings = {b: measure(weight, module.bias, calls, b, training, searched) for b in serving}
         backend, shown, reason = choose(timings, only_if_faster)
         timing = timings[shown] if shown is not None else None
         if timing is not None:
-            row = replace(row, backend=shown, dense_us=timing.dense_us, sparse_us=timing.sparse_us)
+            row = replace(row, backend=shown, dense_us=timing.dense_us, sparse_us=timing.sparse_us, algorithms=timing.algorithms)
     row = replace(row, reason=reason, decision="sparse" if backend else "masked dense" if training else "dense")
+    algorithms = row.algorithms if backend else ()
     if training:
         mask = module.mask if isinstance(module, SparseLinear) else weight != 0
-        return row, SparseLinear.from_linear(module, mask, backend or "dense")
-    return row, PackedLinear.from_linear(module, backend) if backend else None
+        return row, SparseLinear.from_linear(module, mask, backend or "dense", algorithms)
+    return row, PackedLinear.from_linear(module, backend, algorithms) if backend else None
 
 
 def _unserved(weight: Tensor, calls: Counter[Call], found: Backends, training: bool) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nmsolve.table import shortened, table
+from nmsolve.torch.dispatch.algorithms import Memory, named
 from nmsolve.torch.entries import Entries
 
 Decision = Literal["sparse", "masked dense", "dense"]
@@ -16,11 +17,18 @@ MARGIN = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """A backend at the recorded shapes, in microseconds a run of the model; failure says why it cannot be used."""
+    """A backend at the recorded shapes.
+
+    dense_us, sparse_us : microseconds a run of the model, of each call the larger of the device's and the host's time.
+    failure : why the backend cannot be used. algorithms : cuSPARSELt's that were fastest, with which it was timed. wrong : those
+    that gave wrong results.
+    """
 
     dense_us: float | None
     sparse_us: float | None
     failure: str | None
+    algorithms: Memory = ()
+    wrong: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +38,7 @@ class LayerDecision:
     name : module path. shape : the weight's. tokens : rows of input it was given in all. backend : the one that was chosen or, of
     those that were not, came closest; None if there was none. dense_us, sparse_us : of all its calls together, None unless
     measured. decision : "sparse", "masked dense" (training: a SparseLinear that multiplies densely) or "dense" (untouched).
+    algorithms : what the backend multiplies with, where it has several (see `SparseLinear`).
     """
 
     name: str
@@ -40,6 +49,7 @@ class LayerDecision:
     sparse_us: float | None
     decision: Decision
     reason: str
+    algorithms: Memory = ()
 
 
 class Acceleration(Entries[LayerDecision]):
@@ -61,7 +71,7 @@ def _cells(layer: LayerDecision) -> tuple[str, ...]:
         shortened(layer.name, 28),
         "×".join(map(str, layer.shape)),
         str(layer.tokens),
-        layer.backend or "-",
+        named(layer.backend, layer.algorithms) if layer.backend else "-",
         *times,
         layer.decision,
     )
@@ -69,6 +79,8 @@ def _cells(layer: LayerDecision) -> tuple[str, ...]:
 
 def choose(timings: Mapping[str, Timing], only_if_faster: bool) -> tuple[str | None, str | None, str]:
     """Which backend to use (None: dense), which one to show, and the reason.
+
+    The fastest of those that are right, if it is faster than dense by more than `MARGIN`.
 
     Examples
     --------
@@ -81,8 +93,14 @@ def choose(timings: Mapping[str, Timing], only_if_faster: bool) -> tuple[str | N
         return None, shown, "; ".join(f"{name}: {t.failure}" for name, t in timings.items()) or "no backend"
     best = min(right, key=lambda name: right[name].sparse_us or 0.0)
     dense, sparse = right[best].dense_us or 0.0, right[best].sparse_us or 0.0
+    said = f"{dense / sparse:.2f} × the speed of dense{_distrusted(right[best].wrong)}"
     if sparse <= (1 - MARGIN) * dense:
-        return best, best, f"{dense / sparse:.2f} × the speed of dense"
-    ratio = f"{dense / sparse:.2f} × the speed of dense"
+        return best, best, said
     slower = "slower" if sparse > dense else "not faster"
-    return (None, best, f"{slower}: {ratio}") if only_if_faster else (best, best, f"{slower}, but asked for: {ratio}")
+    return (None, best, f"{slower}: {said}") if only_if_faster else (best, best, f"{slower}, but asked for: {said}")
+
+
+def _distrusted(wrong: Sequence[int]) -> str:
+    if not wrong:
+        return ""
+    return f"; wrong results by algorithm{'s' * (len(wrong) > 1)} {', '.join(map(str, wrong))}, not used"

@@ -5,7 +5,9 @@ Every decision is a pure function of a `Machine`, so it can be asked about machi
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,13 +15,19 @@ from dataclasses import dataclass
 import torch
 
 from nmsolve.errors import InputError
+from nmsolve.torch.device.failures import first_line
 
 #: Rows and columns of a 2:4 weight are multiples of these, for float16 and bfloat16 (torch.sparse.semi_structured).
 TILES: Mapping[str, tuple[int, int]] = {"cusparselt": (16, 16), "cutlass": (32, 64)}
 #: Backends of a 2:4 matmul, the preferred one first.
 SPARSE_BACKENDS = tuple(TILES)
-#: The oldest cuSPARSELt that serves an architecture: (compute capability, version).
-_CUSPARSELT_SINCE = (((10, 0), 700), ((9, 0), 602), ((8, 0), 400))
+#: The oldest cuSPARSELt that serves a compute capability, by NVIDIA's release notes; of 8.x the oldest that torch was built with.
+_CUSPARSELT_SINCE = {(9, 0): 602, (10, 0): 701, (12, 0): 701, (10, 1): 800, (11, 0): 800, (12, 1): 800}
+_CUSPARSELT_SINCE_AMPERE = 400
+#: From this version on, cuSPARSELt serves capabilities that are newer than itself.
+_FORWARD_COMPATIBLE = 800
+#: Where cuSPARSELt 0.8.0 is slower than 0.7.1 was: NVIDIA names H100 and L4, and 0.8.1 mends it.
+_SLOW_AT_0_8_0 = ((9, 0), (8, 9))
 _TITLES = {
     "triton": "masks solved on the GPU",
     "cusparselt": "2:4 matmul",
@@ -33,11 +41,12 @@ _said: set[str] = set()
 class Machine:
     """What backends are decided from.
 
-    cuda : whether torch sees a GPU. capability : its compute capability. hip : torch's ROCm version. cusparselt : version as
-    torch gives it, 602 for 0.6.2; None if torch was built without. triton : None if it can be imported, else the error.
+    no_gpu : None if torch sees a GPU, else why it does not. capability : the GPU's compute capability. hip : torch's ROCm version.
+    cusparselt : the version that is loaded or, where that cannot be told, that torch was built with, 602 for 0.6.2; None if torch
+    was built without. triton : None if it can be imported, else the error.
     """
 
-    cuda: bool
+    no_gpu: str | None
     capability: tuple[int, int] | None
     hip: str | None
     cusparselt: int | None
@@ -46,7 +55,13 @@ class Machine:
     @classmethod
     def here(cls, device: int | None = None) -> Machine:
         """The machine this runs on, seen from one of its GPUs (the current one by default)."""
-        cuda = torch.cuda.is_available()
+        no_gpu = _why_no_gpu()
+        capability = None
+        if no_gpu is None:
+            try:
+                capability = torch.cuda.get_device_capability(device)
+            except RuntimeError as error:  # a process that was forked after its parent had used CUDA
+                no_gpu = first_line(error)
         known = torch.backends.cusparselt
         try:
             import triton  # noqa: F401
@@ -55,12 +70,53 @@ class Machine:
         except Exception as error:  # a broken installation raises anything
             triton_error = f"{type(error).__name__}: {error}"
         return cls(
-            cuda=cuda,
-            capability=torch.cuda.get_device_capability(device) if cuda else None,
+            no_gpu=no_gpu,
+            capability=capability,
             hip=torch.version.hip,
-            cusparselt=known.version() if cuda and known.is_available() else None,
+            cusparselt=(_loaded_number() or known.version()) if no_gpu is None and known.is_available() else None,
             triton=triton_error,
         )
+
+
+def _why_no_gpu() -> str | None:
+    """None if torch sees a GPU, else why it does not, on one line."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is a CPU build"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a driver that it cannot use, where nobody may have asked for a GPU
+        if torch.cuda.is_available():
+            return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # raised before anything was initialised
+        return first_line(error)
+    return "torch.cuda.is_available() is False"
+
+
+def loaded_cusparselt() -> str | None:
+    """The version of the cuSPARSELt library that this process has loaded, "0.8.1"; None where that cannot be told.
+
+    It may be newer than the one that torch was compiled with, which is what `torch.backends.cusparselt.version()` gives.
+    """
+    number = _loaded_number()
+    return None if number is None else _version(number)
+
+
+def _loaded_number() -> int | None:
+    """The version of the loaded cuSPARSELt as torch numbers versions: the library tells without a handle or a GPU."""
+    try:
+        # RTLD_NOLOAD finds what is loaded and never loads anything. All versions so far share this name.
+        library = ctypes.CDLL("libcusparseLt.so.0", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        parts = []
+        for part in range(3):  # libraryPropertyType: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL
+            value = ctypes.c_int(-1)
+            if library.cusparseLtGetProperty(part, ctypes.byref(value)) != 0:
+                return None
+            parts.append(value.value)
+    except (OSError, AttributeError):  # not loaded; not Linux, or linked into torch itself
+        return None
+    major, minor, patch = parts
+    return 1000 * major + 100 * minor + patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +173,7 @@ def backends(machine: Machine | None = None) -> Backends:
 
     Examples
     --------
-    >>> old = Machine(cuda=True, capability=(7, 5), hip=None, cusparselt=602, triton=None)
+    >>> old = Machine(no_gpu=None, capability=(7, 5), hip=None, cusparselt=602, triton=None)
     >>> print(backends(old)["cusparselt"].reason)
     2:4 needs compute capability 8.0 or newer, this GPU has 7.5
     """
@@ -174,7 +230,7 @@ def why_not(
     device = torch.device(device)
     if device.type != "cuda":
         return f"2:4 matmuls run on a GPU, the weight is on {device}"
-    return _missing(backend, machine or _machine_at(device.index))
+    return _missing(backend, machine or machine_at(device.index))
 
 
 def _unsuitable_dtype(dtype: torch.dtype) -> str | None:
@@ -184,12 +240,14 @@ def _unsuitable_dtype(dtype: torch.dtype) -> str | None:
     if dtype == torch.float32:
         return "float32 is 1:2 on sparse tensor cores, not 2:4; use bfloat16 or float16 (or autocast, in training)"
     if dtype in (torch.int8, torch.float8_e4m3fn):
-        return f"{name} needs scales, which are not served here; use bfloat16 or float16"
-    return f"sparse tensor cores have no {name}; use bfloat16 or float16"
+        # torch's cuSPARSELt gives int8 as int8, int32 or 16 bits, e4m3 (since 0.6.2) as e4m3, 16 bits or float32.
+        return f"{name} needs scales, which nmsolve does not manage, though torch's cuSPARSELt takes it; use bfloat16 or float16"
+    return f"torch has no 2:4 product of {name}; use bfloat16 or float16"
 
 
 @functools.cache
-def _machine_at(index: int | None) -> Machine:
+def machine_at(index: int | None) -> Machine:
+    """The machine this runs on, seen from a GPU: asked once, because layers ask at every call."""
     return Machine.here(index)
 
 
@@ -197,20 +255,23 @@ def _missing(name: str, machine: Machine) -> str | None:
     """Why a machine cannot run a backend."""
     if name == "dense":
         return None
-    if not machine.cuda or machine.capability is None:
-        return "no GPU: torch.cuda.is_available() is False"
+    if machine.capability is None:
+        return f"no GPU: {machine.no_gpu}"
     if name == "triton":
         return None if machine.triton is None else f"triton cannot be imported ({machine.triton})"
     if machine.hip is not None:
-        return f"2:4 is served on NVIDIA GPUs only, this torch is for ROCm {machine.hip}"
+        return (
+            f"nmsolve serves 2:4 on NVIDIA GPUs only: this torch is for ROCm {machine.hip}, whose hipSPARSELt can multiply 2:4 on "
+            "gfx942 and gfx950, but nmsolve does not use it"
+        )
     at = "{}.{}".format(*machine.capability)
     if machine.capability < (8, 0):
         return f"2:4 needs compute capability 8.0 or newer, this GPU has {at}"
     if name == "cutlass":
         return None if machine.capability < (9, 0) else f"torch's CUTLASS 2:4 is for compute capability 8.x, this GPU has {at}"
     if machine.cusparselt is None:
-        return "this torch was built without cuSPARSELt"
-    oldest = next(version for since, version in _CUSPARSELT_SINCE if machine.capability >= since)
+        return "this torch was built without cuSPARSELt: install one of PyTorch's own CUDA builds for Linux, which have it"
+    oldest = _oldest_cusparselt(machine.capability)
     if machine.cusparselt < oldest:
         return (
             f"compute capability {at} needs cuSPARSELt {_version(oldest)} or newer, this torch has {_version(machine.cusparselt)}"
@@ -218,18 +279,28 @@ def _missing(name: str, machine: Machine) -> str | None:
     return None
 
 
+def _oldest_cusparselt(capability: tuple[int, int]) -> int:
+    if capability < (9, 0):
+        return _CUSPARSELT_SINCE_AMPERE
+    return _CUSPARSELT_SINCE.get(capability, _FORWARD_COMPATIBLE)
+
+
 def _served_by(name: str, machine: Machine) -> str:
     if name == "dense":
         return "always: any device and dtype"
     at = "compute capability {}.{}".format(*(machine.capability or (0, 0)))
     if name == "cusparselt":
-        return f"cuSPARSELt {_version(machine.cusparselt or 0)}, {at}"
+        slow = machine.cusparselt == 800 and machine.capability in _SLOW_AT_0_8_0
+        return f"cuSPARSELt {_version(machine.cusparselt or 0)}, {at}" + "; 0.8.1 mends regressions on it" * slow
     return at
 
 
 def _version(number: int) -> str:
-    """0.6.2 from 602: 1000 × major + 100 × minor + patch."""
-    return f"{number // 1000}.{number // 100 % 10}.{number % 100}"
+    """0.6.2 from 602, which is 1000 × major + 100 × minor + patch.
+
+    From minor 10 on that is ambiguous. There is a 0.10.0 and no 1.0.0, so 1000 is the former.
+    """
+    return f"0.{number // 100}.{number % 100}"
 
 
 def warn_once(topic: str, message: str) -> None:

@@ -6,6 +6,7 @@ optimizer step or a sharded parameter cannot leave a stale copy behind, and `tor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nmsolve.errors import InputError
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, warn_once, why_not
+from nmsolve.torch.dispatch.algorithms import Memory, recall
+from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, machine_at, warn_once, why_not
 from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
 
 
@@ -25,6 +27,7 @@ def masked_linear(
     *,
     backend: str = "dense",
     straight_through: bool = False,
+    algorithms: Memory = (),
 ) -> Tensor:
     r"""A linear layer whose weight is masked, differentiable.
 
@@ -45,6 +48,8 @@ def masked_linear(
         once a process.
     straight_through : bool
         Leave dW unmasked, so that dropped weights go on learning (STE, SR-STE).
+    algorithms : tuple of int
+        cuSPARSELt's algorithms by size of the input, as `SparseLinear.algorithms` holds them; its own choice for all others.
 
     Returns
     -------
@@ -73,7 +78,7 @@ def masked_linear(
     _check_operands(x, weight, mask, bias)
     if transformed():
         return F.linear(x, _through(weight, mask) if straight_through else masked(weight, mask), bias)
-    y: Tensor = sparse_linear(x.reshape(-1, x.shape[-1]), weight, mask, bias, backend, straight_through)
+    y: Tensor = sparse_linear(x.reshape(-1, x.shape[-1]), weight, mask, bias, backend, straight_through, algorithms)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -121,7 +126,9 @@ def _check_operands(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None
             raise InputError(f"{name} must be on the weight's device {weight.device}, is on {tensor.device}")
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, algorithms: Sequence[int], backward: bool = False
+) -> Tensor:
     """x weightᵀ + b by a backend, or densely where it cannot serve; the weight is 2:4 already."""
     with torch.autocast(x.device.type, enabled=False):  # operands were cast, or not, by whoever called
         if backend == "dense":
@@ -130,39 +137,60 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Te
         if reason is None:
             packed = pack_unchecked(weight, backend)
             assert packed.packed is not None
-            return packed_linear(x, packed.packed, packed.meta, bias, (weight.shape[0], weight.shape[1]), backend)
+            algorithm = recall(algorithms, machine_at(x.device.index), x.dtype, x.shape[0], backward)
+            return packed_linear(x, packed.packed, packed.meta, bias, (weight.shape[0], weight.shape[1]), backend, algorithm)
         warn_once("masked dense", f"nmsolve multiplies by the masked dense weight where {backend} cannot serve; here: {reason}")
         return F.linear(x, weight, bias)
 
 
-# Schemas are spelled out: torch cannot derive them where annotations are strings.
+# Schemas are spelled out: torch cannot derive them where annotations are strings. What is remembered of algorithms is looked up
+# inside the operators, where the number of tokens is a number: outside, a compiler would guard on it.
 @torch.library.custom_op(
     "nmsolve::sparse_linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor mask, Tensor? bias, str backend, bool straight_through) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor mask, Tensor? bias, str backend, bool straight_through, int[] algorithms=[]) "
+    "-> Tensor",
 )
-def sparse_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, backend: str, straight_through: bool) -> Tensor:
+def sparse_linear(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    backend: str,
+    straight_through: bool,
+    algorithms: Sequence[int] = (),
+) -> Tensor:
     """x (W∘M)ᵀ + b for x (tokens, in_features)."""
-    return _product(x, masked(weight, mask), bias, backend)
+    return _product(x, masked(weight, mask), bias, backend, algorithms)
 
 
 @torch.library.custom_op(
     "nmsolve::sparse_linear_grad_input",
     mutates_args=(),
-    schema="(Tensor dy, Tensor weight, Tensor mask, str backend, bool straight_through) -> Tensor",
+    schema="(Tensor dy, Tensor weight, Tensor mask, str backend, bool straight_through, int[] algorithms=[]) -> Tensor",
 )
-def sparse_linear_grad_input(dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool) -> Tensor:
+def sparse_linear_grad_input(
+    dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool, algorithms: Sequence[int] = ()
+) -> Tensor:
     """dy (W∘M) for dy (tokens, out_features): the product with the packed transpose."""
-    return _product(dy, masked(weight, mask).t().contiguous(), None, backend)
+    return _product(dy, masked(weight, mask).t().contiguous(), None, backend, algorithms, backward=True)
 
 
 @sparse_linear.register_fake
-def _(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, backend: str, straight_through: bool) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    backend: str,
+    straight_through: bool,
+    algorithms: Sequence[int] = (),
+) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
 @sparse_linear_grad_input.register_fake
-def _(dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool) -> Tensor:
+def _(dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool, algorithms: Sequence[int] = ()) -> Tensor:
     return dy.new_empty((dy.shape[0], weight.shape[1]))
 
 
@@ -173,26 +201,26 @@ def _weight_gradient(dy: Tensor, x: Tensor, mask: Tensor, straight_through: bool
 
 def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     moving, weight, mask = inputs[:3]
-    ctx.options = inputs[-2:]
+    ctx.options = inputs[-3:]
     # Of each operand only the other's gradient needs it: a frozen weight keeps no activations.
     ctx.save_for_backward(moving if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None, mask)
 
 
 def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, mask = ctx.saved_tensors
-    backend, straight_through = ctx.options
-    dx = None if weight is None else sparse_linear_grad_input(dy, weight, mask, backend, straight_through)
+    backend, straight_through, algorithms = ctx.options
+    dx = None if weight is None else sparse_linear_grad_input(dy, weight, mask, backend, straight_through, algorithms)
     dw = None if x is None else _weight_gradient(dy, x, mask, straight_through)
-    return dx, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None
+    return dx, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None
 
 
 def _grad_input_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """dx = dy (W∘M) is linear in dy and in W: its own gradients are g (W∘M)ᵀ and M ∘ (dyᵀ g)."""
     dy, weight, mask = ctx.saved_tensors
-    backend, straight_through = ctx.options
-    ddy = None if weight is None else sparse_linear(g, weight, mask, None, backend, straight_through)
+    backend, straight_through, algorithms = ctx.options
+    ddy = None if weight is None else sparse_linear(g, weight, mask, None, backend, straight_through, algorithms)
     dw = None if dy is None else _weight_gradient(dy, g, mask, straight_through)
-    return ddy, dw, None, None, None
+    return ddy, dw, None, None, None, None
 
 
 sparse_linear.register_autograd(_linear_backward, setup_context=_save_operands)

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.torch.device.failures import explain, first_line, is_lost
 from nmsolve.torch.dispatch.acceleration import Timing
-from nmsolve.torch.dispatch.masked_linear import masked_linear
-from nmsolve.torch.dispatch.packed_linear import packed_product
-from nmsolve.torch.dispatch.packing import pack
+from nmsolve.torch.dispatch.algorithms import Memory, fastest, offered, remembered, sorted_out
+from nmsolve.torch.dispatch.backends import machine_at, why_not
+from nmsolve.torch.dispatch.packed_linear import PackedLinear
+from nmsolve.torch.dispatch.packing import pack, pack_unchecked, packed_linear, padded
 from nmsolve.torch.dispatch.recording import Call
-from nmsolve.torch.dispatch.timing import medians_us, rotation_beyond_cache
-
-#: A linear layer as a function of x, W and b.
-Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+from nmsolve.torch.dispatch.timing import call_times, medians_us, rotation_beyond_cache
 
 
-def measure(weight: Tensor, bias: Tensor | None, calls: Mapping[Call, int], backend: str, training: bool) -> Timing:
+class Product(NamedTuple):
+    """x Wᵀ + b, by what an algorithm's speed depends on: W is (rows, cols), x has so many tokens when padded."""
+
+    rows: int
+    cols: int
+    tokens: int
+    dtype: torch.dtype
+    bias: bool
+    device: torch.device
+
+
+class Searched(NamedTuple):
+    """Of a product, the fastest right algorithm of cuSPARSELt, and what is wrong with those that are not right."""
+
+    algorithm: int
+    wrong: Mapping[int, str]
+
+
+def measure(
+    weight: Tensor,
+    bias: Tensor | None,
+    calls: Mapping[Call, int],
+    backend: str,
+    training: bool,
+    searched: dict[Product, Searched] | None = None,
+) -> Timing:
     """Time all recorded calls of a layer, dense and by a backend.
 
     Parameters
@@ -29,83 +56,153 @@ def measure(weight: Tensor, bias: Tensor | None, calls: Mapping[Call, int], back
         2:4 (training: transposable), zeros in place. In training it is cast to the calls' dtype each time, as autocast does.
     calls : how often each input shape was seen.
     training : forward, backward and the packing for both; else the forward alone, of a weight packed before.
+    searched : products whose algorithms were searched before, for other layers; those of this one are added.
 
     Returns
     -------
     Timing
         `failure` is set where the backend raises, or its numbers are wrong (see `wrong_result`).
+
+    Raises
+    ------
+    RuntimeError
+        What a device raised that is lost for this process (`failures.is_lost`): nothing that is measured there any more is true.
+
+    Notes
+    -----
+    A call counts as what a loop over it takes: the larger of the device's and the host's time, because launching takes the host
+    longer for sparse layers than for dense ones, and small layers are done before the host has launched the next.
+
+    For cuSPARSELt the fastest right algorithm of each product is searched first, once for all layers with such a product; it is
+    checked by value again with this layer's weight. Dense and sparse are then timed afresh: the winner of many times that scatter
+    looks faster than it is.
     """
+    searched = {} if searched is None else searched
     dense_us = sparse_us = 0.0
+    algorithms: Memory = ()
+    wrong: dict[int, str] = {}
+    what = f"a weight of shape {tuple(weight.shape)}, {weight.dtype}"
     try:
+        if not training:
+            pack(weight, backend)  # refuses what cannot be packed; a PackedLinear would stay dense
         for call, times in calls.items():
             if call.tokens == 0:
                 continue
-            pair = _time(weight, bias, call, backend, training)
+            what = f"{call.tokens} tokens for a weight of shape {tuple(weight.shape)}, {call.dtype}"
+            memory: Memory = ()
+            if backend == "cusparselt" and why_not(backend, tuple(weight.shape), call.dtype, call.device) is None:
+                memory = _fastest(weight, bias, call, training, searched, wrong)
+            if 0 in wrong:  # which whatever is not measured would use
+                return Timing(dense_us=None, sparse_us=None, failure=f"wrong result: {wrong[0]}")
+            pair = _time(weight, bias, call, backend, training, memory)
+            if isinstance(pair, str) and memory:  # right with the weight it was searched with, but not with this one
+                memory = ()
+                pair = _time(weight, bias, call, backend, training, memory)
             if isinstance(pair, str):
                 return Timing(dense_us=None, sparse_us=None, failure=pair)
             dense_us, sparse_us = dense_us + times * pair[0], sparse_us + times * pair[1]
+            algorithms += memory
     except (RuntimeError, InputError) as error:  # a kernel refuses, memory runs out, or `pack` does
-        first = (str(error) or type(error).__name__).strip().splitlines()[0]
-        return Timing(dense_us=None, sparse_us=None, failure=f"failed with {first}")
-    return Timing(dense_us=dense_us, sparse_us=sparse_us, failure=None)
+        if is_lost(error, weight.device):
+            raise
+        failure = first_line(explain(error, what, weight.device) or error)
+        return Timing(dense_us=None, sparse_us=None, failure=f"failed with {failure}")
+    return Timing(dense_us=dense_us, sparse_us=sparse_us, failure=None, algorithms=algorithms, wrong=tuple(sorted(wrong)))
 
 
-def _time(weight: Tensor, bias: Tensor | None, call: Call, backend: str, training: bool) -> tuple[float, float] | str:
+def _fastest(
+    weight: Tensor, bias: Tensor | None, call: Call, training: bool, searched: dict[Product, Searched], wrong: dict[int, str]
+) -> Memory:
+    """The fastest right algorithms for a call's products, each of which has a shape of its own; wrong ones are added to `wrong`."""
+    weight = weight.detach().to(call.dtype)
+    bias = None if bias is None else bias.detach().to(call.dtype)
+    found = []
+    for factor, added in ((weight, bias), (weight.t().contiguous(), None)) if training else ((weight, bias),):
+        rows, cols = factor.shape
+        product = Product(rows, cols, padded(call.tokens), call.dtype, added is not None, factor.device)
+        if product not in searched:
+            searched[product] = _search(factor, added, call.tokens)
+        wrong.update(searched[product].wrong)
+        found.append(searched[product].algorithm)
+    return remembered(machine_at(weight.device.index), call.dtype, call.tokens, *found)
+
+
+def _search(weight: Tensor, bias: Tensor | None, tokens: int) -> Searched:
+    """Every algorithm for x Wᵀ + b, x (tokens, in_features), checked by value; the right ones timed."""
+    rows, cols = weight.shape
+    rotation = rotation_beyond_cache((weight.numel() + tokens * cols) * weight.element_size(), weight.device)
+    xs = [_drawn((tokens, cols), weight, seed) for seed in range(rotation)]
+    values = []
+    for _ in range(rotation):
+        packed = pack_unchecked(weight, "cusparselt").packed
+        assert packed is not None
+        values.append(packed)
+
+    def multiply(algorithm: int, i: int) -> Tensor:
+        return packed_linear(xs[i], values[i], None, bias, (rows, cols), "cusparselt", algorithm)
+
+    with torch.no_grad():
+        count = offered(values[0], xs[0])
+        dense = F.linear(xs[0], weight, bias)
+        truth = F.linear(xs[0].float(), weight.float(), None if bias is None else bias.float())
+        right, wrong = sorted_out(count, lambda number: wrong_result([multiply(number, 0)], [dense], [truth]), weight.device)
+        if len(right) == 1 or 0 in wrong:
+            return Searched(0, wrong)
+        # Few repeats: there may be dozens, and the one that is taken is timed again.
+        times = medians_us([functools.partial(multiply, number) for number in right], weight.device, rotation, repeats=5)
+    return Searched(fastest(dict(zip(right, times, strict=True))), wrong)
+
+
+def _drawn(shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
+    """N(0, 1), of the dtype and on the device of another tensor; the global random numbers stay as they were."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=like.device, dtype=torch.float32).to(like.dtype)
+
+
+def _time(
+    weight: Tensor, bias: Tensor | None, call: Call, backend: str, training: bool, algorithms: Memory
+) -> tuple[float, float] | str:
     """Microseconds of one call, dense and sparse; or what is wrong with the sparse result."""
-    generator = torch.Generator(call.device).manual_seed(0)  # the global one stays as it was
     size = weight.numel() * weight.element_size() + call.tokens * weight.shape[1] * call.dtype.itemsize
     rotation = rotation_beyond_cache(size, call.device)
+    like = weight.new_empty(0, dtype=call.dtype)
+    xs = [_drawn((call.tokens, weight.shape[1]), like, seed).requires_grad_(training) for seed in range(rotation)]
+    dy = _drawn((call.tokens, weight.shape[0]), like, rotation)
+    # The layers themselves are timed, not their products: what they do on the host counts.
+    dense = [_linear(weight, bias, training) for _ in range(rotation)]
+    sparse = [_sparse(layer, backend, training, algorithms) for layer in dense]
 
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=call.device, dtype=torch.float32).to(call.dtype)
-
-    xs = [drawn(call.tokens, weight.shape[1]).requires_grad_(training) for _ in range(rotation)]
-    weights = [weight.detach().clone().requires_grad_(training) for _ in range(rotation)]
-    bias = None if bias is None else bias.detach().clone().requires_grad_(training)
-    dy = drawn(call.tokens, weight.shape[0])
-    sparse = _trained(weight, backend) if training else _packed(weights, backend)
-
-    def run(linear: Linear, i: int) -> tuple[Tensor, ...]:
+    def run(layers: Sequence[nn.Module], i: int) -> tuple[Tensor, ...]:
         with torch.autocast(call.device.type, dtype=call.dtype, enabled=weight.dtype != call.dtype):
-            y = linear(xs[i], weights[i], bias)
+            y = layers[i](xs[i])
         if not training:
             return (y,)
-        wanted = [xs[i], weights[i]] if bias is None else [xs[i], weights[i], bias]
-        return (y, *torch.autograd.grad(y, wanted, dy))
+        return (y, *torch.autograd.grad(y, [xs[i], *dense[i].parameters()], dy))
 
     with torch.set_grad_enabled(training):
-        wrong = wrong_result(
-            run(sparse, 0), run(F.linear, 0), _reference(xs[0], weights[0], bias, dy, training), _kept(weight, training)
-        )
+        ours, theirs = run(sparse, 0), run(dense, 0)
+        truth = _reference(xs[0], dense[0].weight, dense[0].bias, dy, training)
+        wrong = wrong_result(ours, theirs, truth, weight != 0 if training else None)
         if wrong is not None:
             return f"wrong result: {wrong}"
-        dense_us, sparse_us = medians_us([lambda i: run(F.linear, i), lambda i: run(sparse, i)], call.device, rotation)
-    return dense_us, sparse_us
+        dense_time, sparse_time = call_times([lambda i: run(dense, i), lambda i: run(sparse, i)], call.device, rotation)
+    return dense_time.in_use_us, sparse_time.in_use_us
 
 
-def _packed(weights: Sequence[Tensor], backend: str) -> Linear:
-    """As PackedLinear multiplies, with every weight of the rotation packed in advance."""
-    parts = {}
-    for weight in weights:
-        packed = pack(weight, backend)
-        assert packed.packed is not None
-        parts[id(weight)] = packed.packed, packed.meta
-
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = packed_product(x, *parts[id(weight)], bias, weight.shape[0], weight.shape[1], backend)
-        return y
-
-    return linear
+def _linear(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
+    """The dense layer, with copies of its parameters."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta", bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach().clone(), training)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), training)
+    return layer
 
 
-def _trained(weight: Tensor, backend: str) -> Linear:
-    """As SparseLinear multiplies."""
-    mask = weight != 0
-    return lambda x, weight, bias: masked_linear(x, weight, mask, bias, backend=backend)
-
-
-def _kept(weight: Tensor, training: bool) -> Tensor | None:
-    return weight != 0 if training else None
+def _sparse(layer: nn.Linear, backend: str, training: bool, algorithms: Memory) -> nn.Module:
+    """The layer that would take the dense one's place; of a SparseLinear the parameters are the dense one's."""
+    if training:
+        return SparseLinear.from_linear(layer, layer.weight != 0, backend, algorithms)
+    return PackedLinear.from_linear(layer, backend, algorithms)
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor, training: bool) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, warn_once, why_not
+from nmsolve.torch.dispatch.algorithms import Memory, named, recall
+from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, machine_at, warn_once, why_not
 from nmsolve.torch.dispatch.masked_linear import autocast, transformed
 from nmsolve.torch.dispatch.packing import is_2to4, pack, packed_linear, unpack, wrap
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
@@ -29,6 +30,9 @@ class PackedLinear(nn.Module):
     in_features, out_features : int
     backend : {"dense", "cusparselt", "cutlass"}
         Who multiplies wherever it can.
+    algorithms : tuple of int
+        cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling, and used only for inputs of the
+        size and dtype, and on the kind of GPU, that they were measured with.
     bias : nn.Parameter or None
         Not trained.
 
@@ -48,6 +52,7 @@ class PackedLinear(nn.Module):
     in_features: int
     out_features: int
     backend: str
+    algorithms: Memory = ()  # of the class, for layers that were pickled before there were any
     bias: nn.Parameter | None
     # Exactly one of _dense and _values is there. Packed parts are kept apart, not as torch's tensor class, which can neither be
     # converted nor loaded and which a compiler has to know; its own operators see them again in `packing.wrap`.
@@ -56,7 +61,7 @@ class PackedLinear(nn.Module):
     _meta: Tensor | None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, backend: str) -> Self:
+    def from_linear(cls, linear: nn.Linear, backend: str, algorithms: Memory = ()) -> Self:
         """A layer with the weight (of a SparseLinear: the masked weight), bias and hooks of an nn.Linear.
 
         Raises
@@ -74,7 +79,8 @@ class PackedLinear(nn.Module):
         # Hooks, by the very dictionaries, so that handles given out before still remove them.
         new.__dict__.update({name: value for name, value in linear.__dict__.items() if "_hook" in name})
         new.training = linear.training
-        new.in_features, new.out_features, new.backend = linear.in_features, linear.out_features, backend
+        new.in_features, new.out_features = linear.in_features, linear.out_features
+        new.backend, new.algorithms = backend, algorithms
         bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
         new.register_parameter("bias", bias)
         new._store(weight)
@@ -112,6 +118,7 @@ class PackedLinear(nn.Module):
                     self.out_features,
                     self.in_features,
                     self.backend,
+                    self.algorithms,
                 )
                 return y.reshape(*x.shape[:-1], self.out_features)
         # Also for an input that does not fit, which this refuses in torch's words.
@@ -120,7 +127,8 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         """As nn.Linear's, and who multiplies."""
         shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return f"{shape}, pattern=2:4, backend={self.backend if self.packed else 'dense'}"
+        backend = named(self.backend, self.algorithms) if self.packed else "dense"
+        return f"{shape}, pattern=2:4, backend={backend}"
 
     def _store(self, weight: Tensor) -> None:
         """Keep a 2:4 weight, packed where the backend can."""
@@ -193,14 +201,23 @@ class PackedLinear(nn.Module):
 @torch.library.custom_op(
     "nmsolve::packed_linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int out_features, int in_features, str backend) -> Tensor",
+    schema="(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int out_features, int in_features, str backend, "
+    "int[] algorithms=[]) -> Tensor",
 )
 def packed_product(
-    x: Tensor, values: Tensor, meta: Tensor | None, bias: Tensor | None, out_features: int, in_features: int, backend: str
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    backend: str,
+    algorithms: Sequence[int] = (),
 ) -> Tensor:
     """x Wᵀ + b for x (tokens, in_features) and the parts of a packed W."""
+    algorithm = recall(algorithms, machine_at(x.device.index), x.dtype, x.shape[0])
     with torch.autocast(x.device.type, enabled=False):
-        return packed_linear(x, values, meta, bias, (out_features, in_features), backend)
+        return packed_linear(x, values, meta, bias, (out_features, in_features), backend, algorithm)
 
 
 @torch.library.custom_op(
@@ -218,7 +235,14 @@ def packed_product_grad_input(
 
 @packed_product.register_fake
 def _(
-    x: Tensor, values: Tensor, meta: Tensor | None, bias: Tensor | None, out_features: int, in_features: int, backend: str
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    backend: str,
+    algorithms: Sequence[int] = (),
 ) -> Tensor:
     return x.new_empty((x.shape[0], out_features))
 
@@ -229,14 +253,14 @@ def _(dy: Tensor, values: Tensor, meta: Tensor | None, out_features: int, in_fea
 
 
 def _save_parts(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, values, meta, _, *ctx.options = inputs
+    _, values, meta, _, *ctx.options, _ = inputs
     ctx.save_for_backward(values, meta)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, meta = ctx.saved_tensors
     dx = packed_product_grad_input(dy, values, meta, *ctx.options) if ctx.needs_input_grad[0] else None
-    return dx, None, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None
+    return dx, None, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
 packed_product.register_autograd(_backward, setup_context=_save_parts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ from nmsolve.torch.dispatch.backends import why_not
 _ALIGNMENT = 16
 #: Tokens are padded to a multiple of this: both backends ask it of the dense operand in float16 and bfloat16.
 _TOKENS = 8
+#: `unpack` holds at most this many elements of the identity and of its product with the weight at a time: 128 MiB in 16 bits.
+_UNPACKED_AT_ONCE = 2**26
+#: Columns of a slice are a multiple of this, for the dense operand of either backend.
+_SLICE = 16
 
 
 def is_2to4(weight: Tensor, transposable: bool = False) -> Report:
@@ -112,10 +116,41 @@ def unpack(packed: SparseSemiStructuredTensor) -> Tensor:
 
     Notes
     -----
-    cuSPARSELt's layout is not documented, so it is multiplied by the identity: one product with 1 and zeros a sum, hence exact.
+    cuSPARSELt's layout is not documented, so it is multiplied by the identity: one product with 1 and zeros a sum, hence exact. The
+    identity is taken in slices of columns, because all of it may be larger than the weight.
     """
     with torch.no_grad(), torch.autocast(packed.device.type, enabled=False):
+        if isinstance(packed, SparseSemiStructuredTensorCUSPARSELT):
+            rows, cols = packed.shape
+            return columns_by_products(lambda identity: torch.mm(packed, identity), rows, cols, packed.dtype, packed.device)
         return packed.to_dense()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def columns_by_products(
+    multiply: Callable[[Tensor], Tensor], rows: int, cols: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A matrix (rows, cols) that is known by its products alone.
+
+    multiply : the product with a matrix (cols, any multiple of 16), if cols is one.
+    """
+    dense = torch.empty((rows, cols), dtype=dtype, device=device)
+    for start, stop in column_slices(rows, cols):
+        identity = torch.zeros((cols, stop - start), dtype=dtype, device=device)
+        identity[start:stop].fill_diagonal_(1)
+        dense[:, start:stop] = multiply(identity)
+    return dense
+
+
+def column_slices(rows: int, cols: int) -> list[tuple[int, int]]:
+    """Bounds of slices of the columns of a matrix (rows, cols), for `unpack`: as few as its limit allows.
+
+    Examples
+    --------
+    >>> column_slices(4096, 4096), column_slices(8192, 32768)[:2]
+    ([(0, 4096)], [(0, 1632), (1632, 3264)])
+    """
+    width = max(_SLICE, _UNPACKED_AT_ONCE // (rows + cols) // _SLICE * _SLICE)
+    return [(start, min(start + width, cols)) for start in range(0, cols, width)]
 
 
 def pack_unchecked(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
@@ -148,23 +183,41 @@ def check_round_trip(packed: SparseSemiStructuredTensor, weight: Tensor) -> None
 
 
 def packed_linear(
-    x: Tensor, values: Tensor, meta: Tensor | None, bias: Tensor | None, shape: tuple[int, int], backend: str
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor | None,
+    bias: Tensor | None,
+    shape: tuple[int, int],
+    backend: str,
+    algorithm: int = 0,
 ) -> Tensor:
     """x Wᵀ + b, (tokens, out_features), contiguous, for x (tokens, in_features) of any strides and any number of tokens.
 
     values, meta, shape : the parts of a packed weight (`.packed`, `.meta`), and the shape of the dense one.
+    algorithm : cuSPARSELt's, below `algorithms.offered`; RuntimeError where it refuses. CUTLASS has one alone.
     """
     tokens = x.shape[0]
     if tokens == 0:
         return x.new_empty((0, shape[0]))
-    x = aligned(F.pad(x, (0, 0, 0, -tokens % _TOKENS)) if tokens % _TOKENS else x)
+    x = operand(x)
     bias = None if bias is None else aligned(bias)
     if backend == "cusparselt":
         # Through F.linear older versions of torch write y transposed and leave a copy to do; the kernel can do it itself.
-        y = torch._cslt_sparse_mm(values, x.t(), bias=bias, transpose_result=True)
+        y = torch._cslt_sparse_mm(values, x.t(), bias=bias, transpose_result=True, alg_id=algorithm)
     else:
         y = F.linear(x, wrap(shape, values, meta, backend), bias)
     return y[:tokens].contiguous()
+
+
+def padded(tokens: int) -> int:
+    """How many tokens are multiplied where there are some, as many as the kernels ask for."""
+    return tokens + -tokens % _TOKENS
+
+
+def operand(x: Tensor) -> Tensor:
+    """x (tokens, in_features) as the kernels take it: padded, contiguous, aligned."""
+    more = padded(x.shape[0]) - x.shape[0]
+    return aligned(F.pad(x, (0, 0, 0, more)) if more else x)
 
 
 def aligned(tensor: Tensor) -> Tensor:

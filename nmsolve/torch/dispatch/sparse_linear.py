@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.torch.dispatch.algorithms import Memory, named
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS
 from nmsolve.torch.dispatch.masked_linear import masked, masked_linear
 from nmsolve.torch.dispatch.packing import is_2to4
@@ -29,6 +30,9 @@ class SparseLinear(nn.Linear):
         True = keep; at most 2 of every 4 of a row and of a column of a block. Assigning `layer.mask` checks it too.
     backend : {"dense", "cusparselt", "cutlass"}
         Who multiplies; the numbers are those of the masked dense weight either way.
+    algorithms : tuple of int
+        cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling, and used only for inputs of the
+        size and dtype, and on the kind of GPU, that they were measured with.
 
     Raises
     ------
@@ -54,6 +58,7 @@ class SparseLinear(nn.Linear):
     """
 
     mask: Tensor
+    algorithms: Memory = ()  # of the class as well, for layers that were pickled before there were any
 
     def __init__(
         self,
@@ -65,12 +70,13 @@ class SparseLinear(nn.Linear):
         *,
         mask: Tensor,
         backend: str = "dense",
+        algorithms: Memory = (),
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._take(mask, backend)
+        self._take(mask, backend, algorithms)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Tensor, backend: str = "dense") -> Self:
+    def from_linear(cls, linear: nn.Linear, mask: Tensor, backend: str = "dense", algorithms: Memory = ()) -> Self:
         """A layer that shares the parameters, hooks and training flag of an nn.Linear, which may then be dropped.
 
         The very Parameter objects, so an optimizer that holds them goes on. InputError if the weight is not a parameter of its own.
@@ -85,13 +91,13 @@ class SparseLinear(nn.Linear):
         new.__dict__.update(linear.__dict__)
         for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             new.__dict__[own] = linear.__dict__[own].copy()
-        new._take(mask, backend)
+        new._take(mask, backend, algorithms)
         return new
 
-    def _take(self, mask: Tensor, backend: str) -> None:
+    def _take(self, mask: Tensor, backend: str, algorithms: Memory) -> None:
         if backend != "dense" and backend not in SPARSE_BACKENDS:
             raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
-        self.backend = backend
+        self.backend, self.algorithms = backend, algorithms
         self._buffers.pop("mask", None)
         self.register_buffer("mask", self._checked(mask), persistent=False)
 
@@ -125,11 +131,11 @@ class SparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """y for input (..., in_features)."""
-        return masked_linear(input, self.weight, self.mask, self.bias, backend=self.backend)
+        return masked_linear(input, self.weight, self.mask, self.bias, backend=self.backend, algorithms=self.algorithms)
 
     def extra_repr(self) -> str:
         """As nn.Linear's, and who multiplies."""
-        return f"{super().extra_repr()}, pattern=2:4T, backend={self.backend}"
+        return f"{super().extra_repr()}, pattern=2:4T, backend={named(self.backend, self.algorithms)}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

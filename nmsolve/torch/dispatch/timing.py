@@ -1,18 +1,49 @@
-"""How long calls take: CUDA events on a GPU, the clock elsewhere; alternating, medians."""
+"""How long calls take: on a GPU the time of the device and that of the host; the clock elsewhere; alternating, medians."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from nmsolve.torch.device.failures import is_lost
 
-def medians_us(
-    calls: Sequence[Callable[[int], object]], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3
-) -> list[float]:
-    """The median time of a call of each callable, in microseconds.
+#: What is timed: a callable of one number, which names its operands.
+Timed = Callable[[int], object]
+#: The device sleeps twice as long as the host takes, because that scatters, and so many seconds more for recording an event; but
+#: not for long, because a call that takes the host so much time waits for the device itself.
+_SLACK, _LONGEST_SLEEP = 1e-4, 0.05
+#: Graphs whose capture failed. Allocators may go on asking them which stream they captured, so they are never destroyed.
+_FAILED: list[torch.cuda.CUDAGraph] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTime:
+    """Medians of a call, in microseconds.
+
+    device_us : what the device does, its queue never empty. host_us : until the host has queued the call, which then may return.
+    On a CPU both are the whole call.
+    """
+
+    device_us: float
+    host_us: float
+
+    @property
+    def in_use_us(self) -> float:
+        """What a loop over the call takes: host and device work side by side, and the slower is waited for."""
+        return max(self.device_us, self.host_us)
+
+
+def call_times(
+    calls: Sequence[Timed], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3
+) -> list[CallTime]:
+    """The median times of a call of each callable.
 
     Parameters
     ----------
@@ -24,30 +55,137 @@ def medians_us(
     repeats, warm_up : int
         Samples taken, and those thrown away before.
     """
-    samples: list[list[float]] = [[] for _ in calls]
+    samples: list[list[tuple[float, float]]] = [[] for _ in calls]
     for sample in range(warm_up + repeats):
         for k, call in enumerate(calls):
-            seconds = _seconds(call, device, rotation)
+            taken = _seconds(call, device, rotation)
             if sample >= warm_up:
-                samples[k].append(seconds)
-    return [statistics.median(taken) / rotation * 1e6 for taken in samples]
+                samples[k].append(taken)
+    medians = [[statistics.median(times) / rotation * 1e6 for times in zip(*taken, strict=True)] for taken in samples]
+    return [CallTime(device_us=on_device, host_us=on_host) for on_device, on_host in medians]
 
 
-def _seconds(call: Callable[[int], object], device: torch.device, rotation: int) -> float:
+def medians_us(calls: Sequence[Timed], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3) -> list[float]:
+    """As `call_times`, the device's times alone. A call that waits for the device is timed as it is, waits included."""
+    return [taken.device_us for taken in call_times(calls, device, rotation, repeats, warm_up)]
+
+
+def graph_medians_us(
+    calls: Sequence[Timed], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3
+) -> list[float | None]:
+    """As `medians_us`, of calls replayed from CUDA graphs, which take the host nothing; None for a call that cannot be captured.
+
+    On a CPU none can. A call that waits for the device is recognised before it is captured, as far as torch can tell; a capture
+    that fails all the same is cleaned up.
+    """
+    graphs = [_captured(call, device, rotation) for call in calls]
+    replays: list[Timed] = [lambda _, graph=graph: graph.replay() for graph in graphs if graph is not None]  # type: ignore[misc]
+    # A replay is all calls of the rotation at once.
+    times = iter(medians_us(replays, device, 1, repeats, warm_up))
+    return [None if graph is None else next(times) / rotation for graph in graphs]
+
+
+def _seconds(call: Timed, device: torch.device, rotation: int) -> tuple[float, float]:
+    """Of all calls of a rotation: the device's time, and the host's."""
     if device.type != "cuda":
-        started = time.perf_counter()
-        for i in range(rotation):
-            call(i)
-        return time.perf_counter() - started
+        taken = _host_seconds(call, rotation)
+        return taken, taken
     with torch.cuda.device(device):
+        cycles = _cycles_a_second(torch.cuda.current_device())
         begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        on_host = _host_seconds(call, rotation)
+        torch.cuda.synchronize()
+        # While the device sleeps, the host queues what is timed.
+        torch.cuda._sleep(int(min(2 * on_host + _SLACK, _LONGEST_SLEEP) * cycles))  # type: ignore[no-untyped-call]
         begin.record()
         for i in range(rotation):
             call(i)
         end.record()
         end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
+    return float(begin.elapsed_time(end)) / 1e3, on_host
+
+
+def _host_seconds(call: Timed, rotation: int) -> float:
+    started = time.perf_counter()
+    for i in range(rotation):
+        call(i)
+    return time.perf_counter() - started
+
+
+@functools.cache
+def _cycles_a_second(index: int) -> float:
+    """How many cycles of `torch.cuda._sleep` a device counts in a second. Measured: CUDA 13 no longer tells clock rates."""
+    cycles = 10_000_000
+    with torch.cuda.device(index):
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        begin.record()
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+    return cycles / (float(begin.elapsed_time(end)) / 1e3)
+
+
+def _captured(call: Timed, device: torch.device, rotation: int) -> torch.cuda.CUDAGraph | None:
+    """All calls of a rotation as a graph; None if they cannot be captured."""
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode of debugging is a prototype, and that a graph is empty
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            for i in range(rotation):
+                call(i)
+            if _waits(call):
+                return None
+        torch.cuda.synchronize()
+        pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(side):
+                # Relaxed: libraries may allocate memory of their own at a first call.
+                graph.capture_begin(pool, capture_error_mode="relaxed")
+                try:
+                    for i in range(rotation):
+                        call(i)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            if is_lost(error, device):
+                raise
+            _end(graph, pool, side)
+            return None
+    return graph
+
+
+def _waits(call: Timed) -> bool:
+    """Whether a call waits for the device, as far as torch can tell: found outside a capture, which such a call would break."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(0)
+    except RuntimeError:  # it has just run without one
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
+
+
+def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], side: torch.cuda.Stream) -> None:
+    """Ends what torch leaves open when a capture fails: a pool of memory, and random numbers that are drawn as in a capture."""
+    graph.reset()
+    _FAILED.append(graph)
+    with contextlib.suppress(RuntimeError):  # it had not begun, or had ended
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    # Versions of torch that do not tell captures apart take random numbers to be captured until a capture has ended well.
+    with contextlib.suppress(RuntimeError), torch.cuda.stream(side):
+        empty = torch.cuda.CUDAGraph()
+        empty.capture_begin()
+        empty.capture_end()
 
 
 def rotation_beyond_cache(bytes_a_call: int, device: torch.device) -> int:

@@ -1,0 +1,110 @@
+"""What an error of a device means: memory that ran out, which less work avoids, or a context that is lost for good."""
+
+from __future__ import annotations
+
+import torch
+
+from nmsolve.errors import NMSolveError, SolverError
+
+#: Parts of the messages of allocators and libraries that found no memory. Not all of them raise torch.OutOfMemoryError.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+#: Parts of the messages of errors after which every later call of the process on the device fails (cudaGetErrorString).
+_LOST = (
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "operation not supported on global/shared address space",
+    "invalid program counter",
+    "hardware stack error",
+    "unspecified launch failure",
+    "device-side assert",
+    "the launch timed out",
+    "context is destroyed",
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+)
+
+
+def explain(error: BaseException, what: str, device: torch.device) -> NMSolveError | None:
+    """The library's own error for a device that ran out of memory or was lost; None for every other error.
+
+    Parameters
+    ----------
+    error : BaseException
+        As it was caught. Errors of the library itself are explained already: None.
+    what : str
+        What was worked on: "weights of shape (8192, 8192), torch.float32, on cuda:0".
+    device : torch.device
+        Where.
+
+    Returns
+    -------
+    SolverError or None
+        To be raised `from error`. It is a RuntimeError, as the errors it stands for are.
+
+    Notes
+    -----
+    A caller that has other ways to go on may take them after memory ran out, but not after a context was lost: see `is_lost`.
+
+    Examples
+    --------
+    >>> print(explain(torch.OutOfMemoryError("CUDA out of memory."), "weights of shape (8, 8)", torch.device("cpu")))
+    out of memory on cpu with weights of shape (8, 8): free some, or work on less at a time (CUDA out of memory.)
+    >>> explain(KeyError("x"), "weights of shape (8, 8)", torch.device("cpu")) is None
+    True
+    """
+    if is_out_of_memory(error):
+        where = "the host" if isinstance(error, MemoryError) or "CPUAllocator" in str(error) else f"{device}{_memory(device)}"
+        return SolverError(f"out of memory on {where} with {what}: free some, or work on less at a time ({first_line(error)})")
+    if is_lost(error, device):
+        return SolverError(
+            f"{device} failed with {what}: {first_line(error)}; the CUDA context of this process is lost, and nothing runs on that "
+            "GPU until the process is started again"
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return _is_foreign(error) and any(part in str(error) for part in _NO_MEMORY)
+
+
+def is_lost(error: BaseException, device: torch.device) -> bool:
+    """Whether after an error nothing runs on a device any more, in this process.
+
+    Known by the message or, where a library reports a failure of its own, by asking the device: a lost context fails every call.
+    """
+    if not _is_foreign(error):
+        return False
+    if any(part in str(error) for part in _LOST):
+        return True
+    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Errors of devices are RuntimeErrors in torch and Triton; those of the library are too, and say already what they mean."""
+    return isinstance(error, RuntimeError) and not isinstance(error, NMSolveError)
+
+
+def _memory(device: torch.device) -> str:
+    """How much is free, where the device tells."""
+    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ""
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # the error at hand may have taken the context with it
+        return ""
+    return f" ({free / 2**30:,.1f} of {total / 2**30:,.1f} GiB free)"
