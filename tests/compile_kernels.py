@@ -3,8 +3,10 @@
 A program of its own, run by test_torch_kernels.py: Triton chooses compiler or interpreter when kernels are defined. A driver that
 only names a target makes Triton bind and specialise real calls on CPU tensors, compile them to machine code, and stop there.
 
-only names a target makes Triton bind and specialise real calls on CPU tensors, compile them to machine code, and stop there.
-and spills of every loop's body, the longest first. Spills are loads from and stores to local memory in the machine code.
+Prints a line of JSON a kernel. shares: how many lanes share a block; solves: how many groups a lane solves side by side; spills:
+loads from and stores to local memory in the machine code; loops: instructions and spills of every loop's body, the longest first;
+pipes: how many instructions go to each unit of a multiprocessor, in all and in the longest loop without a loop inside.
+Last, a line for each kernel of the ascent: how often it is compiled for all numbers of blocks.
 `python tests/compile_kernels.py 4:8T/float32 …` compiles cases of one's own for sm_90.
 """
 
@@ -13,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 
 import torch
 import triton
@@ -76,6 +79,28 @@ def spills(instructions):
     return sum(bool(re.match(r"(@!?U?P\d+ )?(STL|LDL)", text)) for text in instructions)
 
 
+#: Which unit executes an opcode; the integer unit, which also compares and selects, all that are not named.
+PIPES = {
+    **dict.fromkeys(("FADD", "FMUL", "FFMA", "IMAD"), "fma"),
+    **dict.fromkeys(("DADD", "DMUL", "DFMA", "DSETP"), "fp64"),
+    **dict.fromkeys(("F2F", "I2F", "F2I", "MUFU", "POPC", "FRND"), "conversion"),
+    **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LDL", "STL", "SHFL"), "memory"),
+    **dict.fromkeys(("BRA", "BSSY", "BSYNC", "EXIT", "NOP", "CALL", "RET", "WARPSYNC", "BREAK", "LDC", "S2R", "BAR"), "control"),
+}
+
+
+def pipes(instructions):
+    """How many instructions go to each unit. Uniform ones have a data path of their own."""
+    opcodes = (re.sub(r"^@!?U?P\d+ ", "", text).split()[0].split(".")[0] for text in instructions)
+    return dict(Counter("control" if code.startswith("U") else PIPES.get(code, "integer") for code in opcodes))
+
+
+def innermost(instructions, labels):
+    """The longest loop that has no other inside."""
+    bodies = [body for body in loops(instructions, labels) if sum("BRA" in text for text in body) == 1]
+    return max(bodies, key=len, default=[])
+
+
 def loops(instructions, labels):
     """The bodies of all loops: from a label to a branch back to it."""
     for place, text in enumerate(instructions):
@@ -92,12 +117,15 @@ def compile_only(launch, case):
         row = {
             "case": case[0],
             "kernel": self.fn.__name__,
+            "shares": options.get("SPLIT", 1),
+            "solves": max(1, options.get("BLOCK", 0) // 128),
             "target": f"sm_{compiled.metadata.target.arch}",
             "registers": registers,
             "shared": shared,
             "instructions": len(instructions),
             "spills": spills(instructions),
             "loops": [[len(body), spills(body)] for body in bodies],
+            "pipes": [pipes(instructions), pipes(innermost(instructions, labels))],
         }
         print(json.dumps(row), flush=True)
 
@@ -125,14 +153,36 @@ def steps(text, dtype, shape):
         engine.ascend_rest(X, mask, problem, blocks, blocks.open.numel(), collect)
 
 
+def variants(launch):
+    """How many times Triton compiles the ascent's kernels for numbers of blocks of all kinds: a line of JSON a kernel."""
+    found = {}
+
+    def run(self, *arguments, **options):
+        compiled = launch(self, *arguments, **(options | {"warmup": True}))
+        found.setdefault(self.fn.__name__, set()).add(compiled.hash)
+
+    JITFunction.run = run
+    problem = Problem(Pattern.parse("2:4T"), True, torch.float32, 2.5e-7)
+    for rows in (4, 8, 12, 64, 68):
+        X = torch.zeros((1, rows, 64))
+        blocks, _ = engine.ascend_first(X, X != 0, problem, False)
+        for count in (1, 2, 15, 16):
+            blocks.open.zero_()[:count] = 1
+            engine.ascend_rest(X, X != 0, problem, blocks, count, False)
+    for kernel, hashes in found.items():
+        print(json.dumps({"kernel": kernel, "variants": len(hashes)}), flush=True)
+
+
 def main():
     engine._lanes = lambda X, most=engine.LANES: most  # as for a tensor on a GPU
     launch = JITFunction.run
-    own = [(text, getattr(torch, dtype), (1, 64, 64), 90) for text, dtype in (case.split("/") for case in sys.argv[1:])]
+    own = [(text, getattr(torch, dtype), (1, 64, 4096), 90) for text, dtype in (case.split("/") for case in sys.argv[1:])]
     for case in own or CASES:
         driver.set_active(Target(case[-1]))
         JITFunction.run = compile_only(launch, case)
         steps(*case[:-1])
+    if not own:
+        variants(launch)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,24 @@ def test_ordinary_weights_are_waited_for_at_most_three_times(place, text, family
 
 
 @on_every_place
+def test_few_tied_blocks_are_no_burden_to_the_others(place):
+    """Only they, and what the first level leaves anyway, are looked at again."""
+    blocks = draw("normal32", 23, (200, 8, 8))
+    asked = Problem(parse("4:8T"), True, torch.float32, 2.5e-7)
+
+    def left(blocks):
+        X = tensor(matrix(blocks, 20), place[0])[None]
+        known, _ = engine_of(place).ascend_first(X, torch.empty(X.shape, dtype=torch.bool, device=place[0]), asked, False)
+        return set(known.open.nonzero().squeeze(1).tolist())
+
+    before = left(blocks)
+    blocks[50:53] = 1.0
+    after = left(blocks)
+    assert after - before <= {50, 51, 52} <= after
+    assert len(after) < 20
+
+
+@on_every_place
 def test_most_blocks_stay_on_the_device(place):
     blocks = draw("normal32", 12, (200, 8, 8))
     result = solve(place, tensor(matrix(blocks, 20)), "4:8T")

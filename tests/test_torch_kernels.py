@@ -24,7 +24,7 @@ BOUNDS = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def compiled(tmp_path_factory):
     if sys.platform != "linux":
         pytest.fail("Triton compiles on Linux only")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
@@ -33,6 +33,16 @@ def built(tmp_path_factory):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def built(compiled):
+    return [row for row in compiled if "case" in row]
+
+
+def test_kernels_are_compiled_once_for_all_numbers_of_blocks(compiled):
+    """How many blocks the first level leaves is new in every solve, and no solve but the first may wait for a compiler."""
+    assert {row["kernel"]: row["variants"] for row in compiled if "variants" in row} == {"ascend_first": 1, "ascend_rest": 1}
 
 
 def test_kernels_compile_for_gpus(built):

@@ -1,6 +1,8 @@
 """`nmt.solve` and `nmt.verify`: tensors in, the core's result out; what is refused, and how."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import nmsolve
 import nmsolve.torch as nmt
+from nmsolve.torch.masks import engine_name
 from nmsolve.torch.tensors import as_array
 
 PATTERNS = ("2:4", "<=2:4", "2:4T", "4:8T")
@@ -258,3 +261,62 @@ def test_import_is_lazy_about_compilers():
         "heavy = {'numba', 'triton', 'torch._dynamo', 'scipy', 'ortools'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_engines_of_devices():
+    """Large transposable blocks are the host's, whatever device they are on; large groups are not."""
+    cuda, other = torch.device("cuda"), torch.device("privateuseone")
+    for device, pattern, name in (
+        (cuda, "16:32T", "triton"),
+        (cuda, "16:33T", None),
+        (cuda, "32:64T", None),
+        (cuda, "32:64", "plain"),
+        (other, "4:8T", "plain"),
+        (other, "32:64T", None),
+        (torch.device("cpu"), "2:4", None),
+        (torch.device("mps"), "2:4T", None),
+    ):
+        assert engine_name(device, nmsolve.Pattern.parse(pattern)) == name
+
+
+#: A solve that a process has no memory for: the weights take 4 bytes, their mask would take 900 MB.
+OUT_OF_MEMORY = """
+import resource, sys, torch
+import nmsolve, nmsolve.torch as nmt
+nmt.solve(torch.ones(64, 64), "2:4")
+weights = torch.ones(1).expand(30000, 30000)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, -1))
+try:
+    nmt.solve(weights, "2:4", threads=1)
+except nmsolve.SolverError as error:
+    print(error)
+assert nmt.solve(torch.ones(64, 64), "2:4")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_that_runs_out_is_told_with_the_tensor():
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "out of memory on the host with weights of shape (30000, 30000), torch.float32, on cpu, pattern 2:4: "
+    )
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.gpu
+    def test_a_gpu_whose_memory_runs_out_in_the_middle_goes_on():
+        torch.cuda.empty_cache()
+        W = torch.randint(-99, 99, (8192, 8192), dtype=torch.int16, device="cuda")
+        before = W.clone()
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**27) / total)
+        try:
+            with pytest.raises(nmsolve.SolverError, match=r"memory on cuda:0 \(.* GiB free\) with weights of shape \(8192, 8192\)"):
+                nmt.solve(W, "4:8T")
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert torch.equal(W, before)
+        assert nmt.solve(W, "4:8T").verify(W).ok

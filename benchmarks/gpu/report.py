@@ -1,78 +1,74 @@
-"""A GPU run as Markdown."""
+"""Lines as Markdown: how every stage went, what was promised and measured, then the tables. Nothing else is read."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from benchmarks.gpu.layers import LayerRow
-from benchmarks.gpu.masks import Row
+from benchmarks.gpu.status import Line, Part, parts
+from benchmarks.gpu.tables import TABLES, VERDICTS, measured, table, target
 
-
-def line(row: Row | LayerRow) -> str:
-    """A row in a line, as it comes."""
-    if isinstance(row, Row):
-        return f"{row.what}: {row.value:.3g} {row.unit} ({row.us:.0f} µs)"
-    times = row.failure or f"dense {row.dense_us:.0f} µs, sparse {row.sparse_us:.0f} µs"
-    return f"{row.rows} × {row.cols}, {row.backend}, {'training' if row.training else 'inference'}: {times}"
-
-
-def markdown(run: dict[str, Any]) -> str:
-    """What was measured on what, and what failed."""
-    machine = run["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    title, how = "GPU benchmarks", "CUDA events, medians of interleaved repetitions, operands rotated beyond the L2"
-    if machine["capability"] is None:
-        title, how = (
-            "A smoke run of the GPU benchmarks on a CPU",
-            "Small matrices: that the script runs, not what anything is worth",
-        )
-    capability = "" if machine["capability"] is None else f", compute capability {machine['capability']}"
-    head = f"""# {title}
-
-{machine["device"]}{capability}. {versions}. {machine["date"]}, {run["seconds"]:.0f} s.
-Backends: {"; ".join(f"{name} – {reason}" for name, reason in machine["backends"].items())}.
-
-{how}; every result verified outside the timer.
-"""
-    parts = [head, "## Masks, {0} × {0}\n\n".format(run["side"]) + _rows(run["masks"])]
-    parts.append("## A new mask\n\n" + _rows(run["refresh"]))
-    if run["layers"]:
-        parts.append("## Linear layers, bfloat16, 2:4T\n\n" + _layers(run["layers"]))
-    if run["errors"]:
-        parts.append("## What failed\n\n" + "\n".join(f"```\n{error}```" for error in run["errors"]) + "\n")
-    return "\n".join(parts)
+#: What the heading shows of a machine.
+HEADING = (
+    "device",
+    "compute capability",
+    "nmsolve",
+    "commit",
+    "torch",
+    "cuda",
+    "driver_version",
+    "triton",
+    "python",
+    "numpy",
+    "numba",
+)
+HOW = "CUDA events behind a filled queue, or the host's clock where that is longer; medians of interleaved repetitions"
+SMALL = "A smoke run on a CPU: small matrices. It shows that everything runs, not what anything is worth, and there are no targets"
 
 
-def _rows(rows: list[dict[str, Any]]) -> str:
-    verdicts = {True: "pass", False: "**miss**", None: ""}
-    lines = []
-    for row in rows:
-        target = "" if row["target"] is None else f"{'≥' if row['at_least'] else '<'} {row['target']:g} {row['unit']}"
-        loss = "" if row["loss"] is None else f"{100 * row['loss']:.2g} % below the optimum"
-        note = "; ".join(filter(None, [row["note"], loss]))
-        lines.append([row["what"], f"{row['us']:.0f}", f"{row['value']:.3g} {row['unit']}", target, verdicts[row["passed"]], note])
-    return _table(["what", "µs", "measured", "target", "", "note"], "lrrrll", lines)
+def markdown(lines: Sequence[Line]) -> str:
+    """The report of a folder's lines."""
+    stages = parts(lines)
+    sections = [_heading(stages), "## Stages\n\n" + _stages(stages)]
+    promised = [line for part in stages for line in part.of("figure") if line["target"] is not None]
+    if promised:
+        sections.append("## Targets\n\n" + _targets(promised))
+    for part in stages:
+        shown = [show(part.of(kind)) for kind, show in TABLES.items() if part.of(kind)]
+        if shown:
+            sections.append(f"## {part.name.capitalize()}\n\n" + "\n".join(shown))
+    errors = [(part, line) for part in stages for line in part.of("error")]
+    if errors:
+        sections.append("## What failed\n\n" + "\n".join(_error(part, line) for part, line in errors))
+    return "\n".join(sections)
 
 
-def _layers(rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        where = [
-            f"{row['rows']} × {row['cols']}",
-            f"{row['tokens']:,}",
-            row["backend"],
-            "training" if row["training"] else "inference",
-        ]
-        if row["failure"]:
-            lines.append([*where, "", "", row["failure"], ""])
-            continue
-        raw = "" if row["raw_ratio"] is None else f"{row['raw_ratio']:.2f}"
-        ratio = f"{row['dense_us'] / row['sparse_us']:.2f}"
-        lines.append([*where, f"{row['dense_us']:.0f}", f"{row['sparse_us']:.0f}", ratio, raw])
-    head = ["layer", "tokens", "backend", "", "dense µs", "sparse µs", "dense / sparse", "products alone"]
-    return _table(head, "lrllrrrr", lines)
+def _heading(stages: Sequence[Part]) -> str:
+    facts = {line["what"]: line["value"] for part in stages for line in part.of("fact")}
+    known = [f"{name} {facts[name]}".removeprefix("device ") for name in HEADING if name in facts]
+    devices = {part.run["device"] for part in stages}
+    title = "A smoke run of the GPU benchmarks on a CPU" if devices == {"cpu"} else "GPU benchmarks"
+    how = {"cpu": SMALL, "cuda": HOW}
+    notes = [f"{how[device]}." for device in sorted(devices)]
+    if len(devices) > 1:
+        notes.insert(0, "**Stages of different devices**: see their table.")
+    return f"# {title}\n\n{', '.join(known)}.\n\n" + "\n".join(notes) + "\n"
 
 
-def _table(head: list[str], alignment: str, rows: list[list[str]]) -> str:
-    ruler = ["---:" if side == "r" else "---" for side in alignment]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ruler, *rows]) + "\n"
+def _stages(stages: Sequence[Part]) -> str:
+    rows = []
+    for part in stages:
+        run = f"{part.run['run']}: {part.run['device']}, {part.run['date']}"
+        limit = "" if part.begin is None else f"{part.begin['limit_s']:.0f}"
+        outcome = part.outcome if part.outcome in ("ok", "nothing to do") else f"**{part.outcome}**"
+        rows.append([part.name, outcome, f"{part.seconds:.0f}", limit, run, part.why])
+    return table(["stage", "outcome", "seconds", "limit", "run", "why"], "llrrll", rows)
+
+
+def _targets(lines: Sequence[Line]) -> str:
+    rows = [[line["what"], measured(line), target(line), VERDICTS[line["passed"]], line["note"]] for line in lines]
+    return table(["what", "measured", "target", "", "note"], "lrrll", rows)
+
+
+def _error(part: Part, line: Line) -> str:
+    where = f"\n\n```\n{line['where'].rstrip()}\n```" if "where" in line else ""
+    return f"{part.name}, {line['what']}: {line['error']}{where}\n"

@@ -88,7 +88,7 @@ def run_all(settings: Settings, device: torch.device, parts: Iterable[str]) -> d
 def describe(device: torch.device) -> dict[str, Any]:
     """The machine and the versions, as saved with every result; what only a CPU's description needs is imported for it alone."""
     if device.type == "cuda":
-        from benchmarks.gpu.__main__ import describe as describe_gpu
+        from benchmarks.gpu.machine import describe as describe_gpu
 
         return describe_gpu(device)
     from benchmarks.machine import describe as describe_cpu
@@ -99,7 +99,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 def name_of(machine: dict[str, Any]) -> str:
     """The name of the result files: hardware and versions."""
     if "cpu" not in machine:
-        from benchmarks.gpu.__main__ import slug as slug_gpu
+        from benchmarks.gpu.machine import slug as slug_gpu
 
         return f"{slug_gpu(machine)}-training"
     from benchmarks.machine import slug as slug_cpu
