@@ -13,6 +13,12 @@ from page_reports import CORNERS, HOSTILE, MIXED_REPORT, SMALL, hostile_page, re
 
 from nmsolve.checkpoint.page import page
 
+# What a page does in answer to a click or a key is not done when that call returns: it may take any time where all cores are
+# busy. So tests wait for the state that must come, by `expect`, before they read others that come with it. Nothing below
+# sleeps: an upper bound this large costs time only where a test fails.
+WAIT = 30_000  # milliseconds
+LAUNCH = 120_000  # the first start reads the whole browser from disk
+
 
 def shown(text):
     """A name as the page must show it: what HTML or UTF-8 cannot hold is replaced."""
@@ -32,29 +38,50 @@ def browser():
     except ImportError:
         without("playwright is not installed: pip install 'nmsolve[dev]'")
     with sync_playwright() as tools:
-        running = tools.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        running = tools.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=LAUNCH)
         yield running
         running.close()
 
 
 @pytest.fixture
+def expect(browser):
+    """Assertions that are tried again until they hold or `WAIT` is over; imported late, since `browser` skips without it."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=WAIT)
+    return expect
+
+
+FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+
+
+def settle(opened):
+    """Let the page do what it does of itself by its next frames: what must not happen has no state to wait for."""
+    opened.evaluate(FRAMES)
+
+
+@pytest.fixture
 def visit(browser, tmp_path):
     """Open a page's text; at the end there must have been no error in it, and no request but the one for itself."""
-    contexts, errors, requests, numbers = [], [], [], itertools.count()
+    contexts, scripted, errors, requests, numbers = [], [], [], [], itertools.count()
 
     def open_(text, width=1280, height=900, **options):
         path = tmp_path / f"{next(numbers)}.html"
         path.write_text(text, encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
         opened = contexts[-1].new_page()
-        opened.set_default_timeout(5000)
+        opened.set_default_timeout(WAIT)
         opened.on("console", lambda message: errors.append(message.text))
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.on("request", lambda request: requests.append(request.url))
         opened.goto(path.as_uri())
+        if options.get("java_script_enabled", True):
+            scripted.append(opened)
         return opened
 
     yield open_
+    for opened in scripted:
+        settle(opened)  # a late error counts too
     for context in contexts:
         context.close()
     assert errors == []
@@ -74,12 +101,16 @@ def test_reports_of_every_size_open(visit, case):
     assert opened.evaluate("document.documentElement.scrollWidth") <= 320
 
 
-def test_hostile_text_does_nothing(visit):
+def test_hostile_text_does_nothing(visit, expect):
     opened = visit(hostile_page())
     for row in opened.locator("tbody tr").all():
         row.hover()
+        expect(row.and_(opened.locator(":hover"))).to_have_count(1)
     opened.locator("th.c-name button").click()
+    expect(opened.locator("th.c-name")).to_have_attribute("aria-sort", "ascending")
     opened.locator("details summary").first.click()
+    expect(opened.locator("details .names").first).to_be_visible()
+    settle(opened)
     assert opened.evaluate("window.owned") is None
     names = [opened.locator(f"#t{i + 1} .c-name").text_content() for i in range(len(HOSTILE))]
     assert names == [shown(text) for text in HOSTILE]
@@ -118,40 +149,50 @@ SORTED = "[...document.querySelectorAll('th[aria-sort]')].map(head => [head.text
 
 
 @pytest.mark.parametrize(("by", "width"), [("click", 1280), ("click", 375), ("Enter", 1280), ("Space", 375)])
-def test_every_heading_sorts(visit, mixed, by, width):
+def test_every_heading_sorts(visit, expect, mixed, by, width):
     opened = visit(mixed, width=width)
     assert opened.locator("th button").all_inner_texts() == list(KEYS)
     order = rows(opened)
     for label, key in KEYS.items():
         button = opened.get_by_role("button", name=label, exact=True)
+        heading = opened.locator("th").filter(has=button)
         for again in (False, True):
             reverse = again != (label == "#")  # the page begins in the order of #, so that one is reversed first
+            direction = "descending" if reverse else "ascending"  # never what it was before, so waiting for it is waiting
             button.click() if by == "click" else button.press(by)
+            expect(heading).to_have_attribute("aria-sort", direction)
             order = arranged(order, key, reverse)
             assert rows(opened) == order, (label, reverse)
-            assert opened.evaluate(SORTED) == [[label, "descending" if reverse else "ascending"]]
+            assert opened.evaluate(SORTED) == [[label, direction]]
 
 
-def test_headings_and_masks_are_reached_by_tab(visit, mixed):
+def test_headings_and_masks_are_reached_by_tab(visit, expect, mixed):
     opened = visit(mixed)
     opened.focus("#filter")
-    reached = []
-    for _ in range(len(KEYS) + 1):
+    expect(opened.locator("#filter")).to_be_focused()
+    headings = [opened.get_by_role("button", name=label, exact=True) for label in KEYS]
+    for stop in (*headings, opened.locator(".thumb").first):
         opened.keyboard.press("Tab")
-        reached.append(opened.evaluate("document.activeElement.textContent || document.activeElement.className"))
-        assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    assert reached == [*KEYS, "thumb"]
+        expect(stop).to_be_focused()
+        expect(stop).to_have_css("outline-style", "solid")
 
 
-def test_the_filter_leaves_names_that_contain_it(visit, mixed):
+def test_the_filter_leaves_names_that_contain_it(visit, expect, mixed):
     opened = visit(mixed)
     opened.fill("#filter", "LAYERS.2")
-    visible = [row.locator(".c-name").text_content() for row in opened.locator("tbody tr:visible").all()]
-    assert visible == ["layers.2.q", "layers.2.k", "layers.2.v"]
-    assert opened.inner_text("#found") == f"3 of {len(PRUNED)}"
-    opened.locator("figcaption a").first.click()  # a link to a row that is filtered out
-    assert opened.locator("tbody tr:target").is_visible()
-    assert opened.locator("tbody tr:visible").count() == len(PRUNED)
+    expect(opened.locator("#found")).to_have_text(f"3 of {len(PRUNED)}")
+    visible = opened.locator("tbody tr:visible")
+    assert visible.locator(".c-name").all_text_contents() == ["layers.2.q", "layers.2.k", "layers.2.v"]
+    link = opened.locator("figcaption a").first
+    row = opened.locator(link.get_attribute("href"))
+    for again in (False, True):  # the second time the hash is the row's already, and does not change
+        opened.fill("#filter", "layers.2")
+        expect(row).to_be_hidden()
+        link.click()  # to a row that is filtered out: it is the target at once, and shown when the page hears of it
+        expect(row.and_(opened.locator("tbody tr:target")), f"again: {again}").to_be_visible()
+        expect(row).to_be_in_viewport()
+        expect(opened.locator("#filter")).to_have_value("")
+        expect(visible).to_have_count(len(PRUNED))
 
 
 IN_STROKE = """(path, [rows, columns]) => [...Array(rows).keys()].map(y => [...Array(columns).keys()].map(
@@ -183,21 +224,23 @@ def test_thumbnails_show_the_masks(visit, mixed):
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_masks_are_enlarged_by_tap_and_by_key(visit, mixed, width):
+def test_masks_are_enlarged_by_tap_and_by_key(visit, expect, mixed, width):
     opened = visit(mixed, width=width, has_touch=True)
     large = opened.locator("#z1")
-    assert not large.is_visible()
+    expect(large).to_be_hidden()
     opened.locator("#t1 .thumb").tap()
+    expect(large).to_be_visible()
     box = large.bounding_box()
     assert 0 <= box["x"] <= box["x"] + box["width"] <= width
     assert large.locator("svg").bounding_box()["width"] > 200
     np.testing.assert_array_equal(pixels(large.locator("svg").screenshot(), 32, 32), CORNERS[PRUNED[0].name])
     assert f"The top-left 32 × 32 of {PRUNED[0].shape[0]}×{PRUNED[0].shape[1]}" in large.inner_text()
     opened.keyboard.press("Escape")
-    assert not large.is_visible()
+    expect(large).to_be_hidden()
     opened.locator("#t1 .thumb").press("Enter")
+    expect(large).to_be_visible()
     large.get_by_role("button", name="Close").press("Enter")
-    assert not large.is_visible()
+    expect(large).to_be_hidden()
 
 
 NARROW = """() => [...document.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => {
@@ -250,12 +293,14 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize(("width", "script"), [(375, True), (1280, True), (1280, False)])
-def test_text_is_legible_by_day_and_by_night(visit, mixed, width, script):
+def test_text_is_legible_by_day_and_by_night(visit, expect, mixed, width, script):
     grounds = {}
     for scheme in ("light", "dark"):
         opened = visit(mixed, width=width, color_scheme=scheme, java_script_enabled=script)
         opened.locator("details summary").first.click()
+        expect(opened.locator("details .names").first).to_be_visible()
         opened.locator(".thumb").first.click()
+        expect(opened.locator("#z1")).to_be_visible()  # what is not shown is not measured
         found = opened.evaluate(CONTRASTS)
         grounds[scheme] = sum(map(int, re.findall(r"\d+", found["ground"])))
         assert len(found["texts"]) > 100
@@ -266,17 +311,18 @@ def test_text_is_legible_by_day_and_by_night(visit, mixed, width, script):
     assert grounds["dark"] < 100
 
 
-def test_without_javascript_everything_is_there(visit, mixed):
+def test_without_javascript_everything_is_there(visit, expect, mixed):
     opened = visit(mixed, java_script_enabled=False)
     assert rows(opened) == list(range(len(PRUNED)))
     assert opened.locator("tbody tr:visible").count() == len(PRUNED)
     assert not opened.locator("#filter").is_visible()  # it would do nothing, and so would the headings
     assert opened.locator("th button:enabled").count() == 0
     opened.locator(".thumb").first.click()
-    assert opened.locator("#z1").is_visible()
+    expect(opened.locator("#z1")).to_be_visible()
     opened.keyboard.press("Escape")
+    expect(opened.locator("#z1")).to_be_hidden()
     opened.get_by_text("Names").first.click()
-    assert opened.locator("details .names").first.is_visible()
+    expect(opened.locator("details .names").first).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [320, 1280])
@@ -311,12 +357,13 @@ def test_the_chart_puts_marks_where_they_belong(visit, count, width):
     assert label.count() == 1
 
 
-def test_print_has_no_controls_and_opens_what_is_closed(visit, mixed):
+def test_print_has_no_controls_and_opens_what_is_closed(visit, expect, mixed):
     opened = visit(mixed, width=700, color_scheme="dark")
     opened.emulate_media(media="print")
-    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert not opened.locator("#filter").is_visible()
-    assert not opened.locator("summary").first.is_visible()
+    expect(opened.locator("body")).to_have_css("background-color", "rgb(255, 255, 255)")
+    expect(opened.locator("#filter")).to_be_hidden()
+    expect(opened.locator("summary").first).to_be_hidden()
+    expect(opened.locator("details .names").first).to_be_visible()
     assert opened.locator("details .names").first.bounding_box()["height"] > 10
 
 

@@ -49,11 +49,16 @@
   filter(); // a reloaded page may keep what was typed
 
   // A link from the chart leads to its row, filtered out or not.
-  addEventListener("hashchange", () => {
+  const reveal = () => {
     const row = document.querySelector("tr:target");
     if (!row?.hidden) return;
     search.value = "";
     filter();
     row.scrollIntoView();
+  };
+  addEventListener("hashchange", reveal);
+  addEventListener("click", (event) => {
+    const link = event.target.closest("a");
+    if (link?.getAttribute("href") === location.hash) reveal(); // followed before: the hash will not change
   });
 })();

@@ -123,15 +123,17 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
     return Sums(sums.sum(0), None)
 
 
-def _split(m: int, dtype: torch.dtype) -> int:
-    """How many lanes share a block: enough that its scores stay in registers, as rows and, if lanes share it, as columns too.
+def _split(m: int, dtype: torch.dtype, first: bool) -> int:
+    """How many lanes share a block, so that its scores stay in registers: as rows, and where lanes share it as columns too.
 
-    64 registers for either leave room for the duals and a line that is sorted (tests/test_torch_kernels.py counts).
+    Sharing costs no more than shuffles of duals: a round of 8:16T takes 188 cycles a block with four lanes, 190 with eight. With 32
+    registers for either copy three warps fit a scheduler, where 64 let two. Only for blocks that one lane holds whole the first
+    level has fewer instructions; the other levels have few blocks, which more lanes bring to an end sooner.
     """
-    halves = 2 if dtype == torch.float64 else 1
-    if m * m * halves <= 64:
+    width = 2 if dtype == torch.float64 else 1
+    if first and m * m * width <= 64:
         return 1
-    return next(lanes for lanes in (2, 4, 8, 16, 32) if -(-m // lanes) * m * halves <= 64 or lanes == 32)
+    return next(lanes for lanes in (1, 2, 4, 8, 16, 32) if -(-m // lanes) * m * width <= 32 or lanes == 32)
 
 
 @cache
@@ -151,7 +153,7 @@ def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tu
         scale=torch.empty(duals[1], dtype=dtype, device=device),
         open=torch.empty(total, dtype=torch.int8, device=device),
     )
-    launch = _Launch.of(X, mask, problem, total)
+    launch = _Launch.of(X, mask, problem, total, True)
     sums = torch.empty((*launch.programs, 4), dtype=torch.float64, device=device)
     margin = MARGIN * torch.finfo(dtype).eps
     with _on(X):
@@ -168,7 +170,7 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
     known = X.device.type in ("cuda", "cpu")
     place = (torch.nonzero_static(blocks.open, size=unproven) if known else torch.nonzero(blocks.open)).squeeze(1)
     m, dtype, rounds = problem.pattern.m, problem.dtype, problem.rounds
-    launch = _Launch.of(X, mask, problem, unproven)
+    launch = _Launch.of(X, mask, problem, unproven, False)
     sums = torch.empty((*launch.programs, 2 + len(rounds)), dtype=torch.float64, device=X.device)
     with _on(X):
         ascent_kernels.ascend_rest[launch.programs](
@@ -189,14 +191,14 @@ class _Launch(NamedTuple):
     constants: dict[str, Any]
 
     @classmethod
-    def of(cls, X: Tensor, mask: Tensor, problem: Problem, count: int) -> Self:
-        """For `count` blocks of X (batch, rows, cols), into mask (batch, rows, cols rounded up to m)."""
+    def of(cls, X: Tensor, mask: Tensor, problem: Problem, count: int, first: bool) -> Self:
+        """For `count` blocks of X (batch, rows, cols), into mask (batch, rows, cols rounded up to m), at the first level or not."""
         pattern, dtype = problem.pattern, problem.dtype
         n, m = pattern.n, pattern.m
         X = _readable(X, dtype)
         edges = X.shape[1:] != mask.shape[1:]
         words = X if edges or m % (8 // X.element_size()) else _in_words(X)
-        split = _split(m, dtype)
+        split = _split(m, dtype, first)
         # One warp, so that few blocks spread over many multiprocessors and a branch is taken for few.
         blocks = _lanes(X, 32) // split
         width = next(width for width in (8, 4, 1) if m % width == 0)
