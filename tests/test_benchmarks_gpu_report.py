@@ -258,13 +258,15 @@ def test_hangs(): time.sleep(100)
 """
 
 
-def ran(tmp_path, source, device, seconds):
+def ran(tmp_path, source, device, seconds, **others):
     """Rows by name and outcome, and what the stage says in the end."""
-    path = tmp_path / "test_planted.py"
-    path.write_text(source)
+    paths = []
+    for name, text in {"test_planted": source, **others}.items():
+        paths.append(tmp_path / f"{name}.py")
+        paths[-1].write_text(text)
     rows, said = [], None
     try:
-        for row in run_tests([path], Place(device, time.monotonic() + seconds, tmp_path)):
+        for row in run_tests(paths, Place(device, time.monotonic() + seconds, tmp_path)):
             rows.append(row)
     except NotAllPassed as error:
         said = str(error)
@@ -305,3 +307,18 @@ def test_no_tests_are_no_success_on_a_gpu(tmp_path):
     rows, said = ran(tmp_path, source, "cuda", 60.0)
     assert rows == []
     assert said == "no test ended, of 0; pytest ended with status 5"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_file_that_lacks_a_package_costs_its_own_tests_alone(tmp_path, device):
+    whole = "import pytest\n@pytest.mark.gpu\ndef test_good(): pass\n"
+    rows, said = ran(tmp_path, whole, device, 120.0, test_bare="import no_such_package")
+    assert said is not None
+    assert {(row.name.rpartition("::")[2], row.outcome) for row in rows} >= {("test_good", "passed")}
+    assert any(row.outcome == "error" and "No module named 'no_such_package'" in row.message for row in rows)
+
+
+def test_reports_of_odd_lines(tmp_path):
+    """Lines that nobody wrote, and stages without the one that describes the machine."""
+    odd = [{"kind": "run"}, {"kind": "begin"}, {"t": 1.0}, {"run": 7, "stage": "smoke", "kind": "end"}]
+    assert "The machine is not known: the stage `environment` has not run." in markdown(odd)

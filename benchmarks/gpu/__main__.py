@@ -8,8 +8,8 @@
 --report    only write and print the report of a folder, also of a run that was killed
 
 Each stage is a process with a time limit: one that crashes, hangs or leaves CUDA unusable costs itself alone. Everything measured
-is on the disk at once. Needs no network and no installation: PYTHONPATH is the repository. Exit status 1 if a stage did not pass;
-a target that was missed is no failure.
+is on the disk at once. Needs no network, and nmsolve need not be installed: PYTHONPATH is the repository. Exit status 1 if a stage
+did not pass; a target that was missed is no failure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.gpu import lines
 from benchmarks.gpu.machine import describe as describe  # benchmarks.training names its results by these two
-from benchmarks.gpu.machine import gpu_slug
+from benchmarks.gpu.machine import gpu_slug, nvidia_smi
 from benchmarks.gpu.machine import slug as slug
 from benchmarks.gpu.run import run, write_report
 from benchmarks.gpu.stages import STAGES, Stage
@@ -40,11 +40,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.report is not None:
         if not (options.report / lines.NAME).is_file():
-            parser.error(f"{options.report} has no {lines.NAME}")
+            parser.error(f"{options.report} is no folder with a file {lines.NAME}")
         print(write_report(options.report).read_text(encoding="utf-8"))
         return 0
     folder = options.out or default_folder(options.device)
-    passed = run(options.stages, folder, options.device, 60 * options.minutes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"results cannot go to {folder}: {error.strerror}; name another folder by --out")
+    try:
+        passed = run(options.stages, folder, options.device, 60 * options.minutes)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is in {folder}, its report in {folder / 'report.md'}", file=sys.stderr)
+        return 130
     report = folder / "report.md"
     print(report.read_text(encoding="utf-8"))
     print("saved:", report)
@@ -52,8 +60,8 @@ def main() -> int:
 
 
 def default_folder(device: str) -> Path:
-    """Where results go: those of a smoke run are not kept beside those that count."""
-    if device == "cpu":
+    """Where results go: those of a smoke run, or of a machine that has no GPU, are not kept beside those that count."""
+    if device == "cpu" or not nvidia_smi("name"):
         return Path(tempfile.mkdtemp(prefix="nmsolve-gpu-smoke-"))
     return ROOT / "benchmarks" / "results" / gpu_slug()
 

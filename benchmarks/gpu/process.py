@@ -93,7 +93,7 @@ def no_device(device: str) -> str | None:
 
     if torch.cuda.is_available():
         return None
-    return f"torch {torch.__version__} sees no CUDA device here"
+    return f"torch {torch.__version__} sees no CUDA device here; --device cpu shows that everything runs"
 
 
 def poisoned() -> str | None:

@@ -51,7 +51,8 @@ def _heading(stages: Sequence[Part]) -> str:
     notes = [f"{how[device]}." for device in sorted(devices)]
     if len(devices) > 1:
         notes.insert(0, "**Stages of different devices**: see their table.")
-    return f"# {title}\n\n{', '.join(known)}.\n\n" + "\n".join(notes) + "\n"
+    where = ", ".join(known) or "The machine is not known: the stage `environment` has not run"
+    return f"# {title}\n\n{where}.\n\n" + "\n".join(notes) + "\n"
 
 
 def _stages(stages: Sequence[Part]) -> str:

@@ -70,7 +70,7 @@ def parts(lines: Sequence[Line]) -> list[Part]:
     for line in lines:
         kind = line.get("kind")
         if kind == "run":
-            ran.update({(line["run"], name): Part(name, line) for name in line["stages"]})
+            ran.update({(line.get("run", 0), name): Part(name, line) for name in line.get("stages", ())})
         elif part := ran.get((line.get("run", 0), line.get("stage", ""))):
             if kind == "begin":
                 part.begin = line

@@ -81,7 +81,8 @@ def command(files: Iterable[Path], place: Place, junit: Path) -> list[str]:
     """How pytest is called: with what is installed here."""
     # Versions here are whatever the machine has, so their own deprecations are no failures.
     options = ["-m", "gpu", "-v", "-W", "default", "-p", "no:cacheprovider", "--color=no", "--tb=short", "--show-capture=no"]
-    options += ["--durations=10", f"--junitxml={junit}"]
+    # A file that imports what is not installed here costs its own tests alone.
+    options += ["--durations=10", f"--junitxml={junit}", "--continue-on-collection-errors"]
     if find_spec("xdist"):  # kernels compile on every processor at once
         options += ["-n", str(min(14, os.cpu_count() or 1))] if place.large else []
     if find_spec("pytest_timeout"):
@@ -113,7 +114,10 @@ def failures(junit: Path) -> Iterator[Outcome]:
             for problem in case.findall(kind):
                 file = case.get("classname", "").replace(".", "/")
                 name = f"{file}.py::{case.get('name')}" if file else str(case.get("name"))
-                message = next(iter((problem.get("message") or "").strip().splitlines()), "")
+                told = (problem.get("message") or "").strip()
+                if kind == "error" and told == "collection failure":  # what failed is at the end of its text
+                    told = (problem.text or told).strip().splitlines()[-1].removeprefix("E ").strip()
+                message = next(iter(told.splitlines()), "")
                 yield Outcome(name=name, outcome={"failure": "failed"}.get(kind, kind), message=message[:300])
 
 
