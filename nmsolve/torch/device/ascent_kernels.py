@@ -11,7 +11,6 @@ import triton.language as tl
 from nmsolve.torch.device.block_proofs import certify, kept_sum, relax
 from nmsolve.torch.device.block_registers import (
     any_of,
-    blank,
     least_of,
     load_block,
     most_of,
@@ -253,9 +252,6 @@ def ascend_first(
         M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
     )  # fmt: skip
     _power, scale, wrong = _magnitude(by_row, SPLIT, INFINITE, LIMIT, COMPUTE)
-    if any_of(wrong):  # the solve is over; no more is asked than that it ends in silence
-        by_row = blank(by_row, wrong)
-        by_column = blank(by_column, wrong)
     by_row = times(by_row, 1.0 / scale)
     by_column = times(by_column, 1.0 / scale)
     u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)

@@ -155,14 +155,6 @@ def times(values, factor):
 
 
 @triton.jit
-def blank(values, where):
-    blank = ()
-    for k in tl.static_range(len(values)):
-        blank = blank + (tl.where(where, 0.0, values[k]),)
-    return blank
-
-
-@triton.jit
 def store_mask(
     mask, block_row, batch_col, a_row, words, part, inside, once, M: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
