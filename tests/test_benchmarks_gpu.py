@@ -302,6 +302,16 @@ def test_the_stages_of_its_own(tmp_path):
     assert command("--report", tmp_path).stdout == report + "\n"
 
 
+def test_two_runs_into_one_folder(tmp_path):
+    """At the same time: each has a number of its own, and both end well."""
+    call = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--stages", "environment", "--out", str(tmp_path)]
+    runs = [subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    found = lines.read(tmp_path / lines.NAME)
+    assert sorted(line["run"] for line in found if line["kind"] == "run") == [1, 2]
+    assert sorted(line["run"] for line in found if line["kind"] == "end") == [1, 2]
+
+
 def test_a_real_stage_that_is_killed(tmp_path):
     """Killed as soon as a mask has been solved: that mask is in the lines."""
     options = ["--device", "cpu", "--stages", "smoke", "--minutes", "5", "--out", str(tmp_path)]
@@ -337,7 +347,7 @@ def test_without_a_gpu(tmp_path):
         (["--stages", "smoke,maks"], "no stage is called 'maks'; they are environment, smoke, profile, products, masks"),
         (["--stages", ","], "no stage is named"),
         (["--minutes", "0"], "minutes are a positive number, not 0"),
-        (["--report", "/there/is/no/such/folder"], "has no results.jsonl"),
+        (["--report", "/there/is/no/such/folder"], "is no folder with a file results.jsonl"),
     ],
 )
 def test_mistakes_on_the_command_line(options, told):

@@ -341,6 +341,48 @@ def test_objectives_of_enumerated_blocks_are_exact(place, text, dtype):
     assert abs(result.objective - exact) <= 2.0**-46 * exact
 
 
+@on_every_place
+@pytest.mark.parametrize("small", [1e-20, 1e-30 / 3])
+def test_scores_too_far_apart_to_be_scaled_are_not_called_optimal(place, small):
+    """A penalty beside which the others vanish in float64: what scaling takes from them must not be missing from the proof."""
+    S = small * np.array([[1.0, 5, 3], [4, 2, 6], [9, 8, 7]])
+    S[0, 0] = -1.7e308
+    best = (5 + 6 + 9) * small
+    device = solve(place, torch.zeros(3, 3, dtype=torch.float64), "<=1:3T", scores=tensor(S))
+    core = nmsolve.solve(np.zeros((3, 3)), "<=1:3T", scores=S)
+    for result in (device, core):
+        assert result.bound >= best
+        assert result.status is not nmsolve.Status.OPTIMAL or result.objective >= best * (1 - 1e-6)
+    assert device.verify(torch.zeros(3, 3, dtype=torch.float64), tensor(S))
+    assert core.verify(np.zeros((3, 3)), S)
+
+
+@pytest.mark.parametrize("place", [TRITON])
+@pytest.mark.parametrize(("text", "shape"), [("2:4", (16, 4)), ("2:4T", (4, 16)), ("<=2:4T", (16, 4)), ("8:16T", (16, 16))])
+def test_strides_of_which_a_few_are_beyond_32_bits(place, text, shape, tmp_path):
+    """A view far apart in a file that is mostly a hole; the wrong place would be in it too."""
+    if place[0] != "cpu":
+        pytest.skip("the file is on the host")
+    far = 2**30 - 1 if max(shape) * min(shape) < 256 else 2**28 - 1
+    size = 2**31 + max(shape) * far
+    hole = torch.from_file(str(tmp_path / "hole"), shared=True, size=size, dtype=torch.float16)
+    strides = (far, 1) if shape[0] <= shape[1] else (1, far)
+    W = hole.as_strided(shape, strides, 2**31)
+    W.copy_(torch.from_numpy(draw("normal32", 24, (1, *shape))[0]).half())
+    assert torch.equal(solve(place, W, text).mask, solve(place, W.contiguous(), text).mask)
+
+
+@on_every_place
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "4:8T"])
+def test_memory_that_others_aligned(place, text):
+    """A tensor whose storage begins anywhere, as a foreign library may hand it over."""
+    W = torch.from_numpy(draw("normal32", 25, (1, 8, 16))[0]).half()
+    bytes_ = np.zeros(300, np.uint8)
+    view = torch.from_numpy(bytes_[2:].view(np.float16))[3:131].view(8, 16)
+    view.copy_(W)
+    assert torch.equal(solve(place, view, text).mask, solve(place, W, text).mask)
+
+
 def test_masks_from_a_device_satisfy_loops():
     W = tensor(draw("zeros60", 15, (1, 16, 16))[0])
     for block in split(solve(("cpu", "plain"), W, "4:8T").mask, 8, 8):

@@ -1,5 +1,6 @@
 """`nmt.solve` and `nmt.verify`: tensors in, the core's result out; what is refused, and how."""
 
+import os
 import re
 import subprocess
 import sys
@@ -320,3 +321,16 @@ if torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert torch.equal(W, before)
         assert nmt.solve(W, "4:8T").verify(W).ok
+
+
+def test_a_triton_that_cannot_be_imported_is_done_without(tmp_path):
+    """As `backends` says of it."""
+    (tmp_path / "triton.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')")
+    code = """
+import torch, nmsolve
+from nmsolve.torch.masks import engine_name
+print(engine_name(torch.device("cuda"), nmsolve.Pattern.parse("4:8T")))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "plain", done.stderr

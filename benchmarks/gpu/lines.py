@@ -6,9 +6,12 @@ that was cut short is closed by whoever writes next, and skipped by whoever read
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,24 @@ def append(path: Path, line: dict[str, Any]) -> None:
         os.close(file)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone with a folder among processes that ask for the same."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """All lines that are whole, in order; none if there is no file."""
     found = []
     for text in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             found.append(line)

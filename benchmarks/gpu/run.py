@@ -47,14 +47,13 @@ def run(stages: Sequence[Stage], folder: Path, device: str, seconds: float) -> b
     deadline = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / lines.NAME
-    number = 1 + sum(line.get("kind") == "run" for line in lines.read(results))
-    lines.append(
-        results,
-        {
+    with lines.locked(folder):  # two runs into one folder have two numbers
+        number = 1 + max((int(line.get("run", 0)) for line in lines.read(results)), default=0)
+        began = {
             "run": number, "kind": "run", "stages": [stage.name for stage in stages], "device": device, "seconds": seconds,
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        },
-    )  # fmt: skip
+        }  # fmt: skip
+        lines.append(results, began)
     passed, refusal = True, ""
     try:
         for k, stage in enumerate(stages):
@@ -83,8 +82,9 @@ def run(stages: Sequence[Stage], folder: Path, device: str, seconds: float) -> b
 def write_report(folder: Path) -> Path:
     """report.md of a folder's lines, in one piece; its path."""
     path, news = folder / "report.md", folder / "report.md.new"
-    news.write_text(markdown(lines.read(folder / lines.NAME)), encoding="utf-8")
-    os.replace(news, path)
+    with lines.locked(folder):
+        news.write_text(markdown(lines.read(folder / lines.NAME)), encoding="utf-8")
+        os.replace(news, path)
     return path
 
 

@@ -53,7 +53,7 @@ ROUNDING = 2.0**-51
 # One group in the lanes: scores, shifted scores, mask bits and counts, and per lane the block's place, scale and certificate.
 Group = namedtuple(
     "Group",
-    "S A bits row_count column_count equal zero rows columns places scale objective size gap slack good everywhere power top "
+    "S A bits row_count column_count equal zero rows columns places scale lost objective size gap slack good everywhere power top "
     "relaxed",
 )
 # Blocks that wait for a level, two groups' worth, in lane layout.
@@ -64,7 +64,8 @@ Queue = namedtuple("Queue", "rows columns u v amount waiting")
 def _stage(X, row_stride, adjacent, absolute, g, m):  # type: ignore[no-untyped-def]
     """Scores of the 16 blocks at g.rows, g.columns into the lanes, extreme magnitudes scaled by a power of two.
 
-    Returns False if one is not finite.
+    g.lost: what scaling may have taken from a mask's value and from the bound on it, where scores are too far apart for it. Returns
+    False if a score is not finite.
     """
     item = X.itemsize
     for lane in range(LANES):
@@ -89,11 +90,16 @@ def _stage(X, row_stride, adjacent, absolute, g, m):  # type: ignore[no-untyped-
         g.power[lane] = power
         if out:  # a subnormal maximum is scaled too little to reach 1
             g.power[lane] = math.ldexp(1.0, math.frexp(largest / power)[1] - 1)
+        g.lost[lane] = 0.0
         extreme |= out
     if extreme:
+        quantum = 2.0**-1074 if item == 8 else 2.0**-149
         for k in range(m * m):
             for lane in range(LANES):
+                score = float(g.S[k * LANES + lane])
                 g.S[k * LANES + lane] *= 1.0 / g.scale[lane]
+                if float(g.S[k * LANES + lane]) * g.scale[lane] != score:
+                    g.lost[lane] = 2.0 * m * m * quantum
     return True
 
 
@@ -131,6 +137,8 @@ def _certify(u, v, g, n, m, at_most):  # type: ignore[no-untyped-def]
     for k in range(m):
         for lane in range(LANES):
             g.slack[lane] += ROUNDING * m * abs(float(v[k * LANES + lane]))
+    for lane in range(LANES):
+        g.slack[lane] += g.lost[lane]
     if at_most:
         for k in range(m):
             for lane in range(LANES):
@@ -163,6 +171,7 @@ def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
             loose += max(0.0, -rest if kept[i, j] else rest)
         loose += cu[i] * (n - in_row) + cv[i] * (n - in_column)
         slack += ROUNDING * m * abs(cv[i])
+    slack += g.lost[lane]
     return value, size, loose, slack, paths
 
 
@@ -171,6 +180,8 @@ def _closed(g, lane, size, gap, tolerance, m):  # type: ignore[no-untyped-def]
     """Whether a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
     if gap <= tolerance * size:
         return True
+    if g.lost[lane] > 0.0:  # the least score may be among what scaling took
+        return False
     least = np.inf
     for k in range(m * m):
         x = abs(float(g.S[k * LANES + lane]))
@@ -246,7 +257,7 @@ def ascend(  # type: ignore[no-untyped-def]
         np.empty(m * line, dtype), np.empty(m * line, dtype), np.empty(m * m, np.uint16),
         np.empty(line, np.int32), np.empty(line, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32),
         np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64),
-        np.ones(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(1, np.uint16),
+        np.ones(LANES), np.zeros(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(1, np.uint16),
         np.empty(1, np.uint16),
         top.view(dtype), top, np.empty((4 * m + 2, LANES), dtype),
     )  # fmt: skip
@@ -349,7 +360,14 @@ def ascend(  # type: ignore[no-untyped-def]
                     for k in range(m):
                         duals_u[b, k] = cu[k] * scale
                         duals_v[b, k] = cv[k] * scale
-            sums[0] += value * scale
+            value *= scale
+            if g.lost[lane] > 0.0:  # what is reported is the worth of the scores as given
+                value = 0.0
+                for i in range(m):
+                    for j in range(m):
+                        score = float(X[r + i, c + j]) if mask[r + i, c + j] else 0.0
+                        value += abs(score) if absolute else score
+            sums[0] += value
             sums[1] += loose * scale
         if not adjacent:
             _dequeue(queue, level, filled)

@@ -6,9 +6,8 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
@@ -152,8 +151,17 @@ def engine_name(device: torch.device, pattern: Pattern) -> str | None:
     """
     if device.type in ("cpu", "mps") or (pattern.transposable and pattern.m > 32):
         return None
-    compiled = device.type in ("cuda", "xpu") and pattern.m <= 32 and find_spec("triton") is not None
-    return "triton" if compiled else "plain"
+    return "triton" if device.type in ("cuda", "xpu") and pattern.m <= 32 and _has_triton() else "plain"
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether Triton can be imported; a broken installation raises anything."""
+    try:
+        import triton  # noqa: F401
+    except Exception:
+        return False
+    return True
 
 
 def _solve_on_host(

@@ -25,7 +25,7 @@ from nmsolve.torch.device.block_registers import (
     turned,
     write,
 )
-from nmsolve.torch.device.kernels import magnitude_bits, select
+from nmsolve.torch.device.kernels import magnitude_bits, select, wide
 
 
 @triton.jit
@@ -125,6 +125,15 @@ def _magnitude(by_row, SPLIT: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.co
     # A subnormal maximum is scaled too little to reach 1.
     scaled = magnitude_bits(top.to(COMPUTE, bitcast=True) * (1.0 / scale), COMPUTE)
     return tl.where(extreme, _power_of_two(scaled, COMPUTE), power), scale, wrong
+
+
+@triton.jit
+def _lossy(by_row, scale, SPLIT: tl.constexpr):
+    """Whether scores of a block are so far apart that dividing by its scale loses some: then nothing is proven of it here."""
+    changed = tl.zeros(by_row[0].shape, tl.int32)
+    for k in tl.static_range(len(by_row)):
+        changed = changed | ((by_row[k] * (1.0 / scale)) * scale != by_row[k]).to(tl.int32)
+    return most_of(changed, SPLIT) > 0
 
 
 @triton.jit
@@ -243,6 +252,7 @@ def ascend_first(
     finite, and how many are proven.
     """
     PADDED: tl.constexpr = K * SPLIT != M
+    batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     block = tl.program_id(0) * BLOCKS + tl.expand_dims(tl.arange(0, BLOCKS), 1)
     part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
     inside = block < total
@@ -252,6 +262,7 @@ def ascend_first(
         M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
     )  # fmt: skip
     _power, scale, wrong = _magnitude(by_row, SPLIT, INFINITE, LIMIT, COMPUTE)
+    lost = _lossy(by_row, scale, SPLIT)
     by_row = times(by_row, 1.0 / scale)
     by_column = times(by_column, 1.0 / scale)
     u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)
@@ -265,7 +276,7 @@ def ascend_first(
         if PADDED:
             size = tl.where(part * K + k < M, size, 0.0)
         largest = tl.maximum(largest, size)
-    closed = inside & fine & (near > most_of(largest, SPLIT) * margin)
+    closed = inside & fine & ~lost & (near > most_of(largest, SPLIT) * margin)
     value = kept_sum(by_row, words, M, K, SPLIT)
     store_mask(mask, block_row, across, a_row, words, part, inside, once, M, K, PADDED, WIDTH)
     if COLLECT:
@@ -296,6 +307,7 @@ def ascend_rest(
     """
     PADDED: tl.constexpr = K * SPLIT != M
     LEVELS: tl.constexpr = len(ROUNDS)
+    batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     index = tl.program_id(0) * BLOCKS + tl.expand_dims(tl.arange(0, BLOCKS), 1)
     part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
     left = index < count
@@ -307,6 +319,7 @@ def ascend_rest(
     )  # fmt: skip
     power, scale, _wrong = _magnitude(by_row, SPLIT, INFINITE, LIMIT, COMPUTE)
     inverse = 1.0 / scale
+    lost = _lossy(by_row, scale, SPLIT)
     by_row = times(by_row, inverse)
     by_column = times(by_column, inverse)
     u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)
@@ -362,7 +375,7 @@ def ascend_rest(
                     by_row, u, v, words, row_counts, column_counts, part, rounding, tolerance,
                     N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
                 )  # fmt: skip
-                proven = fine & proven
+                proven = fine & proven & ~lost
                 objective = tl.where(proven, value, objective)
                 gap = tl.where(proven, loose, gap)
                 level_of = tl.where(proven, level + 1, level_of)

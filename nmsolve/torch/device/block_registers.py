@@ -111,7 +111,7 @@ def load_block(
             here = here & (i < M)
         if EDGES:
             here = here & (row + i < rows)
-        place = origin + i.to(tl.int64) * row_stride
+        place = origin + i * row_stride
         more, where = _line_pointers(source, place, cols - col, here, step, M, PACK, EDGES)
         pointers = pointers + more
         masks = masks + where
@@ -134,7 +134,7 @@ def load_block(
             if EDGES:
                 here = here & (row + i < rows)
                 room = tl.minimum(room, cols - col - j)
-            place = origin + i * row_stride + j.to(tl.int64) * col_stride
+            place = origin + i * row_stride + j * col_stride
             more, where = _line_pointers(source, place, room, here, step, K, FEW, EDGES or PADDED)
             pointers = pointers + more
             masks = masks + where
@@ -211,8 +211,8 @@ def place_of(
     across = block - block_row * a_row
     batch = block_row // blocks_a_batch
     row = (block_row - batch * blocks_a_batch) * M
-    col = across * M
-    origin = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride + col.to(tl.int64) * col_stride
+    col = across.to(tl.int64) * M
+    origin = batch * batch_stride + row * row_stride + col * col_stride
     return block_row, across, row, col, origin
 
 

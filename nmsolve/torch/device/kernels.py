@@ -10,6 +10,12 @@ import triton.language as tl
 
 
 @triton.jit
+def wide(batch_stride, row_stride, col_stride):
+    """Strides as 64-bit numbers: a few times one of them may be beyond 32 bits."""
+    return tl.cast(batch_stride, tl.int64), tl.cast(row_stride, tl.int64), tl.cast(col_stride, tl.int64)
+
+
+@triton.jit
 def load(X, place, inside, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr):
     score = tl.load(X + place, mask=inside, other=0.0).to(COMPUTE)
     if ABSOLUTE:
@@ -93,6 +99,7 @@ def keep_groups(
     ELEMENT: None, or the 16-bit float that X stores. Such scores are compared as integers whose lowest bits count down along the
     group, so that no two are equal and the lowest index wins. If X is int64, a word of it is four of them.
     """
+    batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = group < total
     largest = magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
@@ -106,10 +113,10 @@ def keep_groups(
                 score = load(X, group.to(tl.int64) * M + j, inside, ABSOLUTE, COMPUTE)
             else:
                 row = group // a_row
-                col = (group - row * a_row) * M + j
+                col = (group - row * a_row).to(tl.int64) * M + j
                 batch = row // rows_a_batch
                 place = batch.to(tl.int64) * batch_stride + (row - batch * rows_a_batch).to(tl.int64) * row_stride
-                score = load(X, place + col.to(tl.int64) * col_stride, inside & (col < cols), ABSOLUTE, COMPUTE)
+                score = load(X, place + col * col_stride, inside & (col < cols), ABSOLUTE, COMPUTE)
             values = values + (score,)
     for j in tl.static_range(M):
         largest = tl.maximum(largest, magnitude_bits(values[j], COMPUTE))
@@ -219,6 +226,7 @@ def enumerate_blocks(
     inside blocks. NARROW: a block row has fewer than BLOCK blocks. SCALED: blocks of huge scores, whose sums would overflow, are
     scaled first. If X is int64, a word of it is four ELEMENTs.
     """
+    batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     kept_sum = tl.zeros((BLOCK,), tl.float64)
     best_sum = tl.zeros((BLOCK,), tl.float64)
     largest = magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
@@ -230,7 +238,7 @@ def enumerate_blocks(
     for _ in range(TILES):
         inside = block < total
         row = down * 4
-        col = across * 4
+        col = across.to(tl.int64) * 4
         origin = batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
         grid = ()
         for i in tl.static_range(4):
@@ -241,7 +249,7 @@ def enumerate_blocks(
                     here = inside
                     if EDGES:
                         here = inside & (row + i < rows) & (col + j < cols)
-                    place = origin + i * row_stride + (col + j).to(tl.int64) * col_stride
+                    place = origin + i * row_stride + (col + j) * col_stride
                     grid = grid + (load(X, place, here, ABSOLUTE, COMPUTE),)
         top = magnitude_bits(grid[0], COMPUTE)
         for k in tl.static_range(1, 16):

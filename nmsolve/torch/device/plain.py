@@ -216,11 +216,12 @@ def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tu
     S = stage(X, mask, m, problem.absolute, problem.dtype)
     top, _, scale = _magnitude(S)
     T = S / scale
+    lossless = (T * scale == S).all(0)
     v, _, _ = start(T, n, m, at_most)
     u = torch.zeros_like(v)
     kept, good = ascend(T, u, v, problem.rounds[0], True, problem.omega, n, m, at_most)
     rest = (T.view(m, m, -1) - u[:, None]) - v[None]
-    closed = good & (rest.abs().amin((0, 1)) > v.abs().amax(0) * (MARGIN * torch.finfo(problem.dtype).eps))
+    closed = good & lossless & (rest.abs().amin((0, 1)) > v.abs().amax(0) * (MARGIN * torch.finfo(problem.dtype).eps))
     write_masks(kept, mask, m)
     value = torch.where(kept, S.view(m, m, -1), 0).sum((0, 1), dtype=torch.float64)
     objective = torch.where(closed, value, 0).sum()
@@ -234,6 +235,7 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
     found = place = torch.nonzero(blocks.open).squeeze(1)
     S = scores_at(X, mask, place, problem).permute(1, 2, 0).reshape(m * m, -1)
     _, power, scale = _magnitude(S)
+    lossless = (S / scale * scale == S).all(0)  # else scores are so far apart that nothing is proven of them here
     S = S / scale
     v, equal, zero = start(S, n, m, at_most)
     u = torch.zeros_like(v)
@@ -246,7 +248,7 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
         kept, good = ascend(A, u, v, rounds, level == 0, problem.omega, n, m, at_most)
         relax(S, kept, u, v, good & (amount > 0), power, n, m, at_most, problem.sweeps)
         proof = certify(S, kept, u, v, n, m, at_most, ROUNDING)
-        closed = good & _within(proof, S, problem.tolerance)
+        closed = good & lossless & _within(proof, S, problem.tolerance)
         keep_at(mask, place[closed], kept[..., closed].permute(2, 0, 1))
         if collect:
             blocks.u[:, place], blocks.v[:, place] = u, v
@@ -260,7 +262,9 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
         if not left.numel():
             break
         S, u, v = (field.index_select(1, left) for field in (S, u, v))
-        amount, power, scale, equal, place = (field.index_select(0, left) for field in (amount, power, scale, equal, place))
+        amount, power, scale, lossless, equal, place = (
+            field.index_select(0, left) for field in (amount, power, scale, lossless, equal, place)
+        )
         everywhere = torch.ones_like(left, dtype=torch.bool)
     levels += [torch.zeros_like(gap)] * (len(problem.rounds) - len(levels))
     return found, torch.stack([objective, gap, *levels])

@@ -31,7 +31,7 @@ INTERPRETED_LANES = 4096
 
 
 def _lanes(X: Tensor, most: int = LANES) -> int:
-    return most if X.is_cuda else INTERPRETED_LANES
+    return INTERPRETED_LANES if X.device.type == "cpu" else most
 
 
 def _programs(total: int, lanes: int) -> tuple[int]:
@@ -66,7 +66,7 @@ ELEMENTS = {**HALF, torch.float32: tl.float32, torch.float64: tl.float64}
 def _in_words(X: Tensor) -> Tensor:
     """Floats as 64-bit words of four or two where memory allows, else as they are."""
     pack = 8 // X.element_size()
-    aligned = X.stride(2) == 1 and X.shape[2] % pack == 0 and X.data_ptr() % 8 == 0
+    aligned = X.stride(2) == 1 and X.shape[2] % pack == 0 and X.data_ptr() % 8 == 0 and X.storage_offset() % pack == 0
     if pack > 1 and aligned and all(stride % pack == 0 for stride in X.stride()[:2]):
         return X.view(torch.int64)
     return X
@@ -218,8 +218,9 @@ class _Launch(NamedTuple):
 def _on(X: Tensor) -> AbstractContextManager[object]:
     """Launch on the device that holds X, whichever is current.
 
-    The interpreter computes by NumPy, which would warn of ∞ − ∞ on the way to the end of a solve whose scores are not finite.
+    The interpreter computes by NumPy, which would warn of ∞ − ∞ where a solve is about to end, because scores are not finite, or to
+    begin again, because sums overflow.
     """
     if X.is_cuda:
         return torch.cuda.device(X.device)
-    return np.errstate(invalid="ignore") if X.device.type == "cpu" else nullcontext()
+    return np.errstate(invalid="ignore", over="ignore") if X.device.type == "cpu" else nullcontext()
