@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-#: At most so many registers a lane, instructions and spills; and instructions and spills of the longest loop, in the first level
-#: the rounds. 168 registers are three warps a scheduler, 255 two. Only `ascend_rest`, which has few blocks, may spill a little.
+#: By the Triton of constraints.txt at most so many registers a lane, instructions and spills; and instructions and spills of the
+#: longest loop, in the first level the rounds. 168 registers are three warps a scheduler, 255 two. Only `ascend_rest`, which has
+#: few blocks, may spill a little.
 BOUNDS = {
     ("2:4T", "keep_groups"): (96, 1100, 0, None),
     ("2:4T", "enumerate_blocks"): (92, 880, 0, (680, 0)),
