@@ -20,9 +20,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.gpu import lines
-from benchmarks.gpu.machine import describe as describe  # benchmarks.training names its results by these two
 from benchmarks.gpu.machine import gpu_slug, nvidia_smi
-from benchmarks.gpu.machine import slug as slug
 from benchmarks.gpu.run import run, write_report
 from benchmarks.gpu.stages import STAGES, Stage
 from benchmarks.processes import ROOT

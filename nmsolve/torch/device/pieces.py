@@ -84,6 +84,8 @@ def solve_matrices(
     problem = Problem(pattern, absolute, dtype, tolerance / 4)
     for piece, mask in _pieces(X, found.mask, unit, engine.PIECE):
         if module == "ascent":
+            if piece.dtype not in (torch.float16, torch.bfloat16, dtype):  # once for both calls of the engine
+                piece = piece.to(dtype)
             outcome = ascent.solve_piece(cast(Engine, engine), piece, mask, problem, collect, threads)
             if outcome is None:
                 return None

@@ -50,8 +50,8 @@ class Problem:
 class Blocks(NamedTuple):
     """The N blocks of a piece, on the device.
 
-    u, v : (m, N) duals of scores / scale. scale : (N,) powers of two, 1 but for extreme scores. All three have one column where no
-    duals were asked for. open : (N,) int8, not 0 where a block is not proven.
+    u, v : (m, N) duals of scores / scale. scale : (N,) powers of two, 1 but for extreme scores. Where no duals were
+    asked for they may have one column. open : (N,) int8, not 0 where a block is not proven.
     """
 
     u: Tensor
@@ -66,6 +66,7 @@ class Engine(Protocol):
     def ascend_first(self, X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tuple[Blocks, Tensor]:
         """The first level on all blocks of X (batch, rows, cols), into mask (batch, rows, cols rounded up to m).
 
+        X : of the problem's dtype, or a 16-bit float.
         It proves the blocks whose signs of S − u − v are feasible and beyond rounding. Ties it leaves. Returns what is known of the
         blocks, and (4,) float64 sums: objective and gap of those proven, not 0 if a score is not finite, and how many are proven.
         collect : whether duals are wanted.

@@ -196,7 +196,6 @@ class _Launch(NamedTuple):
         """For `count` blocks of X (batch, rows, cols), into mask (batch, rows, cols rounded up to m), at the first level or not."""
         pattern, dtype = problem.pattern, problem.dtype
         n, m = pattern.n, pattern.m
-        X = _readable(X, dtype)
         edges = X.shape[1:] != mask.shape[1:]
         words = X if edges or m % (8 // X.element_size()) else _in_words(X)
         split = _split(m, dtype, first)
