@@ -237,6 +237,47 @@ def empty(rank, folder):
     return True
 
 
+def written(rank):
+    """What is written through module.weight between steps reaches this rank's shard; what is written late is refused."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8))
+    sparse = nmt.sparsify_(model, "2:4", nmt.STE())
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse.attach(optimizer)
+
+    def step():
+        optimizer.zero_grad()
+        model(torch.zeros(2, 8)).sum().backward()  # the weight's gradient is 0
+        optimizer.step()
+
+    def dense():
+        return model[0].parametrizations.weight.original.to_local().detach()
+
+    step()
+    model[0].weight.data.to_local().fill_(3 + rank)
+    step()
+    assert torch.equal(dense(), torch.full_like(dense(), 3 + rank))
+    assert torch.equal(model.state_dict()["0.weight"].to_local(), dense())
+    late = model[0].weight.data.to_local()
+    with torch.no_grad():
+        model[0].parametrizations.weight.original.mul_(2)
+    late.fill_(0)
+    with pytest.raises(InputError, match="layer 0: something was written"):
+        optimizer.step()
+    assert torch.equal(dense(), torch.full_like(dense(), 6 + 2 * rank))
+    del late
+    model.state_dict()
+    assert model[0].parametrizations.weight[0].written._reachable == []
+    return True
+
+
+def test_writes_to_sharded_weights(tmp_path):
+    assert on_two_ranks(tmp_path, written) == [True, True]
+
+
 def rolled_back(rank, folder):
     """Candidates that are loaded into a model in training, where a rank has none to count, and are not due for a while."""
     from torch.distributed.fsdp import fully_shard

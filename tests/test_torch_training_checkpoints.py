@@ -59,16 +59,16 @@ def test_loading_before_attaching_resumes_too():
 
 
 def test_state_dict_format():
-    """Plain names; the mask in bits, the first entry in the highest bit; numbers as documented."""
+    """Plain names; the mask in bits, the first entry in the lowest bit; numbers as documented."""
     model = nn.Sequential(nn.Linear(8, 2))
     sparse = nmt.sparsify_(model, "2:4", nmt.STE())
     mask = sparse.layers[0].masked.mask
     state = model.state_dict()
     assert list(state) == ["0.bias", "0.weight", "0.weight_mask", "0.weight_progress"]
     assert torch.equal(state["0.weight"], sparse.layers[0].weight)
-    bits = [sum(int(mask[row, col]) << (7 - col) for col in range(8)) for row in range(2)]
+    bits = [sum(int(mask[row, col]) << col for col in range(8)) for row in range(2)]
     assert state["0.weight_mask"].tolist() == bits
-    assert state["0.weight_progress"].tolist() == [2, 4, 0, 0, 0, 0, 0, 0, 0]
+    assert state["0.weight_progress"].tolist() == [2, -4, 0, 0, 0, 0, 0, 0, 0]
     assert state["0.weight"].data_ptr() == sparse.layers[0].weight.data_ptr()
     assert torch.equal(model[0].weight_mask, state["0.weight_mask"])
     plain = nn.Sequential(nn.Linear(8, 2))

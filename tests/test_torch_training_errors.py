@@ -113,7 +113,7 @@ def test_finalize_twice():
             call()
     assert_unchanged(model, before)
     sparse.finalize_(twin)
-    with pytest.raises(InputError, match="0 of this Sequential has no mask: it is finalized already"):
+    with pytest.raises(InputError, match="has no mask of this plan: it is finalized already"):
         sparse.finalize_(twin)
 
 

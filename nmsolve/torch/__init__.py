@@ -40,6 +40,7 @@ from nmsolve.torch.result import MaskResult, TensorDuals
 from nmsolve.torch.scores import ModelScores
 from nmsolve.torch.training.lbc import LBC
 from nmsolve.torch.training.methods import SRSTE, STE, Fixed, Method
+from nmsolve.torch.training.removal import remove_masks_
 from nmsolve.torch.training.sparsify import SparseModel, sparsify_
 from nmsolve.torch.training.stats import LayerStats, Stats
 
@@ -89,6 +90,7 @@ __all__ = [
     "matching_plan",
     "pack",
     "plan",
+    "remove_masks_",
     "scores",
     "solve",
     "sparsegpt_",

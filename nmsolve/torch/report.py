@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import overload
 
@@ -20,7 +21,7 @@ from nmsolve.torch.modules import for_solver
 from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.shards import whole
-from nmsolve.torch.training.parametrization import masked_parameters
+from nmsolve.torch.training.parametrization import masked_parameters, original
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +39,18 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """What `verify` found in a model. True in a condition if every planned layer satisfies its pattern. Prints as a table."""
+    """What `verify` found in a model. True in a condition if every layer satisfies its pattern. Prints as a table.
+
+    layers : the planned weights that are there. gone : paths of planned weights that are not, because the model has changed since;
+    only `SparseModel.finalize_` leaves such, `verify` refuses a plan that is another model's.
+    """
 
     layers: tuple[LayerReport, ...]
+    gone: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every planned layer satisfies its pattern."""
+        """Whether every layer that is there satisfies its pattern."""
         return all(layer.ok for layer in self.layers)
 
     @property
@@ -73,6 +79,7 @@ class ModelReport:
             first = "" if report.first is None else f"from index {list(report.first[0])}: keeps {report.first[1]}"
             numbers = (str(report.groups), str(report.violations), f"{report.density:.4f}")
             rows.append((shortened(layer.name), str(report.pattern), *numbers, first))
+        rows += [(shortened(name), "-", "", "", "", "gone: the model has it no more, or without a mask") for name in self.gone]
         return table(head, rows, {2, 3, 4})
 
 
@@ -127,12 +134,13 @@ def verify(
     plan = pattern if isinstance(pattern, Plan) else make_plan(subject, pattern)
     if not plan.planned:
         raise InputError(f"there is nothing to verify: no weight has a pattern in this plan\n{plan}")
-    modules = planned_modules(subject, plan)
-    return ModelReport(
-        layers=tuple(
-            LayerReport(name=entry.path, report=_report(entry, module)) for entry, module in zip(plan.planned, modules, strict=True)
-        )
-    )
+    return report_on(zip(plan.planned, planned_modules(subject, plan), strict=True))
+
+
+def report_on(entries: Iterable[tuple[LayerPlan, nn.Module]], gone: tuple[str, ...] = ()) -> ModelReport:
+    """The report on planned weights, each with the module whose parameter it is."""
+    layers = tuple(LayerReport(name=entry.path, report=_report(entry, module)) for entry, module in entries)
+    return ModelReport(layers=layers, gone=gone)
 
 
 def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
@@ -163,8 +171,9 @@ def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
 def _report(entry: LayerPlan, module: nn.Module) -> Report:
     assert entry.pattern is not None
     assert entry.axis is not None
-    weight = whole(parameters_of(module)[entry.parameter].detach())
     masked = masked_parameters(module).get(entry.parameter)
+    dense = parameters_of(module)[entry.parameter] if masked is None else original(module, entry.parameter)
+    weight = whole(dense.detach())
     if masked is not None:
         # A mask under an exactly-pattern keeps exactly n; the weights under it may be zero.
         report = verify_tensor(for_solver(masked.mask, entry.axis), entry.pattern, padding=entry.padding)

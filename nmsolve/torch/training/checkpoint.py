@@ -3,23 +3,26 @@
 For a parameter `weight` with a mask, a module's state dict holds
 
     weight            the dense weight, dropped entries too: training goes on with them
-    weight_mask       uint8, ceil(size / 8): the mask in row-major order, the first entry in the highest bit of the first byte
-    weight_progress   float64, 9: n, m, transposable, at most, step, refreshes, sad, flips, density_sum
+    weight_mask       uint8, ceil(size / 8): the mask in bits, as `nmsolve.bits` packs it
+    weight_progress   float64, 9: n, -m, transposable, at most, step, refreshes, sad, flips, density_sum
     weight_alive, weight_scores, weight_momentum, weight_saliency
                       LBC's, once it is attached, as far as its criterion needs them
+
+Where m is positive, an earlier version wrote the mask, with the first entry in the highest bit of a byte. A sign says that, because
+torch.distributed.checkpoint loads into tensors of the sizes that were saved; and those versions refuse a negative m.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nmsolve.bits import Order, has_loose_bits, pack, packed_size, unpack
 from nmsolve.errors import InputError
 from nmsolve.torch.shards import cut, placed, whole
 from nmsolve.torch.training.candidates import Candidates
@@ -31,6 +34,7 @@ PARTS = ("mask", "progress", *Candidates.PARTS)
 def save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """State-dict hook: plain names, masks in bits."""
     for name in masked_parameters(module):
+        original(module, name)  # brings what was written into module.weight to the tensor that the state dict holds
         dense = state_dict.pop(f"{prefix}parametrizations.{name}.original", None)
         if dense is not None:
             state_dict[prefix + name] = dense
@@ -46,7 +50,7 @@ def saved_part(module: nn.Module, parameter: str, part: str) -> Tensor:
         return packed(masked.mask)
     pattern = masked.pattern
     if part == "progress":
-        row = (pattern.n, pattern.m, pattern.transposable, pattern.at_most, *astuple(masked.progress))
+        row = (pattern.n, -pattern.m, pattern.transposable, pattern.at_most, *astuple(masked.progress))
         return torch.tensor(row, dtype=torch.float64)
     tensor = None if masked.candidates is None else getattr(masked.candidates, part)
     if tensor is None:
@@ -68,6 +72,7 @@ def load_masks(
 ) -> None:
     """Load hook: the inverse of `save_masks`. A mask that fits neither its weight nor its plan is an error, and not taken."""
     for name, masked in masked_parameters(module).items():
+        original(module, name)  # settles what was written before
         key = prefix + name
         dense = state_dict.get(key)
         if key in state_dict:
@@ -81,8 +86,9 @@ def load_masks(
         if problem:
             error_msgs.append(f"{key}: {problem}")
             continue
-        step, refreshes, sad, flips, density_sum = whole(row).tolist()[4:]
-        mask = unpacked(whole(bits), masked.mask.shape)
+        numbers = whole(row).tolist()
+        step, refreshes, sad, flips, density_sum = numbers[4:]
+        mask = unpacked(whole(bits), masked.mask.shape, _order(numbers))
         if masked.mask.is_meta:  # the weight, too, is assigned
             masked.mask = mask.to(bits.device)
         else:
@@ -158,22 +164,29 @@ def _misfit(masked: Masked, dense: Tensor | None, bits: Tensor, row: Tensor) -> 
     if not all(math.isfinite(number) for number in numbers):
         return "the checkpoint's progress is not finite"
     n, m, transposable, at_most = (int(number) for number in numbers[:4])
-    text = f"{'<=' if at_most else ''}{n}:{m}{'T' if transposable else ''}"
+    text = f"{'<=' if at_most else ''}{n}:{abs(m)}{'T' if transposable else ''}"
     if text != str(masked.pattern):
         return f"the checkpoint's mask has pattern {text}, the plan {masked.pattern}; sparsify the model with {text}"
-    if bits.numel() != -(-masked.mask.numel() // 8):
+    entries = masked.mask.numel()
+    if bits.numel() != packed_size(entries):
         return f"the checkpoint's mask has {bits.numel()} bytes, which is not that of a weight of shape {tuple(masked.mask.shape)}"
+    if has_loose_bits(whole(bits).cpu().numpy(), entries, _order(numbers)):
+        return "the checkpoint's mask has bits after its last entry: it is damaged"
     return None
 
 
+def _order(numbers: Sequence[float]) -> Order:
+    """In which order a mask's bits are, given its progress."""
+    return "little" if numbers[1] < 0 else "big"
+
+
 def packed(mask: Tensor) -> Tensor:
-    """A bool tensor in bits: uint8, the first entry in the highest bit of the first byte."""
+    """A bool tensor in bits: uint8, the first entry in the lowest bit of the first byte."""
     if mask.is_meta:
-        return torch.empty(-(-mask.numel() // 8), dtype=torch.uint8, device="meta")
-    return torch.from_numpy(np.packbits(mask.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))).to(mask.device)
+        return torch.empty(packed_size(mask.numel()), dtype=torch.uint8, device="meta")
+    return torch.from_numpy(pack(mask.cpu().numpy())).to(mask.device)
 
 
-def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `packed`."""
-    flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel())
-    return torch.from_numpy(flat).view(torch.bool).reshape(shape)
+def unpacked(bits: Tensor, shape: torch.Size, order: Order) -> Tensor:
+    """The inverse of `packed`, or of what earlier versions wrote ("big")."""
+    return torch.from_numpy(unpack(bits.cpu().numpy(), tuple(shape), order))

@@ -16,7 +16,7 @@ from nmsolve.torch.masks import solve
 from nmsolve.torch.modules import for_solver, from_solver
 from nmsolve.torch.plan import LayerPlan
 from nmsolve.torch.shards import anywhere, gathered, is_sharded, local
-from nmsolve.torch.training.parametrization import Masked, original
+from nmsolve.torch.training.parametrization import Masked, masked_parameters, original
 from nmsolve.validate import thread_count
 
 #: What a mask maximises, from a weight and its gradient (None before the first step).
@@ -27,18 +27,23 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 class Layer:
     """A weight with its mask.
 
-    entry : its plan. module : whose parameter it is. tied : further modules that hold the same parameter, with its name there.
+    entry : its plan. module : whose parameter it is. tied : further modules that hold the same parameter, each after its plan.
     """
 
     entry: LayerPlan
     module: nn.Module
     masked: Masked
-    tied: list[tuple[nn.Module, str]] = field(default_factory=list)
+    tied: list[tuple[LayerPlan, nn.Module]] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         """The weight's path in the model."""
         return self.entry.path
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the mask is still on it."""
+        return masked_parameters(self.module).get(self.entry.parameter) is self.masked
 
     @property
     def parameter(self) -> Tensor:

@@ -6,6 +6,7 @@ masks off a deep copy, which shares its class with the original.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,17 @@ def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
     if first:
         module._dense_order = tuple(module._parameters)  # type: ignore[assignment]
     # unsafe: that skips a trial run, it gives up no check that could fail here.
+    masked.mounted = False
     parametrize.register_parametrization(module, parameter, masked, unsafe=True)
+    masked.mounted = True
     for part in checkpoint.PARTS:  # torch.distributed.checkpoint looks up what a state dict names
         read = partial(checkpoint.saved_part, parameter=parameter, part=part)
         setattr(type(module), f"{parameter}_{part}", property(read, _refuse))
     if first:
         type(module).__reduce_ex__ = _reduce  # type: ignore[assignment]
         type(module).__copy__ = _copy  # type: ignore[attr-defined]
+        type(module).__deepcopy__ = _settled(type(module).__deepcopy__)  # type: ignore[attr-defined]
+        type(module).register_parameter = _register  # type: ignore[method-assign, assignment]
         if checkpoint.save_masks not in module._state_dict_hooks.values():
             module.register_state_dict_post_hook(checkpoint.save_masks)  # type: ignore[no-untyped-call]
             module.register_load_state_dict_pre_hook(checkpoint.load_masks)  # type: ignore[no-untyped-call]
@@ -70,6 +75,29 @@ def _copy(module: nn.Module) -> nn.Module:
     copied = type(module).__new__(type(module))
     copied.__dict__.update(module.__dict__)
     return copied
+
+
+def _settled(deepcopy: Callable[[nn.Module, dict[int, Any]], nn.Module]) -> Callable[[nn.Module, dict[int, Any]], nn.Module]:
+    """copy.deepcopy, of weights that hold what was written into them."""
+
+    def settled(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        for name in masked_parameters(module):
+            original(module, name)
+        return deepcopy(module, memo)
+
+    return settled
+
+
+def _register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+    """As nn.Module's, which `module.weight = nn.Parameter(…)` calls."""
+    masks = masked_parameters(module)
+    if name in masks and masks[name].mounted:
+        raise InputError(
+            f"layer {masks[name].path}: its {name} has a mask, and no other Parameter can take its place: assign a tensor "
+            f"(module.{name} = parameter.detach()) to set its values; to exchange or tie it, take the masks off first: "
+            "nmt.remove_masks_(model)"
+        )
+    nn.Module.register_parameter(module, name, param)
 
 
 def _refuse(module: nn.Module, value: object) -> None:

@@ -1,7 +1,7 @@
 """`Masked`: the parametrization that makes a weight the masked one.
 
 torch.nn.utils.parametrize rather than new module classes: fused paths (attention, nn.TransformerEncoderLayer) read `weight` past
-any forward, and so get the masked one.
+any forward, and so get the masked one. What is written into it reaches the dense weight: see written.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.torch.shards import placed_like
 from nmsolve.torch.training.candidates import Candidates
+from nmsolve.torch.training.masked_weight import MaskedWeight
+from nmsolve.torch.training.written import Written
 
 
 @dataclass(slots=True)
@@ -66,13 +68,17 @@ class Masked(nn.Module):
     """W ↦ M∘W for a parametrized weight.
 
     mask : bool buffer of the weight's shape, True = keep; every rank of a sharded weight holds all of it. straight_through :
-    whether gradients reach what is dropped. backend : who multiplies, where a layer is accelerated. candidates : LBC's, once it is
+    whether gradients reach what is dropped. path : the weight's in the model that was sparsified, wherever it is now. run : which
+    call of sparsify_ put it on; copies have it too. written : what is to be brought to the dense weight. mounted : whether it is on
+    a parameter, so that assigning copies. backend : who multiplies, where a layer is accelerated. candidates : LBC's, once it is
     attached.
     """
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor, pattern: Pattern, axis: int, padding: str, straight_through: bool) -> None:
+    def __init__(
+        self, mask: Tensor, pattern: Pattern, axis: int, padding: str, straight_through: bool, path: str, run: str
+    ) -> None:
         super().__init__()
         if mask.is_inference():
             with torch.inference_mode(False):
@@ -82,6 +88,10 @@ class Masked(nn.Module):
         self.axis = axis
         self.padding = padding
         self.straight_through = straight_through
+        self.path = path
+        self.run = run
+        self.written = Written(path)
+        self.mounted = False
         self.backend = "dense"
         self.progress = Progress()
         self._counted: tuple[tuple[int, int], float] | None = None
@@ -89,6 +99,7 @@ class Masked(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As nn.Module's; what casts everything, as model.type(dtype) does, leaves the mask bool."""
+        self.written.settle()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.mask.dtype != torch.bool:
             self.mask = self.mask != 0
@@ -96,6 +107,17 @@ class Masked(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """W∘M; of a sharded weight, read outside the model's forward, sharded too."""
+        if torch.compiler.is_compiling() or _is_traced():
+            return self._product(weight)
+        self.written.settle(weight)
+        if torch.is_inference_mode_enabled():  # tensors of that mode do not count their versions
+            with torch.inference_mode(False), torch.no_grad():
+                masked = self._product(weight)
+        else:
+            masked = self._product(weight)
+        return self.written.hand_out(masked, weight, self.mask)
+
+    def _product(self, weight: Tensor) -> Tensor:
         mask = placed_like(self.mask, weight)
         if not self.straight_through:
             return weight * mask
@@ -108,16 +130,26 @@ class Masked(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning module.weight copies a tensor into the dense weight underneath."""
-        if isinstance(weight, nn.Parameter):  # the weight itself, when the mask is put on
+        if not self.mounted:  # the weight itself, when the mask is put on
             return weight
         if weight.shape != self.mask.shape:
             raise InputError(f"the weight has shape {tuple(self.mask.shape)}; a tensor of shape {tuple(weight.shape)} was assigned")
-        if weight.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        if (weight.requires_grad and not isinstance(weight, MaskedWeight)) or torch._C._functorch.is_functorch_wrapped_tensor(
+            weight
+        ):
             raise InputError(
                 "a masked weight is a copy of what is assigned, without its gradient: assign weight.detach(), or give "
                 "torch.func.functional_call the names of model.named_parameters() (parametrizations.weight.original)"
             )
-        return weight.clone()
+        return self.written.dense_of(weight)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Models that were pickled by earlier versions lack some of it."""
+        super().__setstate__({"path": "", "run": "", "mounted": False, "written": Written("")} | state)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has handed out nothing yet."""
+        return self.__dict__ | {"written": Written(self.path)}
 
     def put(self, mask: Tensor) -> int:
         """Exchange the mask, in place for compiled code; the number of entries that changed."""
@@ -145,6 +177,12 @@ class Masked(nn.Module):
         return f"pattern={self.pattern}"
 
 
+def _is_traced() -> bool:
+    """Whether torch.jit.trace or make_fx records what is done."""
+    proxy = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return torch._C._get_tracing_state() is not None or proxy is not None
+
+
 def masked_parameters(module: nn.Module) -> dict[str, Masked]:
     """The masks on a module's own parameters, by parameter name."""
     if not parametrize.is_parametrized(module):
@@ -154,7 +192,15 @@ def masked_parameters(module: nn.Module) -> dict[str, Masked]:
 
 
 def original(module: nn.Module, parameter: str) -> Tensor:
-    """The dense parameter under a mask."""
+    """The dense parameter under a mask, with what was written into module.weight."""
     lists: Any = module.parametrizations
     tensor: Tensor = lists[parameter].original
+    masked: Masked = lists[parameter][0]
+    if parameter in module._parameters:
+        raise InputError(
+            f"layer {masked.path}: module._parameters[{parameter!r}] was set beside its mask, where nothing reads it: assign "
+            f"module.{parameter} instead"
+        )
+    if not torch.compiler.is_compiling():
+        masked.written.settle(tensor)
     return tensor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,15 +17,18 @@ from nmsolve.globs import Patterns
 from nmsolve.torch.modules import reduction_axis
 from nmsolve.torch.plan import Plan, parameters_of, path_of
 from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.report import ModelReport, planned_modules, verify
+from nmsolve.torch.report import ModelReport, planned_modules, report_on
 from nmsolve.torch.scoring import scores_for
 from nmsolve.torch.shards import is_sharded
-from nmsolve.torch.tensors import check_tensor
+from nmsolve.torch.tensors import check_weight
 from nmsolve.torch.training import checkpoint
+from nmsolve.torch.training.found import Found, find
 from nmsolve.torch.training.layer import Layer
 from nmsolve.torch.training.methods import SRSTE, Method
-from nmsolve.torch.training.mounting import put_on, take_off
+from nmsolve.torch.training.mounting import put_on
+from nmsolve.torch.training.optimizers import stepping
 from nmsolve.torch.training.parametrization import Masked, masked_parameters
+from nmsolve.torch.training.removal import check_removable, remove
 from nmsolve.torch.training.stats import Stats, stats_of
 from nmsolve.torch.training.stepping import Attachment
 
@@ -69,8 +73,9 @@ def sparsify_(
     Notes
     -----
     Masks are parametrizations (torch.nn.utils.parametrize): module.weight is the masked weight, computed from the dense parameter
-    at every use; assigning module.weight sets the dense one, but in-place changes of what module.weight returns are lost. State
-    dicts hold the dense weight under its plain name, the mask in bits and the counters, so that a resumed run continues bit for bit
+    at every use. Assigning module.weight sets the dense one, and so does writing into what module.weight returned, in the entries
+    that were written: initialisations and adapters that are merged reach the dense weight (`written.py`). State dicts hold the
+    dense weight under its plain name, the mask in bits and the counters, so that a resumed run continues bit for bit
     (`nmsolve/torch/training/checkpoint.py` gives the format).
 
     Examples
@@ -98,7 +103,7 @@ def sparsify_(
     if masked:
         raise InputError(
             f"the model is sparsified already ({', '.join(masked[:3])}{', …' if len(masked) > 3 else ''}): finalize_ it first, "
-            "or train on with the SparseModel that sparsify_ returned"
+            "train on with the SparseModel that sparsify_ returned, or take the masks off with nmt.remove_masks_(model)"
         )
     if not isinstance(plan, Plan):
         plan = make_plan(model, plan)
@@ -115,7 +120,7 @@ def sparsify_(
 class SparseModel:
     """A model with masks on it. Made by `sparsify_`.
 
-    model, plan, method : as given. layers : the masked weights. acceleration : by layer path, who multiplies or why nobody but the
+    model, plan, method : as given. acceleration : by layer path, who multiplies or why nobody but the
     dense product does; empty unless sparsify_ was asked to accelerate.
     """
 
@@ -127,6 +132,7 @@ class SparseModel:
         self.acceleration: dict[str, str] = {}
         self._attachments: list[Attachment] = []
         self._finalized = False
+        self._run = uuid.uuid4().hex
         modules = planned_modules(model, plan)
         weights = []
         for entry, module in zip(plan.planned, modules, strict=True):
@@ -141,32 +147,33 @@ class SparseModel:
                         f"layer {entry.path} has an attribute {entry.parameter}_{part} of its own, which is what a part of the "
                         "mask is called in checkpoints: rename it, or leave the layer out of the plan"
                     )
-            weights.append(check_tensor(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"))
+            weights.append(check_weight(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"))
         _check_ties(model, plan)
         method.check(plan.planned, weights)
         if scores is not None:
             method.check_scores(plan.planned, scores)
-        layers: dict[int, Layer] = {}
+        masks: dict[int, Masked] = {}
         puts: list[tuple[nn.Module, str, Masked]] = []
         for entry, module, weight in zip(plan.planned, modules, weights, strict=True):
             assert entry.pattern is not None
             assert entry.axis is not None
-            shared = layers.get(id(parameters_of(module)[entry.parameter]))
-            if shared is None:
+            key = id(parameters_of(module)[entry.parameter])
+            if key not in masks:
                 given = None if scores is None else scores_for(entry, scores).to(weight.device)
                 mask = method.initial(entry, weight, given)
-                masked = Masked(mask, entry.pattern, entry.axis, entry.padding, method.straight_through)
-                shared = layers[id(parameters_of(module)[entry.parameter])] = Layer(entry, module, masked)
-            else:
-                shared.tied.append((module, entry.parameter))
-            puts.append((module, entry.parameter, shared.masked))
-        self.layers = tuple(layers.values())
+                masks[key] = Masked(mask, entry.pattern, entry.axis, entry.padding, method.straight_through, entry.path, self._run)
+            puts.append((module, entry.parameter, masks[key]))
         # All masks are solved: from here on nothing can fail halfway. The check goes first: it reads what put_on's hooks take out.
         model.register_load_state_dict_pre_hook(checkpoint.check_masks)  # type: ignore[no-untyped-call]
         model.register_load_state_dict_post_hook(checkpoint.name_plainly)  # type: ignore[no-untyped-call]
         for module, parameter, masked in puts:
             put_on(module, parameter, masked)
-        self._versions = [_version(layer.parameter) for layer in self.layers]
+        self._versions = {id(layer.masked): _version(layer.parameter) for layer in self.layers}
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The masked weights that the model has now."""
+        return find(self.model, self.plan, self._run).layers
 
     def attach(self, *optimizers: Optimizer) -> Self:
         """Let the method work in the steps of an optimizer, or of several that hold the weights between them.
@@ -186,14 +193,11 @@ class SparseModel:
         self._check_open()
         if not optimizers:
             raise InputError("attach takes the optimizer that trains the model: sparse.attach(optimizer)")
-        raw = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # wrappers of Accelerate and Lightning
-        for optimizer in raw:
-            if not isinstance(optimizer, Optimizer):
-                raise InputError(f"attach takes torch optimizers, got {type(optimizer).__name__}")
+        raw = [stepping(optimizer) for optimizer in optimizers]
         held: list[list[Layer]] = [[] for _ in raw]
         owners = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in raw]
         lost, waiting = [], []
-        for layer in self.layers:
+        for layer in self._find(self.model).layers:
             holding = [i for i, owned in enumerate(owners) if id(layer.parameter) in owned]
             if len({id(raw[i]) for i in holding}) > 1:
                 raise InputError(
@@ -233,9 +237,10 @@ class SparseModel:
         self._attachments = []
 
     def stats(self) -> Stats:
-        """Density, flips and SAD, of each layer and in all, so far."""
+        """Density, flips and SAD, of each layer and in all, so far; and which planned weights the model has no more."""
         self._check_open()
-        return stats_of(self.layers, self.method.straight_through)
+        found = self._find(self.model)
+        return stats_of(found.layers, found.gone, self.method.straight_through)
 
     def refresh_(self, model: nn.Module | None = None) -> Self:
         """Choose all masks anew, from the weights (LBC: the candidates) as they are now, not waiting for a step that is due.
@@ -265,9 +270,10 @@ class SparseModel:
                 "these masks were chosen by scores of the weights as they were: score the model again, and sparsify_ it with those "
                 "(finalize_ it first)"
             )
-        layers = {id(layer.masked): layer for layer in self._layers_of(self.model if model is None else model)}  # tied ones once
+        layers = self._find(self.model if model is None else model).layers
+        trained = {layer.masked.path: layer for layer in self.layers}
         with torch.no_grad():
-            self.method.refresh(list(layers.values()), self.layers)
+            self.method.refresh(layers, [layer if model is None else trained.get(layer.masked.path, layer) for layer in layers])
         return self
 
     def finalize_(self, model: nn.Module | None = None) -> ModelReport:
@@ -276,13 +282,14 @@ class SparseModel:
         Parameters
         ----------
         model : nn.Module, optional
-            A copy of the model (copy.deepcopy, torch.optim.swa_utils.AveragedModel's .module) to finalize instead; the model itself
-            and its training are not touched.
+            A copy of the model (copy.deepcopy, torch.optim.swa_utils.AveragedModel) to finalize instead; the model itself and its
+            training are not touched.
 
         Returns
         -------
         ModelReport
-            Of the finalized model: every planned layer satisfies its pattern.
+            Of the finalized weights: every one satisfies its pattern. `gone` lists planned weights that the model has no more, or
+            without a mask, because it was changed (a head that was swapped); a warning names them too.
 
         Raises
         ------
@@ -290,48 +297,46 @@ class SparseModel:
             If it was finalized before, LBC has not come to its end, or weights are sharded. The model is then as it was.
         SolverError
             If a mask does not satisfy its pattern, which something outside must have changed.
+
+        Notes
+        -----
+        `nmsolve.torch.remove_masks_(model)` takes masks off whatever has become of the training.
         """
         if model is None:
             self._check_open()
-            why = self.method.unfinished(self.layers)
+        subject = self.model if model is None else model
+        found = self._find(subject)
+        if model is not None and self._is_trained(found):
+            return self.finalize_()
+        if model is None:
+            why = self.method.unfinished(found.layers)
             if why:
                 raise InputError(why)
-            self._warn_of_stale_masks()
-        subject = self.model if model is None else model
-        layers = self._layers_of(subject)
-        for layer in layers:
-            lists: Any = layer.module.parametrizations
-            if not all(len(parts) == 1 and isinstance(parts[0], Masked) for parts in lists.values()):
-                raise InputError(
-                    f"layer {layer.path} has parametrizations besides its mask, which were added to it later: remove them first"
-                )
-            if is_sharded(layer.parameter):
-                raise InputError(
-                    f"layer {layer.path} is sharded, and fully_shard cannot be undone: load the full state dict "
-                    "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a model that "
-                    "was sparsified with the same plan and not sharded, and finalize_ that one"
-                )
-        report = verify(subject, self.plan)
+            self._warn_of_stale_masks(found.layers)
+        check_removable(found.entries)
+        report = report_on(found.entries)
         if not report:
             raise SolverError(
                 "masks do not satisfy the plan: something else has changed them, as AveragedModel(use_buffers=True) does; "
                 f"nothing was finalized. refresh_() chooses them anew for the weights as they are\n{report}"
             )
-        with torch.no_grad():
-            for layer in layers:
-                layer.weight.copy_(torch.where(layer.masked.mask, layer.weight, 0))
-        for module in dict.fromkeys(layer.module for layer in layers):
-            take_off(module)
-        checkpoint.stop_checking(subject)
+        remove(subject, found.entries, zeros=True)
         if model is None:
             self.detach()
             self._finalized = True
-        return verify(subject, self.plan)
+        if found.gone:
+            names = ", ".join(found.gone[:5]) + (f" and {len(found.gone) - 5} more" if len(found.gone) > 5 else "")
+            warnings.warn(
+                f"the model has changed since sparsify_: {names} of the plan are gone, or have no mask any more; what replaced "
+                "them is as it is",
+                stacklevel=2,
+            )
+        return report_on(found.entries, found.gone)
 
-    def _warn_of_stale_masks(self) -> None:
+    def _warn_of_stale_masks(self, layers: Sequence[Layer]) -> None:
         """Training without attach fails nowhere: the masks are those of the first weights, and good for nothing."""
-        chosen = any(layer.masked.progress.step or layer.masked.progress.refreshes for layer in self.layers)
-        changed = [_version(layer.parameter) for layer in self.layers] != self._versions
+        chosen = any(layer.masked.progress.step or layer.masked.progress.refreshes for layer in layers)
+        changed = any(_version(layer.parameter) != self._versions.get(id(layer.masked)) for layer in layers)
         if self.method.straight_through and changed and not chosen:
             warnings.warn(
                 "the weights have changed since sparsify_, but no step of an attached optimizer has chosen masks for them: call "
@@ -345,17 +350,26 @@ class SparseModel:
         """Whether `finalize_` has taken the masks off."""
         return self._finalized
 
-    def _layers_of(self, model: nn.Module) -> list[Layer]:
-        """The planned weights of the model or a copy of it, tied ones again and again."""
-        layers = []
-        for entry, module in zip(self.plan.planned, planned_modules(model, self.plan), strict=True):
-            masked = masked_parameters(module).get(entry.parameter)
-            if masked is None:
-                raise InputError(
-                    f"layer {entry.path} of this {type(model).__name__} has no mask: it is finalized already, or no copy"
-                )
-            layers.append(Layer(entry, module, masked))
-        return layers
+    def _is_trained(self, found: Found) -> bool:
+        """Whether layers are those that are trained, not copies of them; InputError if some of those are not among them."""
+        trained = {id(layer.masked) for layer in self.layers}
+        among = {id(layer.masked) for layer in found.layers} & trained
+        if among and among != trained:
+            raise InputError(
+                "this is no copy of the model: it shares some of its layers, which are trained. Finalize the model, or a "
+                "copy.deepcopy of this"
+            )
+        return bool(among)
+
+    def _find(self, model: nn.Module) -> Found:
+        """What is there of the plan in the model or a copy of it; InputError if it is nothing."""
+        found = find(model, self.plan, self._run)
+        if not found.layers:
+            raise InputError(
+                f"this {type(model).__name__} has no mask of this plan: it is finalized already, no copy of the model, or its "
+                f"planned layers were replaced ({', '.join(found.gone[:3])}{', …' if len(found.gone) > 3 else ''})"
+            )
+        return found
 
     def _check_open(self) -> None:
         if self._finalized:
@@ -365,7 +379,7 @@ class SparseModel:
 
     def __repr__(self) -> str:
         state = "finalized" if self._finalized else f"{len(self._attachments)} optimizers attached"
-        return f"<SparseModel: {len(self.layers)} layers, {self.method}, {state}>"
+        return f"<SparseModel: {len(self.plan.planned)} layers, {self.method}, {state}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_attachments": []}  # hooks belong to the optimizer of this process

@@ -41,10 +41,12 @@ class LayerStats:
 class Stats:
     """`LayerStats` of every layer by its path, and their totals. Prints as a table.
 
-    Totals of densities and FLOPs weigh layers by their weights, which is right for layers that see equally many tokens.
+    Totals of densities and FLOPs weigh layers by their weights, which is right for layers that see equally many tokens. gone :
+    paths of planned weights that the model has no more, or without a mask.
     """
 
     layers: Mapping[str, LayerStats]
+    gone: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> LayerStats:
         """The statistics of a layer, by its path."""
@@ -98,6 +100,7 @@ class Stats:
         rows = [(shortened(name), str(layer.pattern), *_numbers(layer)) for name, layer in self.layers.items()]
         refreshes = max(layer.refreshes for layer in self.layers.values())
         total = (str(self.weights), str(refreshes), f"{self.density:.4f}", str(self.sad), f"{100 * self.sad_share:.3f}")
+        rows += [(shortened(name), "gone", *[""] * 7) for name in self.gone]
         rows.append(("total", "", *total, str(self.flips), f"{self.training_flops:.3f} ×"))
         return table(head, rows, {2, 3, 4, 5, 6, 7})
 
@@ -107,8 +110,8 @@ def _numbers(layer: LayerStats) -> tuple[str, ...]:
     return (*shown, str(layer.flips), f"{layer.training_flops:.3f} ×")
 
 
-def stats_of(layers: Sequence[Layer], straight_through: bool) -> Stats:
-    """Statistics of layers, as their masks are now.
+def stats_of(layers: Sequence[Layer], gone: tuple[str, ...], straight_through: bool) -> Stats:
+    """Statistics of layers, as their masks are now, beside those that are gone.
 
     Of a training step's three products, the forward one runs at the mask's density; the input's gradient does for transposable
     masks; the weight's gradient does unless dropped weights get gradients too (LBC paper, Table 1).
@@ -132,4 +135,4 @@ def stats_of(layers: Sequence[Layer], straight_through: bool) -> Stats:
             flips=progress.flips,
             training_flops=products / 3,
         )
-    return Stats(layers=found)
+    return Stats(layers=found, gone=gone)

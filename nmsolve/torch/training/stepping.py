@@ -91,6 +91,8 @@ class Attachment:
     def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
         """Layers with their groups, found anew: loading makes new groups, FSDP and load_state_dict(assign=True) new parameters."""
         groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
+        self.layers = [layer for layer in self.layers if layer.has_mask]
+        self.waiting[:] = [layer for layer in self.waiting if layer.has_mask]
         thawed = [layer for layer in self.waiting if id(layer.parameter) in groups]
         if thawed:  # frozen when the optimizer was attached, and added to it since
             self.waiting[:] = [layer for layer in self.waiting if layer not in thawed]
