@@ -9,17 +9,19 @@ True
 True
 """
 
+from nmsolve import starting as _starting  # noqa: F401  # isort: skip  # Ctrl-C from here on, if this process is the command
 from importlib import import_module
 from types import ModuleType
 
 from nmsolve.api import methods, solve
-from nmsolve.certify import Duals, Report, verify
+from nmsolve.certify import Report, verify
 from nmsolve.counting import Diversity, diversity
+from nmsolve.elements import bfloat16
 from nmsolve.errors import InputError, MissingDependencyError, NMSolveError, PatternError, SolverError
 from nmsolve.lbc import combinations, remove_lowest, removed_by, survivor_mask
 from nmsolve.pattern import Pattern
+from nmsolve.proof import Duals
 from nmsolve.result import MaskResult, Status
-from nmsolve.validate import bfloat16
 
 __version__ = "0.1.0"
 

@@ -6,16 +6,18 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nmsolve import solvers
 from nmsolve.blocks import Sheet, sheets
-from nmsolve.certify import dual_bound, remainder_score
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
+from nmsolve.proof import objective as kept_score
+from nmsolve.proof import prove, remainder_score
 from nmsolve.result import MaskResult, Status, relative_gap
 from nmsolve.solvers import Run, Tally
 from nmsolve.validate import Scores, check_divisible, check_flag, first_non_finite, non_finite_error, read_scores, thread_count
@@ -55,8 +57,9 @@ def solve(
     Parameters
     ----------
     weights : (..., rows, cols) array-like
-        float16, bfloat16 (ml_dtypes', or bits viewed as `nmsolve.bfloat16`), float32, float64 or integers, any strides. Groups
-        run along the last axis; leading axes are a batch of matrices.
+        float16, bfloat16 (ml_dtypes', or bits viewed as `nmsolve.bfloat16`), float32, float64 or integers, and ml_dtypes' floats
+        and integers of a byte or less (float8_e4m3fn, int4, …), any strides. Groups run along the last axis; leading axes are a
+        batch of matrices.
     pattern : Pattern or str
         "2:4", "2:4T", "<=4:8T", ….
     scores : (..., rows, cols) array-like, optional
@@ -128,6 +131,8 @@ def solve(
         raise InputError(f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale them down")
     bounds = [tally.bound for tally in tallies]
     bound = None if None in bounds else total([kept, *(b for b in bounds if b is not None)])
+    counts = [tally.open for tally in tallies]
+    still_open = None if None in counts else sum(count for count in counts if count is not None)
     stats: dict[str, float] = {}
     for tally in tallies:
         for key, value in tally.stats.items():
@@ -135,8 +140,13 @@ def solve(
 
     potentials = None
     if duals or method == "min_cost_flow":
-        bound, _, potentials = dual_bound(read, pattern, padding, None, collect=duals)
-    status = _status(module, objective, bound, stats, read)
+        proof = prove(read, mask, pattern, padding, collect=duals)
+        bound, potentials = proof.bound, proof.duals
+        if still_open is not None or method == "min_cost_flow":
+            still_open = max(still_open or 0, proof.open)
+    status = _status(objective, bound, still_open, read, mask, pattern, padding)
+    if still_open is not None:
+        stats["unproven"] = still_open
     if bound is not None:
         bound = max(bound, objective)
     seconds = time.perf_counter() - started
@@ -176,14 +186,17 @@ def check_method(method: str, pattern: Pattern) -> None:
         )
 
 
-def _status(module: str, objective: float, bound: float | None, stats: dict[str, float], read: Scores) -> Status:
-    if bound is None or stats.get("unproven", 0):
+def _status(
+    objective: float, bound: float | None, still_open: int | None, read: Scores, mask: NDArray[np.bool_], pattern: Pattern,
+    padding: str,
+) -> Status:  # fmt: skip
+    """OPTIMAL where the solver says of every block that it is proven, and the sums do not contradict it."""
+    if bound is None or still_open is None or still_open > 0:
         return Status.FEASIBLE
-    if module in ("greedy", "cover"):
-        return Status.FEASIBLE
-    if module == "min_cost_flow" and bound - objective > read.tolerance * max(abs(bound), abs(objective)):
-        return Status.FEASIBLE
-    return Status.OPTIMAL
+    gap = bound - objective
+    if gap <= read.tolerance * abs(objective) or gap <= read.tolerance * kept_score(replace(read, absolute=True), mask):
+        return Status.OPTIMAL  # scores of both signs may cancel in the sum: what counts is the magnitude kept
+    return Status.FEASIBLE if prove(read, mask, pattern, padding).open else Status.OPTIMAL
 
 
 def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[Tally]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsolve.elements import widen
 from nmsolve.pattern import Pattern
 from nmsolve.validate import Scores
 
@@ -69,10 +70,7 @@ class Sheet:
         part = self.source[first * unit : last * unit]
         buffer = np.zeros(((last - first) * unit, self.padded_columns), dtype)
         inside = buffer[: part.shape[0], : part.shape[1]]
-        if self.kind == "bf16":
-            inside[...] = (part.astype(np.uint32) << 16).view(np.float32)
-        else:
-            np.copyto(inside, part, casting="unsafe")
+        np.copyto(inside, widen(part, self.kind), casting="unsafe")
         return buffer
 
 

@@ -180,7 +180,8 @@ def _unstructured(total: int, kept: int, at_most: bool) -> tuple[float, int | No
         step = max(1, math.isqrt(total) // 100)  # terms change slowly on this scale, so that one stands for `step` of them
         spread = range(min(kept, peak + 4000 * step), max(0, peak - 4000 * step), -step)
         top = _log2_choose(total, peak)
-        log2 = top + math.log2(step * math.fsum(2.0 ** (_log2_choose(total, k) - top) for k in spread))
+        # No term is larger than that of the peak; of logarithms beyond 2^53 rounding may say so.
+        log2 = top + math.log2(step * math.fsum(2.0 ** min(0.0, _log2_choose(total, k) - top) for k in spread))
     return log2, None
 
 

@@ -12,15 +12,19 @@ mask of its own, and removal is permanent.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsolve.elements import as_stored, is_float, kind_of, widen
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
 from nmsolve.validate import to_array
 
+#: Epochs and powers up to this have differences that float64 holds.
+LARGEST = 1e300
 #: Bytes that a table of candidates may take.
 TABLE_LIMIT = 2**30
 
@@ -94,26 +98,33 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
     Raises
     ------
     InputError
-        If the schedule is empty.
+        If the schedule is empty, or a number is beyond ±1e300.
 
     Examples
     --------
     >>> [removed_by(6, t, start=0, end=4) for t in range(6)]
     [0, 3, 5, 5, 5, 5]
     """
-    numbers = all(isinstance(x, (int, float, np.integer, np.floating)) for x in (t, start, end, power))
+    values = {"t": t, "start": start, "end": end, "power": power}
+    numbers = all(isinstance(x, (int, float, np.integer, np.floating)) for x in values.values())
     counted = isinstance(candidates, (int, np.integer)) and not isinstance(candidates, bool)
-    if not counted or not numbers or candidates < 1 or not start < end or not power > 0 or math.isnan(t):
+    if not counted or not numbers or candidates < 1 or not start < end or not power > 0 or t != t:
         raise InputError(
             f"a removal schedule needs candidates >= 1, start < end and power > 0, got candidates={candidates}, t={t}, "
             f"start={start}, end={end}, power={power}"
         )
+    for name, value in values.items():
+        if name != "t" and abs(value) > LARGEST:
+            shown = str(value) if isinstance(value, (float, np.floating)) else f"a number of {len(str(abs(int(value))))} digits"
+            raise InputError(
+                f"a removal schedule needs numbers of magnitude 1e300 or less, got {shown} for {name}; count in larger steps"
+            )
     if t >= end:
         return int(candidates) - 1
-    progress = max(0.0, (t - start) / (end - start))
+    progress = (float(max(t, start)) - float(start)) / (float(end) - float(start))
     # Powers of decimal fractions miss integers by an ulp; that must not round up to the next candidate.
-    share = 1.0 - math.pow(1.0 - progress, power)
-    return math.ceil((candidates - 1) * share - 1e-9)
+    share = 1.0 - math.pow(1.0 - progress, float(power))
+    return math.ceil((int(candidates) - 1) * Fraction(share) - Fraction(1e-9))
 
 
 def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) -> NDArray[np.bool_]:
@@ -122,7 +133,7 @@ def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) 
     Parameters
     ----------
     scores : (groups, C) float array
-        The learned scores; only those of candidates alive matter.
+        The learned scores, of any float type that `solve` takes; only those of candidates alive matter.
     alive : (groups, C) bool array
         Changed in place. What is False stays False, whatever its score.
     removed : int
@@ -148,18 +159,14 @@ def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) 
     array([[ True, False, False,  True, False,  True]])
     """
     scores = to_array(scores, "scores", "removing candidates")
-    if (
-        scores.ndim != 2
-        or scores.dtype.kind != "f"
-        or scores.itemsize > 8
-        or not isinstance(alive, np.ndarray)
-        or alive.dtype != np.bool_
-    ):
+    kind = kind_of(scores.dtype)
+    if kind is None or not is_float(kind) or scores.ndim != 2 or not isinstance(alive, np.ndarray) or alive.dtype != np.bool_:
         raise InputError(f"scores are a float (groups, C) array and alive a bool one, got {scores.dtype} {scores.shape}")
     if alive.shape != scores.shape or not alive.flags.writeable:
         raise InputError(f"alive is a writeable array of the scores' shape {scores.shape}, got {alive.shape}")
     if not isinstance(removed, (int, np.integer)) or isinstance(removed, bool) or not 0 <= removed < scores.shape[1]:
         raise InputError(f"of {scores.shape[1]} candidates 0 to {scores.shape[1] - 1} can be removed, got {removed}")
+    scores = widen(as_stored(scores, kind), kind)
     lost = np.isnan(scores) & alive
     if lost.any():
         g, c = (int(i) for i in np.unravel_index(int(np.argmax(lost)), lost.shape))

@@ -9,15 +9,14 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nmsolve.certify import Duals, Report, dual_bound, objective, verify
+from nmsolve.certify import Report, verify
 from nmsolve.errors import InputError, SolverError
 from nmsolve.pattern import Pattern
+from nmsolve.proof import SUBNORMAL, Duals, objective, prove
 from nmsolve.validate import read_scores
 
 #: Two float64 sums of the same scores in another order agree to this, relative to the sum of magnitudes.
 SUMMATION = 1e-11
-#: Scores and duals down here are rounded to multiples of this.
-SUBNORMAL = 5e-324
 
 
 class Status(Enum):
@@ -80,7 +79,8 @@ class MaskResult:
     def verify(self, weights: ArrayLike, scores: ArrayLike | None = None) -> Report:
         """Recompute feasibility, objective and bound from the weights, trusting nothing in this result.
 
-        The bound comes from duals: this result's, if it has them, or newly computed ones; it is evaluated in plain NumPy float64.
+        The bound comes from duals: this result's, if it has them, or newly computed ones; it is evaluated in plain NumPy float64. A
+        result that is called optimal is held to it block by block (group by group), as the solver is.
 
         Parameters
         ----------
@@ -95,8 +95,8 @@ class MaskResult:
         Raises
         ------
         SolverError
-            If the mask violates the pattern, or objective, bound, gap or status is not what it should be: which, and by how
-            much.
+            If the mask violates the pattern, or objective, bound, gap or status is not what it should be: which, by how much, and
+            of a mask that is not optimal the first block.
         InputError
             If the arrays are not those that were solved (another shape, or scores missing).
         """
@@ -116,8 +116,9 @@ class MaskResult:
         size = objective(replace(read, absolute=True), mask)
         slack = SUMMATION * size
         _check("objective", self.objective, true, slack)
-        proven, rounding, _ = dual_bound(read, self.pattern, self.padding, self.duals)
-        slack += rounding + 4 * mask.size * SUBNORMAL
+        proof = prove(read, mask, self.pattern, self.padding, self.duals)
+        proven = proof.bound
+        slack += proof.rounding + 4 * mask.size * SUBNORMAL
         tolerance = read.tolerance * max(abs(proven), size) + slack
         if true > proven + tolerance:
             raise SolverError(f"objective {true!r} exceeds the dual bound {proven!r}: the certificate code is wrong")
@@ -135,7 +136,11 @@ class MaskResult:
             )
         if self.status is Status.OPTIMAL:
             if not proven - true <= tolerance:
-                raise SolverError(f"status optimal is claimed for objective {true!r}, but only the bound {proven!r} is proven")
+                raise SolverError(
+                    f"status optimal is claimed for objective {true!r}, but only the bound {proven!r} is proven: {proof}"
+                )
+            if proof.open:
+                raise SolverError(f"status optimal is claimed, but {proof}")
             _check("bound", self.bound, proven, tolerance)
         return report
 

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nmsolve.elements import SMALL_FLOATS, as_stored, kind_of, widen
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-
-#: bfloat16 without a package: view the bits (uint16) as this type. Arrays of ml_dtypes.bfloat16 are taken too.
-bfloat16 = np.dtype([("bfloat16", np.uint16)])
 
 PADDINGS = ("error", "pad", "dense")
 
@@ -23,8 +21,7 @@ PADDINGS = ("error", "pad", "dense")
 class Scores:
     """What is maximised: an array (..., rows, cols), how its elements are stored, and whether signs are dropped.
 
-    kind: "f4", "f8", "f16", "bf16" are stored that way ("bf16" viewed as uint16); "i4" and "i8" are integers whose values
-    float32 and float64 hold exactly (64-bit integers: to 53 bits).
+    kind: as `elements.kind_of` tells it; the array is as `elements.as_stored` views it, so that `elements.widen` gives its numbers.
     """
 
     array: NDArray[Any]
@@ -35,22 +32,7 @@ class Scores:
     @property
     def tolerance(self) -> float:
         """The relative gap up to which a mask counts as optimal."""
-        return 1e-6 if self.kind in ("f4", "f16", "bf16") else 1e-12
-
-
-def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether elements are bfloat16: this module's dtype or ml_dtypes', told by name so that neither is imported."""
-    return dtype.itemsize == 2 and (dtype == bfloat16 or dtype.name == "bfloat16")
-
-
-def _kind(dtype: np.dtype[Any]) -> str | None:
-    if is_bfloat16(dtype):
-        return "bf16"
-    if dtype.kind == "f":
-        return {2: "f16", 4: "f4", 8: "f8"}.get(dtype.itemsize)
-    if dtype.kind in "iu":
-        return "i4" if dtype.itemsize <= 2 else "i8"
-    return None
+        return 1e-6 if self.kind in ("f4", "f16", "bf16") or self.kind in SMALL_FLOATS else 1e-12
 
 
 def to_array(values: ArrayLike, name: str, purpose: str) -> NDArray[Any]:
@@ -81,16 +63,17 @@ def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any]
             f"{name} has dtype object and shape {array.shape}: pattern {pattern} needs numbers in rows of equal length; "
             f"convert with np.asarray({name}, dtype=np.float32)"
         )
-    kind = _kind(array.dtype)
+    kind = kind_of(array.dtype)
     if kind is None and array.dtype.kind == "V":
         raise InputError(
             f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} needs to know what the bytes are; "
-            f"bfloat16 that lost its name (np.load does that) is {name}.view(nmsolve.bfloat16)"
+            f"what lost its name (np.load does that) is viewed as what it was: {name}.view(nmsolve.bfloat16), or a float8 or int4 "
+            f"as {name}.view(ml_dtypes.float8_e4m3fn) and the like"
         )
     if kind is None:
         raise InputError(
             f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} takes float16, bfloat16, float32, "
-            f"float64 and integers; convert with {name}.astype(np.float32)"
+            f"float64, the float8, float6, float4 and int4 of ml_dtypes, and integers; convert with {name}.astype(np.float32)"
         )
     if array.ndim < 2:
         raise InputError(
@@ -99,7 +82,7 @@ def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any]
         )
     if array.size == 0:
         raise InputError(f"{name} has shape {array.shape}, without any element: pattern {pattern} has nothing to choose from")
-    return array.view(np.uint16) if kind == "bf16" else array, kind
+    return as_stored(array, kind), kind
 
 
 def read_scores(weights: ArrayLike, scores: ArrayLike | None, pattern: Pattern) -> Scores:
@@ -140,7 +123,7 @@ def first_non_finite(scores: Scores) -> tuple[int, ...] | None:
     step = max(1, 2**20 // max(1, array[0].size))
     for start in range(0, array.shape[0], step):
         part = array[start : start + step]
-        bad = (part & 0x7F80) == 0x7F80 if scores.kind == "bf16" else ~np.isfinite(part)
+        bad = (part & 0x7F80) == 0x7F80 if scores.kind == "bf16" else ~np.isfinite(widen(part, scores.kind))
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), part.shape)
             return (start + int(index[0]), *(int(i) for i in index[1:]))
@@ -152,10 +135,12 @@ def non_finite_error(scores: Scores, pattern: Pattern) -> InputError:
     index = first_non_finite(scores)
     if index is None:
         return InputError(f"{scores.name} changed while pattern {pattern} was being solved: a value was not finite")
-    value: Any = scores.array[index]
-    if scores.kind == "bf16":
-        value = (np.asarray([value], np.uint32) << 16).view(np.float32)[0]
-    return non_finite_message(scores.name, index, float(value), scores.array.shape, pattern)
+    return non_finite_message(scores.name, index, value_at(scores, index), scores.array.shape, pattern)
+
+
+def value_at(scores: Scores, index: tuple[int, ...]) -> float:
+    """One score, as a number."""
+    return float(widen(np.asarray([scores.array[index]], scores.array.dtype), scores.kind)[0])
 
 
 def non_finite_message(name: str, index: tuple[int, ...], value: float, shape: tuple[int, ...], pattern: Pattern) -> InputError:

@@ -21,6 +21,7 @@ from families import (
     seeds,
     split,
     tolerance,
+    total_of,
 )
 from hypothesis import given, settings
 
@@ -347,3 +348,119 @@ def test_enumeration_is_optimal_only_if_its_bound_closes(monkeypatch):
     loose = nmsolve.solve(W, "2:4T")
     assert loose.gap > 1e-6
     assert loose.status is nmsolve.Status.FEASIBLE
+
+
+@pytest.mark.parametrize("text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T", "2:4", "<=2:4"])
+@pytest.mark.parametrize("padding", ["error", "pad", "dense"])
+@pytest.mark.parametrize("scored", ["weights", "scores"])
+@pytest.mark.parametrize("duals", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_worse_mask_of_one_tiny_block_fails(text, padding, scored, duals, dtype):
+    """Beside the whole matrix the loss is nothing, so that only a look at each block can tell; all else is stated consistently."""
+    pattern = parse(text)
+    m, rows = pattern.m, pattern.rows
+    W = np.random.default_rng(9).standard_normal((3, 16, 24) if padding == "error" else (3, 21, 27)).astype(dtype)
+    W = abs(W) if scored == "scores" else W
+    block = (2, slice(8, 8 + rows), slice(16, 16 + m))
+    W[block] *= 1e-9 if dtype is np.float32 else 1e-14
+    given = (W, W) if scored == "scores" else (W,)
+    result = nmsolve.solve(W, text, scores=W if scored == "scores" else None, padding=padding, duals=duals)
+    assert result.verify(*given).ok
+    mask = result.mask.copy()
+    mask[block] = mask[block][:, ::-1]
+    values = [loops.objective(magnitude(W)[block], kept) for kept in (mask[block], result.mask[block])]
+    assert values[0] < 0.95 * values[1]
+    value = total_of(magnitude(W), mask)
+    assert result.bound - value <= tolerance(W) * value, "within the tolerance of the whole"
+    lie = replace(result, mask=mask, objective=value, gap=max(0.0, (result.bound - value) / result.bound))
+    with pytest.raises(SolverError, match=r"optimal.*block at index \[2, 8, 16\]"):
+        lie.verify(*given)
+    assert replace(lie, status=Status.FEASIBLE).verify(*given).ok
+
+
+def test_the_block_is_named_in_a_padded_batch():
+    W = np.random.default_rng(3).standard_normal((2, 2, 10, 10))
+    result = nmsolve.solve(W, "2:4T", padding="pad")
+    mask = result.mask.copy()
+    mask[1, 0, 4:8, 4:8] = ~mask[1, 0, 4:8, 4:8]
+    value = total_of(magnitude(W), mask)
+    lie = replace(result, mask=mask, objective=value, gap=(result.bound - value) / result.bound)
+    with pytest.raises(SolverError, match=r"block at index \[1, 0, 4, 4\] keeps"):
+        lie.verify(W)
+
+
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "4:8T"])
+def test_an_edge_block_is_checked_too(text):
+    """What padding keeps of it is not in the mask, and what it keeps itself still has a bound."""
+    pattern = parse(text)
+    W = np.random.default_rng(4).standard_normal((19, 23)).astype(np.float32)
+    W[16:, :8] *= 1e-8
+    result = nmsolve.solve(W, text, padding="pad")
+    assert result.verify(W).ok
+    mask = result.mask.copy()
+    part = mask[16 : 16 + pattern.rows, : pattern.m]
+    part[...] = np.roll(part, 1, axis=1)
+    value = total_of(magnitude(W), mask)
+    with pytest.raises(SolverError, match=r"block at index \[16, 0\]"):
+        replace(result, mask=mask, objective=value, gap=(result.bound - value) / result.bound).verify(W)
+
+
+@pytest.mark.parametrize("duals", ["rows", "columns"])
+@pytest.mark.parametrize("kind", [object, np.complex128, np.bool_, "U3"])
+def test_duals_that_are_no_real_numbers_fail(duals, kind):
+    W = np.random.default_rng(6).standard_normal((8, 8))
+    result = nmsolve.solve(W, "2:4T", duals=True)
+    other = replace(result.duals, **{duals: getattr(result.duals, duals).astype(kind)})
+    with pytest.raises(SolverError, match="duals"):
+        replace(result, duals=other).verify(W)
+
+
+@pytest.mark.parametrize("number", [1, 2.5, None])
+def test_a_tally_says_what_is_open(number):
+    from nmsolve.solvers import Tally
+
+    with pytest.raises(TypeError, match="open"):
+        Tally(objective=1.0, bound=1.0, stats={})
+    assert Tally(1.0, 1.0, number, {}).open == number
+
+
+@pytest.mark.parametrize(("still_open", "bound", "status"), [
+    (None, 1.0, Status.FEASIBLE),
+    (1, 1.0, Status.FEASIBLE),
+    (0, 1.0, Status.OPTIMAL),
+    (0, None, Status.FEASIBLE),
+    (0, 1.001, Status.FEASIBLE),
+])  # fmt: skip
+def test_optimal_is_what_a_solver_says_and_sums_do_not_contradict(still_open, bound, status, monkeypatch):
+    """Greedy's masks, under a planted solver that states this and that of them."""
+    from nmsolve import solvers
+    from nmsolve.solvers import Tally, greedy
+
+    def make(*arguments):
+        run = honest(*arguments)
+
+        def claim(*task):
+            found = run(*task)
+            return Tally(found.objective, None if bound is None else bound * found.objective, still_open, {})
+
+        return claim
+
+    honest = greedy.make
+    monkeypatch.setattr(greedy, "make", make)
+    W = np.random.default_rng(8).standard_normal((32, 32)).astype(np.float32)
+    result = nmsolve.solve(W, "2:4T", method="greedy")
+    assert result.status is status
+    if status is Status.OPTIMAL:  # the claim is the planted solver's; verify does not believe it
+        with pytest.raises(SolverError, match="bound"):
+            result.verify(W)
+    assert solvers.guarantees(parse("2:4T"))["greedy"] == solvers.GREEDY
+
+
+def test_min_cost_flow_is_proven_block_by_block():
+    W = np.random.default_rng(8).standard_normal((8, 16)).astype(np.float32)
+    result = nmsolve.solve(W, "2:4T", method="min_cost_flow")
+    assert (result.status, result.stats["unproven"]) == (Status.OPTIMAL, 0)
+    for method in ("greedy", "cover"):
+        heuristic = nmsolve.solve(W, "2:4T", method=method)
+        assert heuristic.status is Status.FEASIBLE
+        assert "unproven" not in heuristic.stats

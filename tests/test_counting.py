@@ -103,3 +103,11 @@ def test_papers_ordering_reverses():
 def test_bad_shapes(shape):
     with pytest.raises(nmsolve.InputError, match="4:8T"):
         nmsolve.diversity("4:8T", shape)
+
+
+def test_shapes_beyond_what_logarithms_resolve():
+    """No term of an at-most count is larger than its largest; rounding that said so ended in a bare OverflowError."""
+    for side in (2**30, 2**40, 2**50):
+        found = nmsolve.diversity("<=2:4", (side, side), unstructured=True)
+        assert abs(found.bits_per_weight - 1.0) < 1e-9
+        assert found.count is None

@@ -134,3 +134,19 @@ def test_bad_schedules_and_tables():
         nmsolve.removed_by(6, 1, 5, 5)
     with pytest.raises(nmsolve.InputError, match="6"):
         nmsolve.survivor_mask(np.ones((1, 5), bool), nmsolve.combinations("2:4"))
+
+
+@pytest.mark.parametrize("name", ["start", "end", "power"])
+def test_numbers_too_large_for_a_schedule_are_named(name):
+    sign = -1 if name == "start" else 1
+    for value in (sign * 10**400, sign * 1e308, sign * math.inf):
+        with pytest.raises(nmsolve.InputError, match=f"1e300 or less, got .* for {name}"):
+            nmsolve.removed_by(6, 1, **({"start": 0, "end": 4, "power": 3} | {name: value}))
+
+
+def test_large_schedules_are_exact():
+    assert nmsolve.removed_by(6, 10**400, 0, 4) == 5
+    assert nmsolve.removed_by(6, -(10**400), 0, 4) == 0
+    assert nmsolve.removed_by(6, 0.0, -8e299, 8e299) == nmsolve.removed_by(6, 2, 0, 4)
+    assert nmsolve.removed_by(10**400, 4 - 1e-9, 0, 4) == 10**400 - 1
+    assert 0 < nmsolve.removed_by(2**60, 3.9999999, 0, 4) < 2**60

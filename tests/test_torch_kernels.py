@@ -13,11 +13,11 @@ import pytest
 #: few blocks, may spill a little.
 BOUNDS = {
     ("2:4T", "keep_groups"): (96, 1100, 0, None),
-    ("2:4T", "enumerate_blocks"): (92, 880, 0, (680, 0)),
+    ("2:4T", "enumerate_blocks"): (92, 920, 0, (710, 0)),
     ("4:8T", "ascend_first"): (240, 2900, 0, (636, 0)),
-    ("4:8T", "ascend_rest"): (255, 7700, 40, None),
+    ("4:8T", "ascend_rest"): (255, 8100, 60, None),
     ("8:16T", "ascend_first"): (164, 2450, 0, (500, 0)),
-    ("8:16T", "ascend_rest"): (255, 8500, 30, None),
+    ("8:16T", "ascend_rest"): (255, 8700, 50, None),
     ("16:32T", "ascend_first"): (168, 2550, 0, (712, 0)),
     ("16:32T", "ascend_rest"): (224, 6900, 0, None),
     ("<=7:18T", "ascend_first"): (96, 1900, 0, (344, 0)),

@@ -134,7 +134,9 @@ def quantized():
         (quantized, ["quantized", "dequantize()"]),
         (lambda: torch.nested.nested_tensor([torch.randn(4, 4), torch.randn(8, 4)]), ["nested", "unbind()"]),
         (lambda: torch.nn.LazyLinear(8).weight, ["not initialised", "lazy"]),
-        (lambda: torch.randn(8, 8).to(torch.float8_e4m3fn), ["float8_e4m3fn", "weights.float()"]),
+        (lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), ["float4_e2m1fn_x2", "two values", "unpack"]),
+        (lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.int4), ["torch.int4", "unpack", "int8"]),
+        (lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.bits8), ["torch.bits8", "unpack"]),
         (lambda: torch.ones(8, 8, dtype=torch.bool), ["bool", "torch.uint8"]),
         (lambda: torch.randn(8), ["(8,)", "weights[None, :]"]),
         (lambda: torch.tensor(1.0), ["()"]),
@@ -226,6 +228,36 @@ def test_results_are_checked_on_return():
             dataclasses.replace(result, **lie).verify(W)
     with pytest.raises(nmsolve.InputError):
         result.verify(W, W)
+
+
+@pytest.mark.parametrize("text", ["2:4", "2:4T", "<=4:8T"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_worse_mask_of_one_tiny_block_fails(text, dtype):
+    import dataclasses
+
+    W = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    W[8:16, 16:24] *= 1e-9
+    result = nmt.solve(W, text)
+    assert result.verify(W)
+    mask = result.mask.clone()
+    mask[8:16, 16:24] = mask[8:16, 16:24].flip(1)
+    value = float((W.double().abs() * mask).sum())
+    lie = dataclasses.replace(result, mask=mask, objective=value, gap=max(0.0, (result.bound - value) / result.bound))
+    with pytest.raises(nmsolve.SolverError, match=r"optimal.*block at index \[8, "):
+        lie.verify(W)
+
+
+@pytest.mark.parametrize("wrong", [torch.complex128, torch.float32, torch.bfloat16, "an array", "nothing"], ids=str)
+def test_duals_of_another_kind_fail(wrong):
+    import dataclasses
+
+    W = torch.randn(8, 8)
+    result = nmt.solve(W, "2:4T", duals=True)
+    other = {"an array": result.duals.rows.numpy(), "nothing": None}
+    rows = other[wrong] if isinstance(wrong, str) else result.duals.rows.to(wrong)
+    for duals in (dataclasses.replace(result.duals, rows=rows), "x"):
+        with pytest.raises(nmsolve.SolverError, match="duals"):
+            dataclasses.replace(result, duals=duals).verify(W)
 
 
 def test_verify_takes_masks_and_weights():

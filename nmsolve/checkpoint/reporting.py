@@ -12,19 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.api import solve
-from nmsolve.certify import objective
-from nmsolve.checkpoint.disk import write_whole
+from nmsolve.certify import verify
 from nmsolve.checkpoint.masks import Masks, mask_files, masks_beside, open_masks
-from nmsolve.checkpoint.page import page
+from nmsolve.checkpoint.output import Output
+from nmsolve.checkpoint.page import is_page, page
 from nmsolve.checkpoint.planning import plan_tensors
 from nmsolve.checkpoint.solving import as_matrices, report_of, total
 from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.stored import Stored, WeightFile
 from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
 from nmsolve.checkpoint.target import Target
-from nmsolve.checkpoint.verification import check_masks, nonzero, read_tensor
+from nmsolve.checkpoint.verification import check_masks, read_tensor
+from nmsolve.elements import nonzero
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
+from nmsolve.proof import objective, prove
 from nmsolve.result import Status, relative_gap
 from nmsolve.validate import read_scores
 
@@ -41,6 +43,7 @@ def report(
     out: str | os.PathLike[str] = "report.html",
     *,
     against: str | os.PathLike[str] | None = None,
+    force: bool = False,
 ) -> PruneReport:
     """Write a page about a pruned checkpoint that needs nothing but a browser.
 
@@ -53,6 +56,8 @@ def report(
     against : path, optional
         The dense checkpoint. Kept |W| and gap are then computed anew from its weights: the gap to the optimum that is solved and
         certified for them, instead of what report.json says.
+    force : bool
+        Replace `out` if it is there, whatever it is but a part of the checkpoints. Otherwise only an earlier page is replaced.
 
     Returns
     -------
@@ -62,15 +67,25 @@ def report(
     Raises
     ------
     InputError
-        For files that are damaged, or do not belong together.
+        For files that are damaged, or do not belong together; a page that would replace something else.
     """
     path, place = Path(checkpoint), Path(out)
-    if path.is_file() and mask_files(path) == [path]:
-        raise InputError(f"{path} holds masks alone: name the checkpoint that they are of")
-    if place.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{place} is no place for a page, whose name ends in .html: name one, such as report.html")
-    if os.path.lexists(place) and not place.is_file():
-        raise InputError(f"{place} is there and is not a file: name another place for the page")
+    read = [path, *([] if against is None else [Path(against)])]
+    for file in [file for file in read if not file.is_dir()]:
+        beside = Target(path=file, folder=False, weights_too=True)
+        read += [beside.masks(file.name), beside.report, beside.times]
+    with Output(place, inputs=read, ours=is_page, force=force, parents=True) as output:
+        if output.is_file and place.suffix.lower() not in (".html", ".htm"):
+            raise InputError(f"{place} is no place for a page, whose name ends in .html: name one, such as report.html")
+        if path.is_file() and mask_files(path) == [path]:
+            raise InputError(f"{path} holds masks alone: name the checkpoint that they are of")
+        found, text = _composed(path, against)
+        output.write(text.encode())
+    return found
+
+
+def _composed(path: Path, against: str | os.PathLike[str] | None) -> tuple[PruneReport, str]:
+    """What there is to be seen, and the page that shows it."""
     source = read_source(path)
     masks = open_masks(path) if mask_files(path) else Masks({})
     found, notes = _reported(source, masks)
@@ -108,8 +123,7 @@ def report(
                 f"they were trained or adjusted."
             )
     found = replace(found, tensors=tuple(tensors))
-    write_whole(place, page(found, corners, title=path.resolve().name, notes=notes))
-    return found
+    return found, page(found, corners, title=path.resolve().name, notes=notes)
 
 
 def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
@@ -132,7 +146,7 @@ def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
     if other or absent:
         what = f"tensor {other[0]!r}" if other else f"a mask for tensor {absent[0]!r}"
         raise InputError(f"{target.report} is of another checkpoint than {source.path}: they do not agree about {what}")
-    return (found.timed(read_times(target.times)) if target.times.exists() else found), []
+    return (found.timed(read_times(target.times).seconds) if target.times.exists() else found), list(found.notes)
 
 
 def _is_of(entry: TensorReport, masks: Masks) -> bool:
@@ -193,11 +207,15 @@ def _measured(entry: TensorReport, original: NDArray[Any], kept: NDArray[np.bool
     """An entry with what its mask keeps of the dense weights, and how far that is from their certified optimum."""
     assert entry.pattern is not None
     assert entry.axis is not None
-    best = solve(as_matrices(original, entry.axis), entry.pattern, padding=entry.padding or "error")
-    scores = read_scores(original, None, entry.pattern)
-    worth = objective(scores, kept)
+    padding = entry.padding or "error"
+    best = solve(as_matrices(original, entry.axis), entry.pattern, padding=padding)
+    scores, mask = read_scores(as_matrices(original, entry.axis), None, entry.pattern), as_matrices(kept, entry.axis)
+    worth = objective(scores, mask)
     bound = max(worth, best.objective if best.bound is None else best.bound)
-    proven = best.status is Status.OPTIMAL and bound - worth <= scores.tolerance * bound
+    # A mask that violates its pattern may be worth more than any that does not; one read off zeros may lack kept ones that are 0.
+    holds = verify(mask, entry.pattern, at_most=True, padding=padding).ok and bound - worth <= scores.tolerance * bound
+    holds = holds and worth <= best.objective * (1 + scores.tolerance)
+    proven = holds and best.status is Status.OPTIMAL and not prove(scores, mask, entry.pattern, padding).open
     status = Status.OPTIMAL if proven else Status.FEASIBLE
     gap = relative_gap(worth, bound)
     return replace(entry, status=status.value, objective=worth, bound=bound, gap=gap, total=total(original))

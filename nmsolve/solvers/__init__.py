@@ -14,12 +14,23 @@ from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
 
+#: A block is apart if what its mask keeps in some row comes to less than this share of the block's largest score (of the power of
+#: two of that) but not to nothing: relative to all that is kept that row could be anything, and float32 does not see it.
+APART = 2.0**-16
+#: Such a block counts as proven up to this share of the magnitude that it keeps, whatever its scores are stored in.
+FINE = 1e-12
+
 
 class Tally(NamedTuple):
-    """What a range of block rows came to. `bound` is None where the method offers none; stats are added up."""
+    """What a range of block rows came to; stats are added up.
+
+    bound : None where the method offers none. open : how many blocks or groups are not proven optimal, None where the method
+    proves nothing. A solver has to say: what it leaves out would be called optimal.
+    """
 
     objective: float
     bound: float | None
+    open: int | None
     stats: dict[str, float]
 
 

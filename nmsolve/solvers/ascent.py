@@ -12,8 +12,8 @@ v_j, to the midpoint and, over-relaxed, beyond. Once X = (S − u − v > 0) kee
 2. The others queue with their duals, and 16 of a queue are a full group again, for more rounds (three times).
 3. What is left is finished alone by shortest augmenting paths (`augment`), which never fails.
 
-Ties are separated by a small offset while a block ascends (`ties`). Whatever path a block took, its certificate is
-evaluated in float64 on the scores as given.
+Ties are separated by a small offset while a block ascends (`ties`), and scores far larger than the others are clipped (`apart`).
+Whatever path a block took, its certificate is evaluated in float64, and holds for the scores as given.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
 from nmsolve.solvers import Run, Tally
+from nmsolve.solvers.apart import bound_above, closes, codes, finish
 from nmsolve.solvers.ascent_lanes import (
     certify_row,
     copy_mask_row,
@@ -40,7 +41,6 @@ from nmsolve.solvers.ascent_lanes import (
     start_line,
     write_mask_row,
 )
-from nmsolve.solvers.augment import augment
 from nmsolve.solvers.compiled import BUILD, STORAGE, array, kernel, part, specialise
 from nmsolve.solvers.ties import FINE, HINT, LANES, SHRINK, flag_ties, offsets, shift, unshift
 
@@ -53,16 +53,16 @@ ROUNDING = 2.0**-51
 # One group in the lanes: scores, shifted scores, mask bits and counts, and per lane the block's place, scale and certificate.
 Group = namedtuple(
     "Group",
-    "S A bits row_count column_count equal zero rows columns places scale lost objective size gap slack good everywhere power top "
-    "relaxed",
+    "S A bits row_count column_count equal zero low rows columns places bound scale lost objective size gap slack good everywhere "
+    "power top relaxed",
 )
 # Blocks that wait for a level, two groups' worth, in lane layout.
-Queue = namedtuple("Queue", "rows columns u v amount waiting")
+Queue = namedtuple("Queue", "rows columns u v amount bound waiting")
 
 
 @part
 def _stage(X, row_stride, adjacent, absolute, g, m):  # type: ignore[no-untyped-def]
-    """Scores of the 16 blocks at g.rows, g.columns into the lanes, extreme magnitudes scaled by a power of two.
+    """Scores of the 16 blocks at g.rows, g.columns into the lanes, clipped to g.bound, extreme magnitudes scaled by a power of two.
 
     g.lost: what scaling may have taken from a mask's value and from the bound on it, where scores are too far apart for it. Returns
     False if a score is not finite.
@@ -82,6 +82,10 @@ def _stage(X, row_stride, adjacent, absolute, g, m):  # type: ignore[no-untyped-
     for lane in range(LANES):
         if top[lane] >= exponent:
             return False
+        if float(g.power[lane]) > g.bound[lane]:
+            g.power[lane] = g.bound[lane]
+            for k in range(m * m):
+                g.S[k * LANES + lane] = min(max(float(g.S[k * LANES + lane]), -g.bound[lane]), g.bound[lane])
         largest = float(g.power[lane])
         top[lane] &= exponent
         power = 1.0 if largest == 0.0 else max(float(g.power[lane]), smallest)
@@ -147,47 +151,44 @@ def _certify(u, v, g, n, m, at_most):  # type: ignore[no-untyped-def]
 
 
 @part
-def _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats):  # type: ignore[no-untyped-def]
-    """One lane by augmenting paths: mask to `kept`, duals to cu, cv. Returns as `_certify`, and paths (-1: none)."""
-    for i in range(m):
-        cu[i] = u[i * LANES + lane]
-        cv[i] = v[i * LANES + lane]
-        for j in range(m):
-            block[i, j] = g.S[(i * m + j) * LANES + lane]
-    size = 2 * m + 1
-    paths = augment(
-        block, cu, cv, n, at_most == 1, kept, integers[0, :m], integers[0, m : 2 * m], integers[1, :size], floats,
-        integers[2, :size], integers[3, :size],
-    )  # fmt: skip
-    value, size, loose, slack = 0.0, 0.0, 0.0, 0.0
-    for i in range(m):
-        in_row, in_column = 0, 0
-        for j in range(m):
-            rest = block[i, j] - cu[i] - cv[j]
-            in_row += kept[i, j]
-            in_column += kept[j, i]
-            value += block[i, j] if kept[i, j] else 0.0
-            size += abs(block[i, j]) if kept[i, j] else 0.0
-            loose += max(0.0, -rest if kept[i, j] else rest)
-        loose += cu[i] * (n - in_row) + cv[i] * (n - in_column)
-        slack += ROUNDING * m * abs(cv[i])
-    slack += g.lost[lane]
-    return value, size, loose, slack, paths
+def _read(X, row, column, absolute, block):  # type: ignore[no-untyped-def]
+    """A block's scores as given, in float64."""
+    for i in range(block.shape[0]):
+        for j in range(block.shape[0]):
+            x = float(X[row + i, column + j])
+            block[i, j] = abs(x) if absolute else x
 
 
 @part
-def _closed(g, lane, size, gap, tolerance, m):  # type: ignore[no-untyped-def]
-    """Whether a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
-    if gap <= tolerance * size:
-        return True
-    if g.lost[lane] > 0.0:  # the least score may be among what scaling took
-        return False
-    least = np.inf
-    for k in range(m * m):
-        x = abs(float(g.S[k * LANES + lane]))
-        if 0.0 < x < least:
-            least = x
-    return gap <= tolerance * least
+def _part_lanes(X, absolute, g, n, m, at_most, block):  # type: ignore[no-untyped-def]
+    """What lanes whose largest score is far above their medians are to be clipped to (`apart`). Returns whether any is."""
+    found = False
+    for lane in range(LANES):
+        if float(g.power[lane]) > 2.0 * n * m * max(float(g.low[lane]), float(g.low[LANES + lane])):
+            _read(X, g.rows[lane], g.columns[lane], absolute, block)
+            g.bound[lane] = bound_above(block, n, at_most == 1, 0.0)
+            found |= g.bound[lane] < np.inf
+    return found
+
+
+@part
+def _closed(g, lane, tolerance, m, block, kept):  # type: ignore[no-untyped-def]
+    """Whether a lane's mask is proven: for its scores as they were clipped and, with them, for those as given."""
+    loose, slack = g.gap[lane], g.slack[lane]
+    for i in range(m):
+        for j in range(m):
+            block[i, j] = float(g.S[(i * m + j) * LANES + lane])
+            kept[i, j] = (g.bits[i * m + j] >> lane) & 1
+    if loose == 0.0:
+        closed = slack <= tolerance * g.size[lane]
+    else:
+        closed = closes(block, kept, g.size[lane], loose + slack, tolerance, g.lost[lane])
+    if closed and g.bound[lane] < np.inf:  # a clipped score is as large as the bound, and no other is
+        bound = g.bound[lane] / g.scale[lane]
+        for i in range(m):
+            for j in range(m):
+                closed &= (block[i, j] < bound or kept[i, j] == 1) and (block[i, j] > -bound or kept[i, j] == 0)
+    return closed
 
 
 @part
@@ -203,6 +204,7 @@ def _enqueue(queue, level, g, u, v, amount, lane, feasible, m):  # type: ignore[
     if share == 0.0:
         share = g.power[lane] * (HINT if g.equal[lane] > 0 else FINE)
     queue.amount[level, half, slot] = share
+    queue.bound[level, at] = g.bound[lane]
     queue.waiting[level] = at + 1
 
 
@@ -212,6 +214,7 @@ def _dequeue(queue, level, taken):  # type: ignore[no-untyped-def]
     rest = queue.waiting[level] - taken
     for k in range(rest):
         queue.rows[level, k], queue.columns[level, k] = queue.rows[level, LANES + k], queue.columns[level, LANES + k]
+        queue.bound[level, k] = queue.bound[level, LANES + k]
     if rest > 0:
         queue.u[level, 0] = queue.u[level, 1]
         queue.v[level, 0] = queue.v[level, 1]
@@ -235,6 +238,7 @@ def ascend(  # type: ignore[no-untyped-def]
     rounds,
     sweeps,
     omega,
+    masks,
     duals_u,
     duals_v,
     sums,
@@ -245,8 +249,8 @@ def ascend(  # type: ignore[no-untyped-def]
 
     X float32 or float64, elements of a row adjacent; n, m and at_most (0 or 1) are literals; top (16,) is integer scratch
     of X's width. `rounds` a level; `tolerance` the gap up to which a block counts as proven, as a share of the
-    magnitude it keeps. Writes duals (blocks, m) unless the arrays are empty; adds objective and gap to sums, and to counts
-    (COUNTS,).
+    magnitude it keeps; `masks` as `apart.codes` lists them. Writes duals (blocks, m) unless the arrays are empty; adds objective
+    and gap to sums, and to counts (COUNTS,).
     Returns False, with part of the mask written, if a score is not finite.
     """
     dtype = X.dtype
@@ -256,18 +260,19 @@ def ascend(  # type: ignore[no-untyped-def]
     g = Group(
         np.empty(m * line, dtype), np.empty(m * line, dtype), np.empty(m * m, np.uint16),
         np.empty(line, np.int32), np.empty(line, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32),
-        np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64),
-        np.ones(LANES), np.zeros(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(1, np.uint16),
-        np.empty(1, np.uint16),
+        np.empty(2 * LANES, dtype), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64),
+        np.empty(LANES), np.ones(LANES), np.zeros(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES),
+        np.empty(1, np.uint16), np.empty(1, np.uint16),
         top.view(dtype), top, np.empty((4 * m + 2, LANES), dtype),
     )  # fmt: skip
     queue = Queue(
         np.zeros((LEVELS, 2 * LANES), np.int64), np.zeros((LEVELS, 2 * LANES), np.int64),
         np.zeros((LEVELS, 2, line), dtype), np.zeros((LEVELS, 2, line), dtype),
-        np.zeros((LEVELS, 2, LANES), dtype), np.zeros(LEVELS, np.int64),
+        np.zeros((LEVELS, 2, LANES), dtype), np.full((LEVELS, 2 * LANES), np.inf), np.zeros(LEVELS, np.int64),
     )  # fmt: skip
     ignored, zeros = np.empty(LANES, np.int32), np.zeros(line, dtype)
     block, kept, tile = np.empty((m, m), np.float64), np.empty((m, m), np.uint8), np.empty(m * line, np.uint8)
+    clipped, other = np.empty((m, m), np.float64), np.empty((m, m), np.uint8)
     cu, cv, floats = np.empty(m, np.float64), np.empty(m, np.float64), np.empty(2 * m + 1, np.float64)
     integers = np.empty((4, 2 * m + 1), np.int64)
 
@@ -301,20 +306,32 @@ def ascend(  # type: ignore[no-untyped-def]
             from_queue = min(lane, filled - 1)
             g.rows[lane] = row if adjacent else queue.rows[level, from_queue]
             g.columns[lane] = column + lane * m if adjacent else queue.columns[level, from_queue]
+            g.bound[lane] = np.inf if level == 0 else queue.bound[level, from_queue]
         if adjacent:
             column += line
-        if not _stage(X, row_stride, adjacent, absolute, g, m):
-            return False
-
         u, v, amount = queue.u[level, 0], queue.v[level, 0], queue.amount[level, 0]
         g.everywhere[0] = 0xFFFF
-        if level == 0:
+        clipping = False
+        while True:
+            if not _stage(X, row_stride, adjacent, absolute, g, m):
+                return False
+            if level > 0:
+                break
             g.equal[:] = 0
             g.zero[:] = 0
+            g.low[:LANES] = 0
+            g.low[LANES:] = np.inf
             for j in range(m):
-                start_line(g.S, j * LANES, line, zeros, v, j * LANES, 0.5, g.equal, g.zero, n, m, at_most)
+                start_line(g.S, j * LANES, line, zeros, v, j * LANES, 0.5, g.equal, g.zero, g.low, n, m, at_most)
             for i in range(m):
-                start_line(g.S, i * line, LANES, zeros, u, i * LANES, 0.5, g.equal, ignored, n, m, at_most)
+                start_line(g.S, i * line, LANES, zeros, u, i * LANES, 0.5, g.equal, ignored, g.low, n, m, at_most)
+            large = False
+            for lane in range(LANES):
+                large |= float(g.power[lane]) > 2.0 * n * m * max(float(g.low[lane]), float(g.low[LANES + lane]))
+            if clipping or not large or not _part_lanes(X, absolute, g, n, m, at_most, block):
+                break
+            clipping = True
+        if level == 0:
             flag_ties(g.S, g.equal, g.zero, g.power, amount, g.everywhere, m)
         shifted = shift(g.S, amount, g.everywhere, delta, g.A, m)
         _ascend_group(g.A if shifted else g.S, u, v, rounds[level], level == 0, omega, g, n, m, at_most)
@@ -331,8 +348,10 @@ def ascend(  # type: ignore[no-untyped-def]
         for lane in range(filled):
             r, c = g.rows[lane], g.columns[lane]
             feasible = (g.good[0] >> lane) & 1 == 1
-            value, loose, scale = g.objective[lane], g.gap[lane], g.scale[lane]
-            if feasible and _closed(g, lane, g.size[lane], loose + g.slack[lane], tolerance, m):
+            loose, scale = g.gap[lane] * g.scale[lane], g.scale[lane]
+            # What nothing contradicts needs no closer look, unless scores were clipped; calls hand on many arrays, and cost.
+            plain = g.gap[lane] == 0.0 and g.slack[lane] <= tolerance * g.size[lane] and g.bound[lane] == np.inf
+            if feasible and (plain or _closed(g, lane, tolerance, m, block, kept)):
                 counts[level] += 1
                 if not adjacent:
                     for i in range(m):
@@ -342,33 +361,35 @@ def ascend(  # type: ignore[no-untyped-def]
                     for k in range(m):
                         duals_u[b, k] = float(u[k * LANES + lane]) * scale
                         duals_v[b, k] = float(v[k * LANES + lane]) * scale
+                value = g.objective[lane] * scale
+                if g.lost[lane] > 0.0 or g.bound[lane] < np.inf:  # what is reported is the worth of the scores as given
+                    value = 0.0
+                    for i in range(m):
+                        for j in range(m):
+                            score = float(X[r + i, c + j]) if mask[r + i, c + j] else 0.0
+                            value += abs(score) if absolute else score
             elif level + 1 < LEVELS and (not feasible or amount[lane] > 0.0):
                 _enqueue(queue, level + 1, g, u, v, amount, lane, feasible, m)
                 continue
             else:
-                value, size, loose, slack, paths = _finish(g, u, v, lane, n, m, at_most, block, cu, cv, kept, integers, floats)
+                for k in range(m):
+                    cu[k], cv[k] = float(u[k * LANES + lane]) * scale, float(v[k * LANES + lane]) * scale
+                _read(X, r, c, absolute, block)
+                value, loose, paths, proven = finish(
+                    block, g.bound[lane], cu, cv, n, at_most == 1, tolerance, masks, kept, clipped, other, integers, floats
+                )
                 counts[LEVELS] += 1
                 counts[LEVELS + 1] += max(paths, 0)
-                if paths < 0 or not _closed(g, lane, size, loose + slack, tolerance, m):
-                    counts[LEVELS + 2] += 1
-                    loose += slack
+                counts[LEVELS + 2] += not proven
                 for i in range(m):
                     for j in range(m):
                         mask[r + i, c + j] = kept[i, j]
                 if duals_u.shape[0] > 0:
                     b = ((r // m - first) * width + c) // m
                     for k in range(m):
-                        duals_u[b, k] = cu[k] * scale
-                        duals_v[b, k] = cv[k] * scale
-            value *= scale
-            if g.lost[lane] > 0.0:  # what is reported is the worth of the scores as given
-                value = 0.0
-                for i in range(m):
-                    for j in range(m):
-                        score = float(X[r + i, c + j]) if mask[r + i, c + j] else 0.0
-                        value += abs(score) if absolute else score
+                        duals_u[b, k], duals_v[b, k] = cu[k], cv[k]
             sums[0] += value
-            sums[1] += loose * scale
+            sums[1] += loose
         if not adjacent:
             _dequeue(queue, level, filled)
 
@@ -389,7 +410,7 @@ def _compiled(kind: str, n: int, m: int, at_most: int) -> Callable[..., bool]:
     real, integer = STORAGE[kind]
     return specialise(
         ascend, array(real, 2, "A"), array(integer, 1), types.int64, array(types.uint8, 2, "A"), types.int64, types.int64,
-        n, m, at_most, array(real, 1), types.float64, array(types.int64, 1), types.int64, types.float64,
+        n, m, at_most, array(real, 1), types.float64, array(types.int64, 1), types.int64, types.float64, array(types.uint16, 1),
         array(types.float64, 2), array(types.float64, 2), array(types.float64, 1), array(types.int64, 1),
     )  # fmt: skip
 
@@ -409,7 +430,7 @@ def solve_range(
     u, v = duals if duals is not None else (np.empty((0, 0)), np.empty((0, 0)))
     finite = _compiled(kind, n, m, at_most)(
         X, np.zeros(LANES, np.int64 if kind == "f8" else np.int32), int(absolute), mask, first, last, n, m, at_most,
-        offsets(m).astype(X.dtype), gap, np.array(rounds, np.int64), sweeps, omega, u, v, sums, counts, BUILD,
+        offsets(m).astype(X.dtype), gap, np.array(rounds, np.int64), sweeps, omega, codes(n, m), u, v, sums, counts, BUILD,
     )  # fmt: skip
     return (float(sums[0]), float(sums[1]), counts) if finite else None
 
@@ -425,7 +446,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
             return None
         objective, loose, counts = outcome
         stats: dict[str, float] = {f"proven_at_level_{level}": int(counts[level]) for level in range(LEVELS)}
-        stats |= {"augmented": int(counts[LEVELS]), "paths": int(counts[LEVELS + 1]), "unproven": int(counts[LEVELS + 2])}
-        return Tally(objective, objective + loose, stats)
+        stats |= {"augmented": int(counts[LEVELS]), "paths": int(counts[LEVELS + 1])}
+        return Tally(objective, objective + loose, int(counts[LEVELS + 2]), stats)
 
     return run

@@ -104,19 +104,24 @@ def middle_ranks(n: int, m: int) -> tuple[int, int]:
 
 
 @intrinsic(prefer_literal=True)
-def start_line(typingctx, S, start, stride, other, mine, at, share, equal, zero, n, m, at_most):  # type: ignore[no-untyped-def]
+def start_line(typingctx, S, start, stride, other, mine, at, share, equal, zero, low, n, m, at_most):  # type: ignore[no-untyped-def]
     """mine = share * midpoint of the n-th and (n+1)-th of S − other, counting the lines where these two are equal.
 
-    `equal` counts those that are equal and not zero, `zero` those that are both zero.
+    `equal` counts those that are equal and not zero, `zero` those that are both zero. low (2 LANES,): the largest (n+1)-th, and the
+    least negative of an n-th, or 0: what is ordinary in a block is as large.
     """
-    sig = types.void(S, start, stride, other, mine, at, share, equal, zero, n, m, at_most)
+    sig = types.void(S, start, stride, other, mine, at, share, equal, zero, low, n, m, at_most)
     keep, size, clamp = number(n), number(m), number(at_most)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        S, start, stride, other, mine, at, share, equal, zero, *_ = _pointers(context, builder, sig, args)
+        S, start, stride, other, mine, at, share, equal, zero, low, *_ = _pointers(context, builder, sig, args)
         line = _walk(builder, S, start, stride, size)
         line = [x - y for x, y in zip(line, _row(builder, other, size), strict=True)]
         upper, lower = select_ranks(line, middle_ranks(keep, size), maximum, minimum)
+        highest, lowest = _row(builder, low, 2)
+        nothing = constant(builder, 0.0, upper.element)
+        store(builder, maximum(lower, highest), low, ir.Constant(ir.IntType(64), 0))
+        store(builder, minimum(maximum(nothing - upper, nothing), lowest), low, ir.Constant(ir.IntType(64), LANES))
         middle = (upper + lower) * 0.5 * _like(builder, share, upper)
         store(builder, maximum(middle, constant(builder, 0.0, middle.element)) if clamp else middle, mine, at)
         tied, null = upper.equals(lower), upper.equals(0.0)

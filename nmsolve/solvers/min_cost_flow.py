@@ -78,6 +78,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
                 objective += float(S[kept].sum())
                 error += rounding
         blocks = (last - first) * (X.shape[1] // m)
-        return Tally(objective, None, {"blocks": blocks, "scaling_error": error})
+        return Tally(objective, None, None, {"blocks": blocks, "scaling_error": error})
 
     return run

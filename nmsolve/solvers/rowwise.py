@@ -162,6 +162,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
             return None
         groups = (last - first) * rows * (X.shape[1] // m)
         objective = float(sums.sum())
-        return Tally(objective, objective, {"groups": groups, "unproven": int(wrong[0]).bit_count()})
+        return Tally(objective, objective, int(wrong[0]).bit_count(), {"groups": groups})
 
     return run

@@ -22,7 +22,16 @@ from nmsolve.pattern import Pattern
 from nmsolve.result import Status, relative_gap
 from nmsolve.torch.device.failures import explain
 from nmsolve.torch.result import MaskResult, TensorDuals, with_tensors
-from nmsolve.torch.tensors import as_array, as_matrices, check_tensor, explain_layout, from_matrices, tolerance
+from nmsolve.torch.tensors import (
+    FLOATS8,
+    as_array,
+    as_matrices,
+    check_tensor,
+    explain_layout,
+    from_matrices,
+    is_nonzero,
+    tolerance,
+)
 from nmsolve.validate import check_divisible, check_flag, non_finite_message, thread_count
 
 P = ParamSpec("P")
@@ -69,8 +78,8 @@ def solve(
     Parameters
     ----------
     weights : (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
-        float16, bfloat16, float32, float64 or integers, any strides, on any device, requiring grad or not. Groups run along
-        cols. Tensors of four and five axes are convolution weights: one (out, in) matrix a kernel position, groups along
+        float8, float16, bfloat16, float32, float64 or integers, any strides, on any device, requiring grad or not. Groups run
+        along cols. Tensors of four and five axes are convolution weights: one (out, in) matrix a kernel position, groups along
         `in`. A weight of a Conv1d is passed as weight.unsqueeze(2), which has four.
     scores : tensor, optional
         What is maximised instead of |weights|, signs kept. Same shape and device.
@@ -91,12 +100,13 @@ def solve(
 
     Notes
     -----
-    CPU tensors are read where they are, bfloat16 through its bits. Others are solved on their device: by Triton kernels where
-    there is Triton and m is 32 or less, by torch operations elsewhere. Certificates are evaluated there, in float64. Only blocks
-    that five levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); transposable blocks of
-    m > 32, and devices without float64 (mps), are left to it. Row-wise masks are the same on every device, transposable ones score
-    the same; each is deterministic and depends on its block alone. The host waits for the device once or twice for every 2²⁶
-    weights, and more often only where it solves blocks. Workspace: a byte a block, and a copy of 2²⁶ integers at a time.
+    CPU tensors are read where they are, bfloat16 and float8 through their bits. Others are solved on their device: by Triton
+    kernels where there is Triton and m is 32 or less, by torch operations elsewhere. Certificates are evaluated there, in
+    float64. Only blocks that five levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them);
+    transposable blocks of m > 32, and devices without float64 (mps), are left to it. Row-wise masks are the same on every
+    device, transposable ones score the same; each is deterministic and depends on its block alone. The host waits for the
+    device once or twice for every 2²⁶ weights, and more often only where it solves blocks. Workspace: a byte a block, and a
+    copy of 2²⁶ integers or float8 at a time.
 
     Examples
     --------
@@ -199,7 +209,7 @@ def solve_on_device(
         found = solve_matrices(engine, part, pattern, name == "weights", tolerance(X.dtype), duals, workers)
         kept = [] if found is None else _remainder_scores(X, rows, cols, name == "weights")
     if found is None or not all(map(math.isfinite, (*kept, *found.objectives))):
-        index = torch.nonzero(~torch.isfinite(given))
+        index = torch.nonzero(~torch.isfinite(given.float() if given.dtype in FLOATS8 else given))
         if not len(index):
             raise InputError(f"the {name} of shape {tuple(given.shape)} are too large for a float64 sum; scale them down")
         first = tuple(index[0].tolist())
@@ -213,12 +223,13 @@ def solve_on_device(
     seconds = time.perf_counter() - started
     return MaskResult(
         mask=from_matrices(mask.reshape(given.shape), weights),
-        status=Status.FEASIBLE if found.stats.get("unproven", 0) else Status.OPTIMAL,
+        status=Status.FEASIBLE if found.open else Status.OPTIMAL,
         objective=objective,
         bound=bound,
         gap=relative_gap(objective, bound),
         method="exact",
-        stats=found.stats | {"threads": workers, "seconds": seconds, "weights_per_second": X.numel() / seconds},
+        stats=found.stats
+        | {"unproven": found.open, "threads": workers, "seconds": seconds, "weights_per_second": X.numel() / seconds},
         pattern=pattern,
         padding=padding,
         scored=name,
@@ -262,7 +273,7 @@ def verify(mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None,
     pattern = Pattern.of(pattern, at_most)
     tensor = check_tensor(mask, "mask", f"pattern {pattern}")
     # Weights count by what is not zero, which is all that needs to cross to the host.
-    matrices = as_matrices(tensor if tensor.dtype == torch.bool else (tensor != 0).to(torch.uint8))
+    matrices = as_matrices(tensor if tensor.dtype == torch.bool else is_nonzero(tensor).to(torch.uint8))
     try:
         return certify.verify(matrices.cpu().numpy(), pattern, padding=padding)
     except InputError as error:

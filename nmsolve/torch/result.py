@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nmsolve import result as core
-from nmsolve.certify import Duals, Report
+from nmsolve.certify import Report
 from nmsolve.errors import SolverError
+from nmsolve.proof import Duals
 from nmsolve.torch.tensors import as_array, as_matrices, check_tensor
 
 
@@ -46,10 +47,7 @@ class MaskResult(core.MaskResult):
         """
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
             raise SolverError(f"the mask is a {type(self.mask).__name__}, not a bool tensor")
-        duals = None
-        if self.duals is not None:
-            columns = None if self.duals.columns is None else self.duals.columns.cpu().numpy()
-            duals = Duals(rows=self.duals.rows.cpu().numpy(), columns=columns)
+        duals = _checked(self.duals)
         arrays = [
             None if tensor is None else as_array(as_matrices(check_tensor(tensor, name, f"pattern {self.pattern}")).cpu())
             for tensor, name in ((weights, "weights"), (scores, "scores"))
@@ -58,6 +56,20 @@ class MaskResult(core.MaskResult):
         given, given_scores = arrays
         assert given is not None
         return result.verify(given, given_scores)
+
+
+def _checked(duals: object) -> Duals | None:
+    """The core's duals for those of tensors; SolverError for anything else."""
+    if duals is None:
+        return None
+    parts = [getattr(duals, name, None) for name in ("rows", "columns")]
+    if parts[0] is None or not all(part is None or isinstance(part, Tensor) for part in parts):
+        raise SolverError(f"duals {type(duals).__name__} are not TensorDuals of tensors")
+    wrong = [part.dtype for part in parts if part is not None and part.dtype != torch.float64]
+    if wrong:
+        raise SolverError(f"duals are float64 tensors, got {wrong[0]}")
+    columns = None if parts[1] is None else parts[1].detach().cpu().numpy()
+    return Duals(rows=parts[0].detach().cpu().numpy(), columns=columns)
 
 
 def with_tensors(result: core.MaskResult, mask: Tensor, duals: TensorDuals | None) -> MaskResult:

@@ -28,6 +28,7 @@ class Outcome:
 
     objective: float
     gap: float
+    unproven: float
     stats: dict[str, float]
     duals: tuple[Tensor, Tensor] | None
 
@@ -38,11 +39,11 @@ def solve_piece(engine: Engine, X: Tensor, mask: Tensor, problem: Problem, colle
     objective, gap, wrong, proven = sums.tolist()
     if wrong:
         return None
-    unproven = blocks.open.numel() - int(proven)
+    unproven: float = blocks.open.numel() - int(proven)
     stats = {"proven_at_level_0": proven}
     place = None
     if unproven:
-        place, sums = engine.ascend_rest(X, mask, problem, blocks, unproven, collect)
+        place, sums = engine.ascend_rest(X, mask, problem, blocks, int(unproven), collect)
         more, loose, *levels = sums.tolist()
         objective, gap = objective + more, gap + loose
         stats = {f"proven_at_level_{level}": number for level, number in enumerate([proven + levels[0], *levels[1:]])}
@@ -54,13 +55,14 @@ def solve_piece(engine: Engine, X: Tensor, mask: Tensor, problem: Problem, colle
     if unproven:
         assert place is not None
         last = place[blocks.open[place] != 0]
-        more, loose, unsolved = _finish_on_host(X, mask, problem, last, duals, threads)
+        more, loose, unsolved = finish_on_host(X, mask, problem, last, duals, threads)
         objective, gap = objective + more, gap + loose
-        stats |= {"solved_on_host": last.numel(), "unproven": unsolved}
-    return Outcome(objective, gap, stats, duals)
+        stats["solved_on_host"] = last.numel()
+        unproven = unsolved
+    return Outcome(objective, gap, unproven, stats, duals)
 
 
-def _finish_on_host(
+def finish_on_host(
     X: Tensor, mask: Tensor, problem: Problem, place: Tensor, duals: tuple[Tensor, Tensor] | None, threads: int | None
 ) -> tuple[float, float, float]:
     """Hand the blocks at `place` to the core; returns objective, gap and the number of blocks that stay unproven."""

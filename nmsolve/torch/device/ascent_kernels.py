@@ -298,7 +298,8 @@ def ascend_rest(
     NETWORK: tl.constexpr, ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr, PACK: tl.constexpr,
     ELEMENT: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr,
     OMEGA: tl.constexpr, LATTICE: tl.constexpr, ZEROS: tl.constexpr, HINT: tl.constexpr, FINE: tl.constexpr,
-    SHRINK: tl.constexpr, COARSE: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, BLOCKS: tl.constexpr,
+    SHRINK: tl.constexpr, COARSE: tl.constexpr, APART: tl.constexpr, TIGHT: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """All levels on the `count` blocks at `place`, one after the other, as plain.ascend_rest.
 
@@ -372,8 +373,8 @@ def ascend_rest(
                 u = new_u
                 v = new_v
                 value, loose, proven = certify(
-                    by_row, u, v, words, row_counts, column_counts, part, rounding, tolerance,
-                    N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
+                    by_row, u, v, words, row_counts, column_counts, power, part, rounding, tolerance,
+                    APART, TIGHT, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
                 )  # fmt: skip
                 proven = fine & proven & ~lost
                 objective = tl.where(proven, value, objective)

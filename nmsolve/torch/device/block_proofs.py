@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from nmsolve.torch.device.block_registers import least_of, shared, total_of
+from nmsolve.torch.device.block_registers import least_of, most_of, shared, total_of
 
 
 @triton.jit
@@ -78,13 +78,17 @@ def kept_sum(rows, words, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr)
 
 @triton.jit
 def certify(
-    rows, u, v, words, row_counts, column_counts, part, rounding, tolerance, N: tl.constexpr, M: tl.constexpr,
-    K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr, AT_MOST: tl.constexpr, BLOCKS: tl.constexpr,
+    rows, u, v, words, row_counts, column_counts, power, part, rounding, tolerance, APART: tl.constexpr, TIGHT: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr, AT_MOST: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Kept score and bound − objective of a block in float64, and whether that, and what rounding may hide, is within tolerance.
 
-    Of the magnitude kept, or of the least score that is not zero if that is more.
+    Of the magnitude kept, or of the least score that is not zero if that is more; within TIGHT if the block is apart
+    (nmsolve.solvers.APART).
     """
+    limit = power.to(tl.float64) * APART
+    apart = tl.zeros(words[0].shape, tl.int32)
     value = tl.zeros(words[0].shape, tl.float64)
     magnitude = tl.zeros(words[0].shape, tl.float64)
     loose = tl.zeros(words[0].shape, tl.float64)
@@ -94,6 +98,7 @@ def certify(
     for k in tl.static_range(K):
         own = u[k].to(tl.float64)
         amiss = tl.zeros(words[0].shape, tl.float64)
+        in_row = tl.zeros(words[0].shape, tl.float64)
         for j in tl.static_range(M):
             score = rows[k * M + j].to(tl.float64)
             kept = (words[k] >> j) & 1 == 1
@@ -101,8 +106,10 @@ def certify(
             amiss += tl.maximum(tl.where(kept, -rest, rest), 0.0)
             value += tl.where(kept, score, 0.0)
             size = tl.abs(score)
-            magnitude += tl.where(kept, size, 0.0)
+            in_row += tl.where(kept, size, 0.0)
             least = tl.minimum(least, tl.where(size > 0, size, float("inf")))
+        magnitude += in_row
+        apart = apart | ((in_row > 0) & (in_row < limit)).to(tl.int32)
         other = v[k].to(tl.float64)
         size = tl.abs(other)
         if AT_MOST:
@@ -116,4 +123,5 @@ def certify(
     loose = total_of(loose, SPLIT)
     slack = loose + total_of(lost, SPLIT) * rounding * M
     most = tl.maximum(total_of(magnitude, SPLIT), least_of(least, SPLIT))
-    return total_of(value, SPLIT), loose, slack <= tolerance * most
+    proven = (slack <= tolerance * most) & ((most_of(apart, SPLIT) == 0) | (slack <= TIGHT * most))
+    return total_of(value, SPLIT), loose, proven

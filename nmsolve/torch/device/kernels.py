@@ -47,14 +47,14 @@ def magnitude_bits(score, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def _store_totals(sums, objective, bound, largest, INFINITE: tl.constexpr, HUGE: tl.constexpr):
-    """A program's row of sums (programs, 4): objective, bound, 1 if a score is not finite, 1 if one is huge."""
+def _store_totals(sums, objective, bound, largest, INFINITE: tl.constexpr):
+    """Of a program's row of sums (programs, 4): objective, bound, 1 if a score is not finite. Returns where the fourth goes."""
     row = sums + 4 * tl.program_id(0)
     tl.store(row, tl.sum(objective, 0))
     tl.store(row + 1, tl.sum(bound, 0))
     top = tl.max(largest, 0)
     tl.store(row + 2, (top >= INFINITE).to(tl.float64))
-    tl.store(row + 3, (top > HUGE).to(tl.float64))
+    return row + 3
 
 
 @triton.jit
@@ -154,7 +154,7 @@ def keep_groups(
     if COLLECT:
         tl.store(thresholds + group, threshold, mask=inside)
     kept_sum = tl.where(inside, kept_sum, 0.0)
-    _store_totals(sums, kept_sum, kept_sum, largest, INFINITE, INFINITE)
+    tl.store(_store_totals(sums, kept_sum, kept_sum, largest, INFINITE), 0.0)
 
 
 @triton.jit
@@ -200,36 +200,53 @@ def _kept_of_row(scores, bits, i: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _lost_of_block(scores, code, N: tl.constexpr):
-    """What roundings took from the value of a mask of a 4 × 4 block: its sum of rows, halves and both, as they were added."""
+    """What roundings took from the value of a mask of a 4 × 4 block: its sum of rows, halves and both, as they were added.
+
+    And the least row that is not zero, as an integer that orders like it, less 1: without a sign 0 is the largest.
+    """
     first, lost = _kept_of_row(scores, code, 0, N)
     second, more = _kept_of_row(scores, code >> 4, 1, N)
     high = first + second
     lost += more + _lost(first, second, high)
+    least = tl.minimum(_below(first), _below(second))
     first, more = _kept_of_row(scores, code >> 8, 2, N)
     lost += more
     second, more = _kept_of_row(scores, code >> 12, 3, N)
     low = first + second
     lost += more + _lost(first, second, low)
-    return lost + _lost(high, low, high + low)
+    least = tl.minimum(least, tl.minimum(_below(first), _below(second)))
+    return lost + _lost(high, low, high + low), least
+
+
+@triton.jit
+def _below(score):
+    """The bits of a score ≥ 0, less 1, as an integer without sign."""
+    if score.dtype == tl.float64:
+        bits = (score.to(tl.int64, bitcast=True) - 1).to(tl.uint64, bitcast=True)
+    else:
+        bits = (score.to(tl.int32, bitcast=True) - 1).to(tl.uint32, bitcast=True)
+    return bits
 
 
 @triton.jit
 def enumerate_blocks(
-    X, mask, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
+    X, mask, OPEN, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
     PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr, NARROW: tl.constexpr,
-    SCALED: tl.constexpr, INFINITE: tl.constexpr, HUGE: tl.constexpr, ABSOLUTE: tl.constexpr, ELEMENT: tl.constexpr,
-    COMPUTE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    AGAIN: tl.constexpr, INFINITE: tl.constexpr, HUGE: tl.constexpr, APART: tl.constexpr, ABSOLUTE: tl.constexpr,
+    ELEMENT: tl.constexpr, COMPUTE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Transposable n:4, one block a lane, as a two-stage maximum. mask is int32, a row of a block in a word.
 
     Part 2 c of PAIRS are those of class c in the upper rows, part 2 c + 1 in the lower; FIRST says where parts begin. EDGES: X ends
-    inside blocks. NARROW: a block row has fewer than BLOCK blocks. SCALED: blocks of huge scores, whose sums would overflow, are
-    scaled first. If X is int64, a word of it is four ELEMENTs.
+    inside blocks. NARROW: a block row has fewer than BLOCK blocks. AGAIN: blocks of huge scores, whose sums would overflow, are
+    scaled first, and those that are apart are marked in OPEN (total,) int8 and not added up. If X is int64, a word of it is four
+    ELEMENTs.
     """
     batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     kept_sum = tl.zeros((BLOCK,), tl.float64)
     best_sum = tl.zeros((BLOCK,), tl.float64)
     largest = magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
+    again = tl.zeros((BLOCK,), tl.int32)
     block = tl.program_id(0) * TILES * BLOCK + tl.arange(0, BLOCK)
     block_row = block // a_row
     across = block - block_row * a_row
@@ -256,7 +273,7 @@ def enumerate_blocks(
             top = tl.maximum(top, magnitude_bits(grid[k], COMPUTE))
         largest = tl.maximum(largest, top)
         scores = grid
-        if SCALED:
+        if AGAIN:
             scores = ()
             for k in tl.static_range(16):
                 scores = scores + (grid[k] * tl.where(top > HUGE, 0.00390625, 1.0).to(COMPUTE),)
@@ -282,11 +299,21 @@ def enumerate_blocks(
 
         # A mask's value and what its additions lost are the sum of its scores: two conversions to float64 in place of sixteen.
         value = best.to(tl.float64)
-        lost = _lost_of_block(scores, code, len(PATTERNS[0])).to(tl.float64)
-        if SCALED:
+        lost, least = _lost_of_block(scores, code, len(PATTERNS[0]))
+        lost = lost.to(tl.float64)
+        if COMPUTE == tl.float64:
+            power = (top & 0x7FF0000000000000).to(tl.float64, bitcast=True)
+        else:
+            power = (top & 0x7F800000).to(tl.float32, bitcast=True)
+        if AGAIN:
+            power = power * tl.where(top > HUGE, 0.00390625, 1.0).to(COMPUTE)
+        apart = least < _below(power * APART)
+        again = again | (apart | (top > HUGE)).to(tl.int32)
+        if AGAIN:
             back = tl.where(top > HUGE, 256.0, 1.0).to(tl.float64)
-            value = value * back
-            lost = lost * back
+            value = tl.where(apart, 0.0, value * back)
+            lost = tl.where(apart, 0.0, lost * back)
+            tl.store(OPEN + block, apart.to(tl.int8), mask=inside)
         best_sum += value
         kept_sum += value + lost
         for i in tl.static_range(4):
@@ -307,4 +334,4 @@ def enumerate_blocks(
             over = down == blocks_a_batch
             down = tl.where(over, 0, down)
             batch += over.to(tl.int32)
-    _store_totals(sums, kept_sum, best_sum, largest, INFINITE, HUGE)
+    tl.store(_store_totals(sums, kept_sum, best_sum, largest, INFINITE), tl.max(again, 0).to(tl.float64))

@@ -16,7 +16,7 @@ from nmsolve.solvers.enumeration import prove
 from nmsolve.torch.device import ascent
 from nmsolve.torch.device.problem import Engine, Problem
 from nmsolve.torch.result import TensorDuals
-from nmsolve.torch.tensors import compute_dtype
+from nmsolve.torch.tensors import FLOATS8, compute_dtype
 
 
 @dataclass(slots=True)
@@ -27,14 +27,16 @@ class Found:
     pattern: Pattern
     objectives: list[float] = field(default_factory=list)
     bounds: list[float] = field(default_factory=list)
+    open: float = 0
     stats: dict[str, float] = field(default_factory=dict)
     rows: list[Tensor] = field(default_factory=list)
     columns: list[Tensor] = field(default_factory=list)
 
-    def add(self, objective: float, bound: float, stats: dict[str, float]) -> None:
-        """Count a piece in."""
+    def add(self, objective: float, bound: float, still_open: float, stats: dict[str, float]) -> None:
+        """Count a piece in, of which so many blocks or groups are not proven."""
         self.objectives.append(objective)
         self.bounds.append(bound)
+        self.open += still_open
         for key, value in stats.items():
             self.stats[key] = self.stats.get(key, 0) + value
 
@@ -64,6 +66,11 @@ def _pieces(X: Tensor, mask: Tensor, unit: int, most: int) -> Iterator[tuple[Ten
             yield X[index : index + 1, first : first + step], mask[index : index + 1, first : first + step]
 
 
+def _nonnegative(X: Tensor) -> Tensor:
+    """Where scores are at least 0. Of float8 the code says so: all signs but −0's are above 0x80, and NaN ends the solve anyway."""
+    return X.view(torch.uint8) <= 0x80 if X.dtype in FLOATS8 else X >= 0
+
+
 def solve_matrices(
     engine: ModuleType, X: Tensor, pattern: Pattern, absolute: bool, tolerance: float, collect: bool, threads: int
 ) -> Found | None:
@@ -76,20 +83,22 @@ def solve_matrices(
     found = Found(torch.empty(shape, dtype=torch.bool, device=X.device), pattern)
     if X.numel() == 0:
         return found
-    nonnegative = absolute or not X.dtype.is_signed or bool((X >= 0).all())
+    nonnegative = absolute or not X.dtype.is_signed or bool(_nonnegative(X).all())
     module = solvers.module_for("exact", pattern, nonnegative)
     if module == "enumeration" and collect:  # which makes no duals
         module = "ascent"
     dtype = compute_dtype(X.dtype, module == "ascent" and not nonnegative)
     problem = Problem(pattern, absolute, dtype, tolerance / 4)
     for piece, mask in _pieces(X, found.mask, unit, engine.PIECE):
+        if piece.dtype in FLOATS8:
+            piece = piece.to(dtype)
         if module == "ascent":
             if piece.dtype not in (torch.float16, torch.bfloat16, dtype):  # once for both calls of the engine
                 piece = piece.to(dtype)
             outcome = ascent.solve_piece(cast(Engine, engine), piece, mask, problem, collect, threads)
             if outcome is None:
                 return None
-            found.add(outcome.objective, outcome.objective + outcome.gap, outcome.stats)
+            found.add(outcome.objective, outcome.objective + outcome.gap, outcome.unproven, outcome.stats)
             if outcome.duals is not None:
                 grid = (mask.shape[0], mask.shape[1] // m, mask.shape[2] // m, m)
                 found.rows.append(outcome.duals[0].view(grid).transpose(2, 3))
@@ -99,17 +108,26 @@ def solve_matrices(
             sums = engine.enumerate_blocks(piece, mask, n, absolute, dtype, False)
         else:
             sums = engine.keep_groups(piece, mask, n, m, pattern.at_most, absolute, dtype, collect)
-        objective, bound, wrong, huge = sums.totals.tolist()
+        objective, bound, wrong, again = sums.totals.tolist()
         if wrong:
             return None
-        if huge and module == "enumeration":
-            objective, bound, _, _ = engine.enumerate_blocks(piece, mask, n, absolute, dtype, True).totals.tolist()
         stats: dict[str, float] = {}
+        still_open = 0.0
         if module == "enumeration":
+            apart = None
+            if again:
+                sums = engine.enumerate_blocks(piece, mask, n, absolute, dtype, True)
+                objective, bound, _, _ = sums.totals.tolist()
+                apart = torch.nonzero(sums.open).squeeze(1)
             blocks = mask.numel() // 16
             bound, closed = prove(objective, bound, dtype == torch.float64, tolerance)
-            stats = {"enumerated": blocks, "unproven": 0 if closed else blocks}
-        found.add(objective, bound, stats)
+            still_open = 0 if closed else blocks
+            stats = {"enumerated": blocks}
+            if apart is not None and apart.numel():
+                more, loose, unsolved = ascent.finish_on_host(piece, mask, problem, apart, None, threads)
+                objective, bound, still_open = objective + more, bound + more + loose, still_open + unsolved
+                stats["solved_on_host"] = apart.numel()
+        found.add(objective, bound, still_open, stats)
         if collect:
             u = sums.thresholds.double()
             if pattern.at_most:

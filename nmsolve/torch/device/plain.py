@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nmsolve.solvers import APART, FINE
 from nmsolve.solvers.ascent import ROUNDING
 from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.network import select_ranks
-from nmsolve.solvers.ties import COARSE, FINE, HINT, LATTICE, SHRINK, ZEROS, offsets
+from nmsolve.solvers.ties import COARSE, HINT, LATTICE, SHRINK, ZEROS, offsets
+from nmsolve.solvers.ties import FINE as SLIGHT
 from nmsolve.torch.device.blocks import keep_at, scores_at
 from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, extreme_limit
 
@@ -24,12 +26,16 @@ PIECE = 2**22
 class Sums(NamedTuple):
     """What a call that writes masks itself came to.
 
-    totals : (4,) float64 on the device: objective, bound, 0 if every score is finite, 0 if none is so large that sums overflow.
+    totals : (4,) float64 on the device: objective, bound, 0 if every score is finite, 0 if no block has to be looked at again: none
+    is so large that sums overflow, and none is apart (nmsolve.solvers.APART).
     thresholds : (batch, rows, groups), the n-th largest score of each group, or None.
+    open : (blocks,) int8, not 0 where a block is apart; such blocks are left to the caller, and are not in the totals. None where
+    blocks were not looked at again.
     """
 
     totals: Tensor
     thresholds: Tensor | None
+    open: Tensor | None
 
 
 class Certificate(NamedTuple):
@@ -59,7 +65,7 @@ def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute
     mask.copy_(kept.flatten(2))
     objective = torch.where(kept, S, 0).sum(dtype=torch.float64)
     thresholds = order.values[..., n - 1] if collect else None
-    return Sums(torch.stack([objective, objective, _count(~torch.isfinite(S)), torch.zeros_like(objective)]), thresholds)
+    return Sums(torch.stack([objective, objective, _count(~torch.isfinite(S)), torch.zeros_like(objective)]), thresholds, None)
 
 
 def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -> Tensor:
@@ -76,15 +82,15 @@ def write_masks(kept: Tensor, mask: Tensor, m: int) -> None:
     mask.copy_(kept.view(m, m, batch, rows // m, cols // m).permute(2, 3, 0, 4, 1).reshape(batch, rows, cols))
 
 
-def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, scaled: bool) -> Sums:
+def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, again: bool) -> Sums:
     """Transposable n:4, exactly, as a two-stage maximum over all masks (see nmsolve.solvers.enumeration).
 
-    scaled : whether blocks of huge scores are scaled first, which takes longer; without, their sums may overflow.
+    again : whether blocks of huge scores are scaled first, and those that are apart found; without, sums may overflow.
     """
     S = stage(X, mask, 4, absolute, dtype).view(4, 4, -1)
     patterns = row_patterns(n)
     huge = S.amax((0, 1)) > (2.0**1000 if dtype == torch.float64 else 2.0**120)
-    scale = torch.where(huge, 2.0**-8, 1.0).to(dtype) if scaled else torch.ones_like(S[0, 0])
+    scale = torch.where(huge, 2.0**-8, 1.0).to(dtype) if again else torch.ones_like(S[0, 0])
     T = S * scale
     rows = [[sum((T[i, j] for j in p[1:]), T[i, p[0]]) for p in patterns] for i in range(4)]
 
@@ -111,9 +117,18 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
     assert code is not None
     kept = torch.stack([(code >> bit) & 1 for bit in range(16)]).bool().view(4, 4, -1)
     write_masks(kept, mask, 4)
-    objective = torch.where(kept, S, 0).sum(dtype=torch.float64)
-    bound = (best.double() / scale).sum()
-    return Sums(torch.stack([objective, bound, _count(~torch.isfinite(S)), _count(huge)]), None)
+    apart = _apart(S.view(16, -1), kept, _magnitude(S.view(16, -1))[0])
+    left = apart if again else torch.zeros_like(apart)
+    objective = torch.where(kept & ~left, S, 0).sum(dtype=torch.float64)
+    bound = torch.where(left, 0, best.double() / scale).sum()
+    totals = torch.stack([objective, bound, _count(~torch.isfinite(S)), _count(huge | apart)])
+    return Sums(totals, None, apart.to(torch.int8) if again else None)
+
+
+def _apart(S: Tensor, kept: Tensor, top: Tensor) -> Tensor:
+    """Which blocks are apart (nmsolve.solvers.APART), of scores (m m, N), masks (m, m, N) and their largest magnitudes."""
+    rows = torch.where(kept, S.abs().view(kept.shape), 0).sum(1)
+    return ((rows > 0) & (rows < _power_of_two(top) * APART)).any(0)
 
 
 def _count(true: Tensor) -> Tensor:
@@ -248,7 +263,7 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
         kept, good = ascend(A, u, v, rounds, level == 0, problem.omega, n, m, at_most)
         relax(S, kept, u, v, good & (amount > 0), power, n, m, at_most, problem.sweeps)
         proof = certify(S, kept, u, v, n, m, at_most, ROUNDING)
-        closed = good & lossless & _within(proof, S, problem.tolerance)
+        closed = good & lossless & _within(proof, S, kept, problem.tolerance)
         keep_at(mask, place[closed], kept[..., closed].permute(2, 0, 1))
         if collect:
             blocks.u[:, place], blocks.v[:, place] = u, v
@@ -257,7 +272,7 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
         levels.append(_count(closed))
         blocks.open[place[closed]] = 0
         amount = torch.where(good, amount / SHRINK, amount)
-        amount = torch.where(amount == 0, power * torch.where(equal > 0, HINT, FINE).to(S.dtype), amount)
+        amount = torch.where(amount == 0, power * torch.where(equal > 0, HINT, SLIGHT).to(S.dtype), amount)
         left = torch.nonzero(~closed).squeeze(1)
         if not left.numel():
             break
@@ -297,8 +312,10 @@ def _ties(S: Tensor, power: Tensor, equal: Tensor, zero: Tensor, m: int) -> tupl
     return torch.where(everywhere, power * LATTICE, torch.where(zero > 0, power * ZEROS, 0.0)), everywhere
 
 
-def _within(proof: Certificate, S: Tensor, tolerance: float) -> Tensor:
+def _within(proof: Certificate, S: Tensor, kept: Tensor, tolerance: float) -> Tensor:
     """Where a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
     magnitude = S.double().abs()
     least = torch.where(magnitude > 0, magnitude, torch.inf).amin(0)
-    return proof.gap + proof.slack <= tolerance * torch.maximum(proof.size, least)
+    gap, most = proof.gap + proof.slack, torch.maximum(proof.size, least)
+    fine = ~_apart(S, kept, S.abs().amax(0)) | (gap <= FINE / 4 * most)
+    return (gap <= tolerance * most) & fine

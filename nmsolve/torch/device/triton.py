@@ -12,6 +12,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from nmsolve.solvers import APART
+from nmsolve.solvers import FINE as TIGHT
 from nmsolve.solvers.ascent import ROUNDING
 from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.network import selection_network
@@ -92,7 +94,7 @@ def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute
             *X.stride(), N=n, M=m, AT_MOST=at_most, ABSOLUTE=absolute, NETWORK=_network(m, (n - 1,)), FLAT=flat,
             ELEMENT=element, WORDS=words, COLLECT=collect, INFINITE=INFINITE[dtype], COMPUTE=_compute(dtype), BLOCK=lanes,
         )  # fmt: skip
-    return Sums(sums.sum(0), thresholds if collect else None)
+    return Sums(sums.sum(0), thresholds if collect else None, None)
 
 
 @cache
@@ -103,7 +105,7 @@ def _pairs(n: int) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]:
     return tuple((*pair, pair_code(n, pair) << 8 * (k % 2)) for k, part in enumerate(parts) for pair in part), first
 
 
-def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, scaled: bool) -> Sums:
+def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, again: bool) -> Sums:
     """Transposable n:4, exactly, as a two-stage maximum over all masks (see nmsolve.solvers.enumeration)."""
     X = _readable(X, dtype)
     a_row, block_rows = mask.shape[2] // 4, mask.shape[1] // 4
@@ -113,15 +115,16 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
     lanes = _lanes(X)
     programs = _programs(total, lanes * TILES)
     sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
+    opened = torch.empty(total if again else 1, dtype=torch.int8, device=X.device)
     pairs, first = _pairs(n)
     with _on(X):
         kernels.enumerate_blocks[programs](
-            source, mask.view(torch.int32), sums, total, a_row, block_rows, *X.shape[1:], *source.stride(),
-            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges, NARROW=a_row < lanes, SCALED=scaled,
-            INFINITE=INFINITE[dtype], HUGE=HUGE[dtype], ABSOLUTE=absolute, ELEMENT=HALF.get(X.dtype), COMPUTE=_compute(dtype),
-            TILES=TILES, BLOCK=lanes,
+            source, mask.view(torch.int32), opened, sums, total, a_row, block_rows, *X.shape[1:], *source.stride(),
+            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges, NARROW=a_row < lanes, AGAIN=again,
+            INFINITE=INFINITE[dtype], HUGE=HUGE[dtype], APART=APART, ABSOLUTE=absolute, ELEMENT=HALF.get(X.dtype),
+            COMPUTE=_compute(dtype), TILES=TILES, BLOCK=lanes,
         )  # fmt: skip
-    return Sums(sums.sum(0), None)
+    return Sums(sums.sum(0), None, opened if again else None)
 
 
 def _split(m: int, dtype: torch.dtype, first: bool) -> int:
@@ -177,7 +180,8 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
         ascent_kernels.ascend_rest[launch.programs](
             *launch.matrices, place.int(), *blocks, sums, _offsets(m, dtype, X.device), blocks.open.numel(), unproven,
             *launch.shape, 1, problem.sweeps, rounding_shift(dtype), ROUNDING, problem.tolerance,
-            ROUNDS=rounds, COLLECT=collect, LATTICE=LATTICE, ZEROS=ZEROS, HINT=HINT, FINE=FINE, SHRINK=SHRINK, COARSE=COARSE,
+            APART=APART, TIGHT=min(TIGHT / 4, problem.tolerance), ROUNDS=rounds, COLLECT=collect, LATTICE=LATTICE, ZEROS=ZEROS,
+            HINT=HINT, FINE=FINE, SHRINK=SHRINK, COARSE=COARSE,
             **launch.constants,
         )  # fmt: skip
     return place, sums.sum(0)
