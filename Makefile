@@ -20,6 +20,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -m long -n 0 -q tests
 	@$(MAKE) --no-print-directory test
 
 bench: $(STAMP)
@@ -42,6 +43,11 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch # first and from the pinned version alone, so that a CPU build is taken where one is at hand
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+# By themselves, and without what they need, which is there: the torchvision of the package index does not fit a CPU build of torch,
+# and transformers would import it (tests/architectures.py).
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/timm timm torchvision
+# Likewise: it asks for a transformers older than 5.
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/compressed-tensors compressed-tensors loguru
 	touch $@
 
 clean:

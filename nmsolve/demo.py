@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.api import solve
+from nmsolve.checkpoint.output import Output
 from nmsolve.errors import MissingDependencyError
 from nmsolve.result import MaskResult, Status, relative_gap
 
+#: What the file of masks says that it is.
+FORMAT = "nmsolve-demo"
 PATTERNS = ("1:4", "2:4", "2:4T", "4:8T", "8:16T")
 METHODS = ("exact", "greedy", "cover")
 #: The last layer has 10 rows, which no block divides.
@@ -186,33 +189,45 @@ def table(dense_accuracy: float, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def save_masks(path: Path, rows: Sequence[Row]) -> None:
+def packed(rows: Sequence[Row]) -> bytes:
     """One safetensors file of bool masks named "pattern/method/layer", such as "2:4T/exact/layer1"."""
     masks = {f"{row.pattern}/{row.method}/layer{layer}": mask for row in rows for layer, mask in enumerate(row.masks, start=1)}
-    path.write_bytes(required("safetensors.numpy").save(masks))  # save_file makes it unreadable for other users.
+    return bytes(required("safetensors.numpy").save(masks, {"format": FORMAT}))
 
 
-def demo(out: Path) -> None:
+def is_packed(beginning: bytes) -> bool:
+    """Whether a file that begins like this is such a file of masks."""
+    return beginning[8:].startswith(f'{{"__metadata__":{{"format":"{FORMAT}"}}'.encode())
+
+
+def demo(out: Path, *, force: bool = False) -> None:
     """Print the table, and write masks.safetensors and demo.png into a folder, which is made if it does not exist.
+
+    Files of an earlier demo are replaced, others of these names only with `force`.
 
     Raises
     ------
+    InputError
+        If a file of one of these names is there.
     MissingDependencyError
         If safetensors or matplotlib is not installed.
     SolverError
         If a result does not stand up to its verification.
     """
-    from nmsolve.demo_picture import draw
+    from nmsolve.demo_picture import draw, is_picture
 
     required("matplotlib.figure")
     network = load_checkpoint()
-    out.mkdir(parents=True, exist_ok=True)
-    shapes = ", ".join(f"{rows} x {cols}" for rows, cols in (weights.shape for weights in network.weights))
-    print(f"A classifier of handwritten digits, layers {shapes}; tested on {len(network.labels)} images it was not trained on.")
-    print("Solving every layer; the first run on a machine also compiles the kernels, about a minute ...\n", flush=True)
-    rows = list(solve_rows(network))
-    print(table(network.accuracy(), rows))
-    print(NOTES.format(repeats=REPEATS, point=100 / len(network.labels)))
-    save_masks(out / "masks.safetensors", rows)
-    draw(out / "demo.png", network.weights[1], rows)
+    with (
+        Output(out / "masks.safetensors", ours=is_packed, force=force, parents=True) as masks,
+        Output(out / "demo.png", ours=is_picture, force=force, parents=True) as picture,
+    ):
+        shapes = ", ".join(f"{rows} x {cols}" for rows, cols in (weights.shape for weights in network.weights))
+        print(f"A classifier of handwritten digits, layers {shapes}; tested on {len(network.labels)} images it was not trained on.")
+        print("Solving every layer; the first run on a machine also compiles the kernels, about a minute ...\n", flush=True)
+        rows = list(solve_rows(network))
+        print(table(network.accuracy(), rows))
+        print(NOTES.format(repeats=REPEATS, point=100 / len(network.labels)))
+        masks.write(packed(rows))
+        picture.write(draw(network.weights[1], rows))
     print(f"Written: {out / 'masks.safetensors'}, {out / 'demo.png'}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from nmsolve.api import solve
 if TYPE_CHECKING:
     from nmsolve.demo import Row
 
+#: What the picture says that it was drawn by.
+SOFTWARE = "nmsolve demo"
 #: Side of the square that is drawn, and of the blocks in it.
 SIDE, M = 16, 8
 N = M // 2
@@ -21,8 +23,8 @@ COLORS = {"exact": "#0b4f8a", "greedy": "#e08a1e", "cover": "#7fb3a6"}
 INK, FAINT, WRONG = "#222222", "#777777", "#c8321e"
 
 
-def draw(path: Path, weights: NDArray[np.float32], rows: Sequence[Row]) -> None:
-    """Write the picture as a PNG. weights : (out, in), of which the first 16 × 16 are shown. rows : the demo's table."""
+def draw(weights: NDArray[np.float32], rows: Sequence[Row]) -> bytes:
+    """The picture as a PNG. weights : (out, in), of which the first 16 × 16 are shown. rows : the demo's table."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 4.7), dpi=150, facecolor="white")
@@ -35,7 +37,14 @@ def draw(path: Path, weights: NDArray[np.float32], rows: Sequence[Row]) -> None:
         mask = np.ones(block.shape, bool) if pattern is None else solve(block, pattern).mask
         _draw_block(figure.add_axes((left, 0.155, 0.2, 0.596)), block, mask, pattern)
     _draw_bars(figure.add_axes((0.745, 0.085, 0.245, 0.79)), rows)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": SOFTWARE})
+    return picture.getvalue()
+
+
+def is_picture(beginning: bytes) -> bool:
+    """Whether a file that begins like this is such a picture."""
+    return beginning.startswith(b"\x89PNG\r\n\x1a\n") and f"tEXtSoftware\0{SOFTWARE}".encode() in beginning
 
 
 def _draw_block(axes: Any, block: NDArray[np.float32], mask: NDArray[np.bool_], pattern: str | None) -> None:

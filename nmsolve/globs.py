@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -14,15 +15,16 @@ Patterns = Pattern | str | Mapping[str, Pattern | str | None]
 
 
 def matches(path: str, glob: str) -> bool:
-    """Whether a glob names a path or a module that it lies in.
+    """Whether a glob names a path, or a module or folder that it lies in.
 
     Examples
     --------
     >>> matches("head.0.weight", "head"), matches("header.weight", "head"), matches("header.weight", "head*")
     (True, False, True)
+    >>> matches("unet/conv_in.weight", "unet"), matches("unet/conv_in.weight", "unet/conv_in")
+    (True, True)
     """
-    parts = path.split(".")
-    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    prefixes = [path[: end.start()] for end in re.finditer(r"[./]|$", path)]
     return glob in prefixes or any(fnmatchcase(prefix, glob) for prefix in prefixes)  # names may hold brackets
 
 
@@ -50,10 +52,12 @@ def check_used(globs: Iterable[str], paths: Sequence[str], argument: str, whose:
     """Raise InputError for a glob that matches none of the weights `whose` paths these are: a misspelt one must not pass."""
     for glob in globs:
         if not any(matches(path, glob) for path in paths):
-            inside = [path for path in paths if f".{glob}." in f".{path}."]
+            inside = [path for path in paths if f".{glob}." in f".{path.replace('/', '.')}."]
             if inside:
+                before = "/" if f"/{glob}" in inside[0] else "."
                 raise InputError(
-                    f"{argument}={glob!r} matches no layer of the {whose} from its beginning; for {inside[0]} write '*.{glob}'"
+                    f"{argument}={glob!r} matches no layer of the {whose} from its beginning; "
+                    f"for {inside[0]} write '*{before}{glob}'"
                 )
             close = difflib.get_close_matches(glob, paths, 3, 0.4) or paths[:3]
             known = f"its weights are {', '.join(close)}, …" if close else "it has no weight with two axes or more"

@@ -166,8 +166,8 @@ def ended() -> Iterator[None]:
 @pytest.fixture
 def sparse(box: Box) -> Path:
     """A pruned file, with an odd number of entries in a mask, and what is beside it."""
-    write_weights(box / "dense.safetensors", **{"c.weight": weights(3, 3)})
-    checkpoint.prune(box / "dense.safetensors", box / "sparse.safetensors", {"c": "1:3", "*": "2:4T"}, threads=1)
+    write_weights(box / "dense.safetensors", **{"fc3.weight": weights(3, 3)})
+    checkpoint.prune(box / "dense.safetensors", box / "sparse.safetensors", {"fc3": "1:3", "*": "2:4T"}, threads=1)
     return box / "sparse.safetensors"
 
 

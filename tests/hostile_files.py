@@ -29,7 +29,7 @@ def write_safetensors(path: Path, header: bytes | dict[str, Any], data: bytes = 
 
 def write_weights(path: Path, **others: np.ndarray) -> Path:
     """A whole .safetensors file of two weights and a vector."""
-    save_file({"a.weight": weights(8, 8), "b.weight": weights(4, 16), "norm.weight": np.ones(4, np.float32), **others}, path)
+    save_file({"fc1.weight": weights(8, 8), "fc2.weight": weights(4, 16), "norm.weight": np.ones(4, np.float32), **others}, path)
     path.chmod(0o644)  # as a download would be; safetensors lets nobody else read
     return path
 
@@ -37,7 +37,7 @@ def write_weights(path: Path, **others: np.ndarray) -> Path:
 def write_shards(folder: Path) -> Path:
     """A whole folder: two shards, their index, a config, and a folder of its own."""
     folder.mkdir()
-    names = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
+    names = {"fc1.weight": "model-1.safetensors", "fc2.weight": "model-2.safetensors"}
     for name, shard in names.items():
         save_file({name: weights(8, 8)}, folder / shard)
         (folder / shard).chmod(0o644)

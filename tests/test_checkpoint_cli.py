@@ -52,6 +52,44 @@ def test_prune_prints_a_table_and_plain_lines(dense: Path, tmp_path: Path, capsy
     assert "\x1b" not in printed.err + printed.out
 
 
+def test_prune_says_what_masks_by_magnitude_do_to_language_models(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its last lines, on stderr if stdout is JSON, and in its help: with what to do instead, which exists."""
+    import nmsolve.torch as nmt
+
+    for options in ([], ["--json"]):
+        assert main(["prune", str(dense), str(tmp_path / f"out{options}"), "--pattern", "2:4", *options]) == 0
+        printed = capsys.readouterr()
+        last = " ".join((printed.err if options else printed.out).splitlines()[-3:])
+        assert last.startswith("Every mask keeps the largest |W|")
+        assert "ruins a language model" in last
+        assert ("ruins" in printed.err, "ruins" in printed.out) == (bool(options), not options)
+        named = set(re.findall(r"\w+_(?=\W)", last))
+        assert named == {"sparsegpt_", "adaprune_", "sparsify_"}
+        assert all(callable(getattr(nmt, name)) for name in named)
+        for page in re.findall(r"docs/\w+\.md", last):
+            assert (Path(__file__).parent.parent / page).exists()
+    for page in ("README.md", "docs/checkpoints.md"):
+        text = (Path(__file__).parent.parent / page).read_text()
+        assert re.search(r"\*\*[^*]*ruin[^*]*\*\*[^#]*tens of\s+times", text)
+        assert "sparsegpt_" in text
+    assert main(["prune", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "ruined (tens of times the perplexity at 2:4) unless it is trained further" in text
+    assert "sparsegpt_" in text
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_a_rank_of_another_program_silences_nothing(
+    rank: str, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main(["prune", str(dense), str(tmp_path / "out"), "--pattern", "2:4"]) == 0
+    assert "19 of 23 tensors pruned" in capsys.readouterr().out
+
+
 def test_the_pattern_may_be_given_as_for_the_other_commands(dense: Path, tmp_path: Path) -> None:
     assert main(["prune", str(dense), str(tmp_path / "a"), "2:4", "--pattern", "*.mlp=2:4T"]) == 0
     assert main(["prune", str(dense), str(tmp_path / "b"), "--pattern", "2:4", "--pattern", "*.mlp=2:4T"]) == 0
@@ -138,9 +176,9 @@ def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["verify", str(tmp_path / "dense-masks")]) == 0
     assert main(["verify", str(tmp_path / "dense-masks"), "1:4"]) == 1
 
-    save_file({"w": weights(8, 8)}, tmp_path / "one.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "one.safetensors")
     assert main(["solve", str(tmp_path / "one.safetensors"), "1:4"]) == 0
-    assert (checkpoint.open_masks(tmp_path / "one.safetensors")["w"].sum(axis=1) == 2).all()
+    assert (checkpoint.open_masks(tmp_path / "one.safetensors")["fc.weight"].sum(axis=1) == 2).all()
     np.save(tmp_path / "array.npy", weights(8, 8))
     assert main(["solve", str(tmp_path / "array.npy"), "--pattern", "1:4T", "--out", str(tmp_path / "array.safetensors")]) == 0
     assert checkpoint.open_masks(tmp_path / "array.safetensors")["arr_0"].sum() == 16
@@ -321,20 +359,20 @@ def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_source_files_of_any_kind_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "w.npy", weights(8, 8))
     np.savez(tmp_path / "w.npz", a=weights(8, 8))
-    save_file({"w": weights(8, 8)}, tmp_path / "w.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "w.safetensors")
     for suffix in (".npy", ".npz", ".safetensors"):
         assert main(["prune", str(tmp_path / f"w{suffix}"), str(tmp_path / f"out{suffix}"), "--pattern", "2:4T"]) == 0
         assert main(["verify", str(tmp_path / f"out{suffix}"), "--pattern", "2:4T"]) == 0
         for path in tmp_path.glob("out.*.*"):
             path.unlink()
-    assert (load_file(tmp_path / "out.safetensors")["w"] == np.load(tmp_path / "out.npy")).all()
+    assert (load_file(tmp_path / "out.safetensors")["fc.weight"] == np.load(tmp_path / "out.npy")).all()
     assert (np.load(tmp_path / "out.npz")["a"] == np.load(tmp_path / "out.npy")).all()
 
 
 def test_without_the_packages_the_extra_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_file({"w": weights(8, 8)}, tmp_path / "w.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "w.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert main(["prune", str(tmp_path / "w.safetensors"), str(tmp_path / "out.safetensors"), "--pattern", "2:4"]) == 2
     assert "pip install 'nmsolve[checkpoint]'" in capsys.readouterr().err
@@ -349,7 +387,7 @@ def test_the_command_line_is_lean() -> None:
 
 
 def test_a_terminal_of_ascii(tmp_path: Path) -> None:
-    save_file({"w": weights(8, 8)}, tmp_path / "w.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "w.safetensors")
     files = (tmp_path / "w.safetensors", tmp_path / "out.safetensors")
     done = run("prune", *files, "--pattern", "2:4", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr

@@ -109,7 +109,7 @@ def test_any_damage_to_safetensors(tmp_path_factory: pytest.TempPathFactory, edi
 @given(st.data())
 def test_any_header_of_safetensors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     src = tmp_path_factory.mktemp("any") / "dense.safetensors"
-    header = {"__metadata__": {"format": "pt"}, "a.weight": tensor([8, 8], 0, 256), "b.weight": tensor([8, 8], 256, 512)}
+    header = {"__metadata__": {"format": "pt"}, "fc1.weight": tensor([8, 8], 0, 256), "fc2.weight": tensor([8, 8], 256, 512)}
     write_safetensors(src, changed(data, header), 2 * DATA)
     pruned_or_refused(src)
 
@@ -166,8 +166,8 @@ def shown_or_refused(sparse: Path) -> None:
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pruned")
-    write_weights(folder / "dense.safetensors", **{"c.weight": weights(3, 3)})
-    checkpoint.prune(folder / "dense.safetensors", folder / "sparse.safetensors", {"c": "1:3", "*": "2:4T"}, threads=1)
+    write_weights(folder / "dense.safetensors", **{"fc3.weight": weights(3, 3)})
+    checkpoint.prune(folder / "dense.safetensors", folder / "sparse.safetensors", {"fc3": "1:3", "*": "2:4T"}, threads=1)
     return folder
 
 

@@ -27,25 +27,25 @@ MAPS: dict[str, object] = {
     "text": "model-1.safetensors",
     "number": 7,
     "empty": {},
-    "to null": {"a.weight": None},
-    "to a number": {"a.weight": 1},
-    "to a list": {"a.weight": ["model-1.safetensors"]},
-    "to nothing": {"a.weight": ""},
-    "to the folder above": {"a.weight": "../model-1.safetensors"},
-    "to another folder": {"a.weight": "more/model-1.safetensors"},
-    "to the folder": {"a.weight": "./model-1.safetensors"},
-    "to the root": {"a.weight": "/model-1.safetensors"},
-    "backwards": {"a.weight": "..\\model-1.safetensors"},
-    "to a pickle": {"a.weight": "model-1.bin"},
-    "to the config": {"a.weight": "config.json"},
-    "to no file": {"a.weight": "model-9.safetensors"},
-    "to escapes": {"a.weight": "\x1b[2J\x07.safetensors"},
-    "to more escapes": {"a.weight": "\x9b2J\u202e.safetensors"},
-    "to null characters": {"a.weight": "model-1\0.safetensors"},
-    "to lines": {"a.weight": "model\n-1.safetensors"},
-    "a long name": {"a.weight": "x" * 5000 + ".safetensors"},
-    "a tensor elsewhere": {"a.weight": "model-2.safetensors", "b.weight": "model-2.safetensors"},
-    "a tensor nowhere": {"a.weight": "model-1.safetensors", "c\x1b[2J": "model-2.safetensors"},
+    "to null": {"fc1.weight": None},
+    "to a number": {"fc1.weight": 1},
+    "to a list": {"fc1.weight": ["model-1.safetensors"]},
+    "to nothing": {"fc1.weight": ""},
+    "to the folder above": {"fc1.weight": "../model-1.safetensors"},
+    "to another folder": {"fc1.weight": "more/model-1.safetensors"},
+    "to the folder": {"fc1.weight": "./model-1.safetensors"},
+    "to the root": {"fc1.weight": "/model-1.safetensors"},
+    "backwards": {"fc1.weight": "..\\model-1.safetensors"},
+    "to a pickle": {"fc1.weight": "model-1.bin"},
+    "to the config": {"fc1.weight": "config.json"},
+    "to no file": {"fc1.weight": "model-9.safetensors"},
+    "to escapes": {"fc1.weight": "\x1b[2J\x07.safetensors"},
+    "to more escapes": {"fc1.weight": "\x9b2J\u202e.safetensors"},
+    "to null characters": {"fc1.weight": "model-1\0.safetensors"},
+    "to lines": {"fc1.weight": "model\n-1.safetensors"},
+    "a long name": {"fc1.weight": "x" * 5000 + ".safetensors"},
+    "a tensor elsewhere": {"fc1.weight": "model-2.safetensors", "fc2.weight": "model-2.safetensors"},
+    "a tensor nowhere": {"fc1.weight": "model-1.safetensors", "c\x1b[2J": "model-2.safetensors"},
 }
 
 
@@ -74,7 +74,7 @@ def test_files_that_are_no_index(text: bytes, box: Box) -> None:
 def test_half_a_character_in_an_index(box: Box) -> None:
     """Standard error writes what it cannot encode as an escape, but not as pytest replaces it."""
     src = write_shards(box / "dense")
-    edit_json(src / "model.safetensors.index.json", put(weight_map={"a.weight": "\ud800.safetensors"}))
+    edit_json(src / "model.safetensors.index.json", put(weight_map={"fc1.weight": "\ud800.safetensors"}))
     found = limited([["prune", src, box / "out", *PATTERN]])[0]
     assert "index.json" in found.line
 
@@ -88,7 +88,7 @@ def test_shards_that_are_missing_or_damaged(box: Box) -> None:
     (src / "model-2.safetensors").unlink()
     for line in box.all_refused(src):
         assert "model-2.safetensors" in line
-        assert "'b.weight'" in line
+        assert "'fc2.weight'" in line
     (src / "model-2.safetensors").symlink_to("nothing")
     for line in box.all_refused(src):
         assert "model-2.safetensors" in line
@@ -103,7 +103,7 @@ def test_a_name_in_two_files(box: Box) -> None:
     (src / "model.safetensors.index.json").unlink()
     shutil.copy(src / "model-1.safetensors", src / "model.safetensors")
     for line in box.all_refused(src):
-        for part in ("'a.weight'", "model-1.safetensors", "model.safetensors"):
+        for part in ("'fc1.weight'", "model-1.safetensors", "model.safetensors"):
             assert part in line
 
 
@@ -257,7 +257,7 @@ def test_file_names_that_drive_a_terminal(step: str, box: Box) -> None:
     if step == "folder":
         assert box.run("prune", src.rename(box / odd), box / "out", *PATTERN)[0] == 0
     elif step == "no number":
-        save_file({"nan.weight": np.full((8, 8), np.nan, np.float32)}, src / f"{odd}.safetensors")
+        save_file({"fc.weight": np.full((8, 8), np.nan, np.float32)}, src / f"{odd}.safetensors")
         box.prune_refused(src, begun=True)
     elif step == "empty":
         (src / f"{odd}.safetensors").write_bytes(b"")

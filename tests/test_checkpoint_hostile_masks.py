@@ -48,11 +48,11 @@ MASKS: dict[str, Edit] = {
     "a list": lambda entries: [entries],
     "null": instead(None),
     "nothing": instead({}),
-    "one less": without("a.weight"),
-    "one more": lambda entries: entries | {"more": entries["a.weight"]},
-    "another name": lambda entries: {name.replace("a", "\ud800"): entry for name, entry in entries.items()},
-    "entry a list": put(**{"a.weight": []}),
-    "entry null": put(**{"a.weight": None}),
+    "one less": without("fc1.weight"),
+    "one more": lambda entries: entries | {"more": entries["fc1.weight"]},
+    "another name": lambda entries: {name.replace("f", "\ud800"): entry for name, entry in entries.items()},
+    "entry a list": put(**{"fc1.weight": []}),
+    "entry null": put(**{"fc1.weight": None}),
     "shape infinite": each(shape=[float("inf"), 8]),
     "shape no number": each(shape=[float("nan"), 8]),
     "shape nested": each(shape=[[8], [8]]),
@@ -111,34 +111,34 @@ def test_metadata_of_masks_that_is_no_json_or_missing(box: Box, sparse: Path) ->
 def test_masks_that_shrink_between(box: Box, sparse: Path) -> None:
     masks = checkpoint.open_masks(sparse)
     os.truncate(sparse.with_name("sparse.masks.safetensors"), 100)
-    with pytest.raises(nmsolve.InputError, match=r"sparse\.masks\.safetensors.*'b\.weight'"):
-        masks["b.weight"]
+    with pytest.raises(nmsolve.InputError, match=r"sparse\.masks\.safetensors.*'fc2\.weight'"):
+        masks["fc2.weight"]
     sparse.with_name("sparse.masks.safetensors").unlink()
     with pytest.raises(OSError, match=r"sparse\.masks\.safetensors"):
-        masks["b.weight"]
+        masks["fc2.weight"]
 
 
 @pytest.mark.parametrize("reported", [True, False])
 @pytest.mark.parametrize("case", ["integers", "another shape", "another name"])
 def test_masks_of_other_tensors(case: str, reported: bool, box: Box, sparse: Path) -> None:
     tensors = load_file(sparse)
-    tensor = tensors.pop("a.weight")
+    tensor = tensors.pop("fc1.weight")
     other = {"integers": tensor.astype(np.int32), "another shape": weights(4, 16), "another name": tensor}[case]
-    save_file({**tensors, "renamed" if case == "another name" else "a.weight": other}, sparse)
+    save_file({**tensors, "renamed" if case == "another name" else "fc1.weight": other}, sparse)
     if not reported:
         sparse.with_name("sparse.report.json").unlink()
     for argv in (("verify", sparse), ("report", sparse, "--out", box / "page.html")):
         line = box.refused(*argv)
-        assert "'a.weight'" in line
+        assert "'fc1.weight'" in line
         assert "sparse." in line
 
 
 def test_masks_of_one_tensor_in_two_files(box: Box) -> None:
     checkpoint.prune(write_shards(box / "dense"), box / "sparse", "2:4T", threads=1)
     shutil.copy(box / "sparse" / "masks" / "model-1.safetensors", box / "sparse" / "masks" / "model-9.safetensors")
-    with pytest.raises(nmsolve.InputError, match=r"'a\.weight'"):
+    with pytest.raises(nmsolve.InputError, match=r"'fc1\.weight'"):
         checkpoint.open_masks(box / "sparse")
-    assert "'a.weight'" in box.refused("verify", box / "sparse")
+    assert "'fc1.weight'" in box.refused("verify", box / "sparse")
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty", "text", "broken link", "weights"])

@@ -326,8 +326,10 @@ def test_a_companion_that_may_not_be_read_is_seen_at_the_beginning(closed: str, 
 def test_no_permission_to_read_what_was_pruned(closed: str, open_box: Box) -> None:
     checkpoint.prune(write_shards(open_box / "dense"), open_box / "sparse", "2:4T", threads=1)
     os.chmod(open_box / "sparse" / closed, 0)
+    (open_box / "there").mkdir()
+    os.chmod(open_box / "there", 0o777)
     with without_rights():
-        code, out, err = open_box.run("report", open_box / "sparse", "--out", open_box / "page.html")
+        code, out, err = open_box.run("report", open_box / "sparse", "--out", open_box / "there" / "page.html")
     line = error_line(code, out, err)
     assert "Permission denied" in line
     assert Path(closed).name in line

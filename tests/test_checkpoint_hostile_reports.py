@@ -80,7 +80,7 @@ ODD: dict[str, Edit] = {
         report
         | {
             "tensors": [
-                entry | {"total": float("-inf" if "a" in entry["name"] else "inf"), "bound": 0} for entry in report["tensors"]
+                entry | {"total": float("-inf" if "fc1" in entry["name"] else "inf"), "bound": 0} for entry in report["tensors"]
             ]
         }
     ),
@@ -112,14 +112,14 @@ def test_reports_that_only_say_odd_things(case: str, against: bool, box: Box, sp
 
 
 TIMES = {
-    "infinite": {"a.weight": float("inf")},
-    "no number": {"a.weight": float("nan")},
-    "of both signs": {"a.weight": -1e308, "b.weight": 1e308},
-    "at their largest": {"a.weight": 1.7e308, "b.weight": 1.7e308},
-    "huge": {"a.weight": 10**400},
-    "null": {"a.weight": None},
-    "text": {"a.weight": "1e999"},
-    "lists": {"a.weight": [1]},
+    "infinite": {"fc1.weight": float("inf")},
+    "no number": {"fc1.weight": float("nan")},
+    "of both signs": {"fc1.weight": -1e308, "fc2.weight": 1e308},
+    "at their largest": {"fc1.weight": 1.7e308, "fc2.weight": 1.7e308},
+    "huge": {"fc1.weight": 10**400},
+    "null": {"fc1.weight": None},
+    "text": {"fc1.weight": "1e999"},
+    "lists": {"fc1.weight": [1]},
     "half a character": {"\ud800": 1},
     "a list": [],
     "a number": 7,
@@ -134,13 +134,13 @@ def test_hostile_times(case: str, box: Box, sparse: Path) -> None:
 
 
 def test_a_report_against_another_checkpoint(box: Box, sparse: Path) -> None:
-    write_weights(box / "other.safetensors", **{"c.weight": weights(3, 6)})
+    write_weights(box / "other.safetensors", **{"fc3.weight": weights(3, 6)})
     nan = weights(3, 3)
     nan[1, 1] = np.nan
-    write_weights(box / "nan.safetensors", **{"c.weight": nan})
+    write_weights(box / "nan.safetensors", **{"fc3.weight": nan})
     save_file({"x": weights(8, 8)}, box / "foreign.safetensors")
     (box / "empty.safetensors").write_bytes(b"")
     for name in ("other", "nan", "foreign", "empty", "absent"):
         line = box.refused("report", sparse, "--against", box / f"{name}.safetensors", "--out", box / "page.html")
         assert f"{name}.safetensors" in line
-    assert "'c.weight'" in box.refused("report", sparse, "--against", box / "nan.safetensors", "--out", box / "page.html")
+    assert "'fc3.weight'" in box.refused("report", sparse, "--against", box / "nan.safetensors", "--out", box / "page.html")

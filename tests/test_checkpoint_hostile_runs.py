@@ -88,7 +88,7 @@ def test_weights_that_change_while_they_are_read(name: str, change: str, box: Bo
 @pytest.mark.parametrize("name", ["config.json", "more/vocab.txt", "model.safetensors.index.json"])
 def test_companions_that_change_while_weights_are_read(name: str, change: str, box: Box) -> None:
     src = write_shards(box / "dense")
-    if change == "replace" and not name.endswith("index.json"):
+    if change == "replace" and name == "more/vocab.txt":  # no weight depends on it
         checkpoint.prune(src, box / "out", "2:4T", threads=1, progress=once(lambda: _replace(src / name)))
         assert (box / "out" / name).read_bytes() == (src / name).read_bytes()
         return
@@ -140,10 +140,11 @@ def test_damaged_notes_of_an_unfinished_run(name: str, content: bytes, box: Box)
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"tensor": "a.weight"}',
-        b'{"tensor": "a.weight", "color": "red"}',
-        b'{"tensor": "a.weight", "status": 1, "objective": "much", "bound": [], "gap": null, "total": 1, "kept": 1, "seconds": 1}',
-        b'{"tensor": "a.weight", "name": "b.weight"}',
+        b'{"tensor": "fc1.weight"}',
+        b'{"tensor": "fc1.weight", "color": "red"}',
+        b'{"tensor": "fc1.weight", "status": 1, "objective": "much", "bound": [], "gap": null, "total": 1, "kept": 1, '
+        b'"digest": "", "mask_digest": "", "seconds": 1}',
+        b'{"tensor": "fc1.weight", "name": "fc2.weight"}',
         b'{"tensor": "nothing", "kept": 3}',
         b'{"tensor": ["a"]}',
         b"[1, 2]",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,14 +36,14 @@ def test_a_full_disk_is_one_line_and_a_larger_one_goes_on(kind: str, disk: str, 
     if kind == "folder":
         src, name = write_shards(box / "dense"), "out"
         (src / "tokenizer.json").write_bytes(bytes(range(256)) * 64)
-        save_file({f"{i}.weight": weights(16, 48, seed=i) for i in range(6)}, src / "model-1.safetensors")
+        save_file({f"{i}.fc1.weight": weights(16, 48, seed=i) for i in range(6)}, src / "model-1.safetensors")
         edit_json(
             src / "model.safetensors.index.json",
-            put(weight_map={"0.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}),
+            put(weight_map={"0.fc1.weight": "model-1.safetensors", "fc2.weight": "model-2.safetensors"}),
         )
     else:
         src, name = box / f"dense.{kind}", f"out.{kind}"
-        arrays = {f"{i}.weight": weights(16, 48, seed=i) for i in range(8)}
+        arrays = {f"{i}.fc1.weight": weights(16, 48, seed=i) for i in range(8)}
         np.savez_compressed(src, **arrays) if kind == "npz" else save_file(arrays, src)
     checkpoint.prune(src, box / f"whole/{name}", "2:4T", threads=1)
     whole, before = contents(box / "whole" / name), snapshot(src) if src.is_dir() else src.read_bytes()
@@ -67,14 +68,15 @@ def test_a_disk_that_is_full_for_the_page(box: Box) -> None:
     assert snapshot(box.path) == before
 
 
-def test_standard_output_that_is_full_is_one_line(box: Box) -> None:
+def test_standard_output_that_is_full_ends_no_run(box: Box) -> None:
     write_weights(box / "dense.safetensors")
     argv = [sys.executable, "-m", "nmsolve", "prune", box / "dense.safetensors", box / "out.safetensors", *PATTERN]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50, check=False)
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("nmsolve: error: ")
-    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("nmsolve: stdout cannot be written (No space left on device)")
+    assert ended.returncode == 0
+    assert checkpoint.verify(box / "out.safetensors").ok
 
 
 # Memory.
@@ -125,9 +127,9 @@ def test_the_command_that_converts_a_pickle_works(box: Box) -> None:
     torch = pytest.importorskip("torch")
     tied = torch.from_numpy(weights(8, 8))
     state = {
-        "a.weight": tied,
-        "tied.weight": tied,
-        "t.weight": torch.from_numpy(weights(8, 16)).T,
+        "fc1.weight": tied,
+        "fc2.weight": tied,
+        "fc3.weight": torch.from_numpy(weights(8, 16)).T,
         "half": torch.ones(4, 4).bfloat16(),
     }
     odd = box / 'my  model\'s $HOME `x` "weights".ckpt'
@@ -144,6 +146,6 @@ def test_the_command_that_converts_a_pickle_works(box: Box) -> None:
         dst = box / "out.safetensors" if src == odd else box / "out"
         code, out, _ = box.run("prune", made if src == odd else src, dst, *PATTERN)
         assert code == 0
-        assert "3 of 4 tensors pruned" in out or "4 of 4 tensors pruned" in out
-        assert np.count_nonzero(load_file(dst if src == odd else dst / "model.safetensors")["t.weight"]) == 64
+        assert re.search("[234] of 4 tensors pruned", out)
+        assert np.count_nonzero(load_file(dst if src == odd else dst / "model.safetensors")["fc3.weight"]) == 64
     assert not (box / "out" / "pytorch_model.bin").exists()

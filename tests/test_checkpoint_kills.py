@@ -18,7 +18,7 @@ from checkpoint_files import contents, weights, write_folder
 
 import nmsolve
 from nmsolve import checkpoint
-from nmsolve.checkpoint import disk, job, unfinished
+from nmsolve.checkpoint import disk, job, resuming, unfinished
 
 #: What a process asks of the system to change what is on the disk. A kill falls between two of these, or within one.
 CALLS = (
@@ -212,7 +212,7 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in dst.rglob("*")} == stamps
     assert again.to_json() == first.to_json()
     assert [t.seconds is None for t in again] == [False] * len(again)
-    with pytest.raises(nmsolve.InputError, match="is not empty"):
+    with pytest.raises(nmsolve.InputError, match=r"is another one \(pattern: '2:4T' then, '2:4' now\): name another DST"):
         checkpoint.prune(src, dst, "2:4", resume=True)
 
 
@@ -245,5 +245,5 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
 
 def test_the_modules_whose_calls_are_counted_use_them_as_attributes() -> None:
     """A `from os import …` would slip past `killing`, and past this file."""
-    for module in (disk, unfinished, job):
+    for module in (disk, unfinished, job, resuming):
         assert not {name for name in CALLS if getattr(module, name, None) is getattr(os, name)}

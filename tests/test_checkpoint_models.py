@@ -1,4 +1,4 @@
-"""The rules that tell weights by name and shape agree with what the modules of real models say."""
+"""What names and shapes tell of weights, and what config.json's model tells, agree with what the modules of real models say."""
 
 from __future__ import annotations
 
@@ -46,15 +46,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
-@pytest.mark.parametrize("name", MODELS)
-def test_checkpoints_are_pruned_as_their_models_would_be(name: str, pattern: str, tmp_path: Path) -> None:
+def check(model: torch.nn.Module, report: checkpoint.PruneReport, folder: Path, pattern: str) -> None:
     """The same weights, along the same axes: the pruned folder loads, and holds the plan that is made from its modules."""
-    torch.manual_seed(0)
-    model = MODELS[name]()
-    model.save_pretrained(tmp_path / "dense")
-    report = checkpoint.prune(tmp_path / "dense", tmp_path / "sparse", pattern)
-    pruned = type(model).from_pretrained(tmp_path / "sparse")
+    pruned = type(model).from_pretrained(folder)
     plan = nmt.plan(pruned, pattern)
     by_modules = {layer.name if layer.parameter != "weight" else f"{layer.name}.weight": layer for layer in plan.planned}
     assert {t.name for t in report.pruned} == set(by_modules)
@@ -66,13 +60,42 @@ def test_checkpoints_are_pruned_as_their_models_would_be(name: str, pattern: str
         assert t.objective == pytest.approx(pruned.get_parameter(t.name).double().abs().sum().item())
 
 
-def test_experts_in_tensors_of_their_own(tmp_path: Path) -> None:
-    """Mixtral's checkpoint has a matrix an expert, its modules one tensor of three axes."""
+@pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
+@pytest.mark.parametrize("name", MODELS)
+def test_names_alone_prune_what_modules_would(name: str, pattern: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2))
+    model = MODELS[name]()
+    model.save_pretrained(tmp_path / "dense")
+    config = (tmp_path / "dense/config.json").rename(tmp_path / "config.json")
+    report = checkpoint.prune(tmp_path / "dense", tmp_path / "sparse", pattern)
+    assert not any("modules" in note for note in report.notes)
+    config.rename(tmp_path / "sparse/config.json")
+    check(model, report, tmp_path / "sparse", pattern)
+
+
+def test_a_model_that_config_json_names_is_asked(tmp_path: Path) -> None:
+    """BiT standardises its convolutions' weights, which no name tells: zeros would not stay zeros in what multiplies."""
+    torch.manual_seed(0)
+    model = tf.BitForImageClassification(tf.BitConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], num_groups=4))
+    model.save_pretrained(tmp_path / "dense")
+    report = checkpoint.prune(tmp_path / "dense", tmp_path / "sparse", "2:4", padding="dense", include=["*"])
+    check_notes = [note for note in report.notes if "BitForImageClassification of transformers" in note]
+    assert len(check_notes) == 1
+    assert [t.name for t in report.pruned] == ["classifier.1.weight"]
+    reasons = {t.name: t.reason for t in report.tensors}
+    assert "does not multiply by its weight as it is" in reasons["bit.encoder.stages.0.layers.0.conv2.weight"]
+
+
+def test_experts_in_tensors_of_their_own(tmp_path: Path) -> None:
+    """Mixtral's checkpoint has a matrix an expert, its modules one tensor of three axes; the embedding and the head are tied."""
+    torch.manual_seed(0)
+    config = tf.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=True)
+    model = tf.MixtralForCausalLM(config)
     model.save_pretrained(tmp_path / "dense")
     report = checkpoint.prune(tmp_path / "dense", tmp_path / "sparse", "2:4")
+    assert any("MixtralForCausalLM of transformers" in note for note in report.notes)
     assert sum("experts" in t.name for t in report.pruned) == 12
+    assert not any("gate.weight" in t.name or "embed" in t.name for t in report.pruned)
     pruned = tf.MixtralForCausalLM.from_pretrained(tmp_path / "sparse")
     for name in ("gate_up_proj", "down_proj"):
         fused = pruned.get_parameter(f"model.layers.0.mlp.experts.{name}")

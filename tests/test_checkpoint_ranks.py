@@ -54,7 +54,7 @@ def test_ranks_write_what_one_process_writes(ranks: int, dense: tuple[Path, dict
 
 def test_ranks_share_one_file(tmp_path: Path) -> None:
     """Tensors, not files, are split: two ranks write into the same one."""
-    save_file({f"layer{i}.weight": weights(32, 64, seed=i) for i in range(9)}, tmp_path / "dense.safetensors")
+    save_file({f"linear_{i}.weight": weights(32, 64, seed=i) for i in range(9)}, tmp_path / "dense.safetensors")
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "whole.safetensors", "2:4")
     done = run(2, "prune", tmp_path / "dense.safetensors", tmp_path / "out.safetensors", "--pattern", "2:4")
     assert done.returncode == 0, done.stderr
@@ -65,13 +65,13 @@ def test_ranks_share_one_file(tmp_path: Path) -> None:
 
 def test_an_error_of_one_rank_is_one_line_and_fails_all(tmp_path: Path) -> None:
     """NaN in the last tensor, which the last rank has; and what rank 0 refuses before any tensor is read."""
-    tensors = {f"layer{i}.weight": weights(32, 64, seed=i) for i in range(6)}
-    tensors["layer5.weight"][3, 5] = np.nan
+    tensors = {f"linear_{i}.weight": weights(32, 64, seed=i) for i in range(6)}
+    tensors["linear_5.weight"][3, 5] = np.nan
     save_file(tensors, tmp_path / "dense.safetensors")
     done = run(2, "prune", tmp_path / "dense.safetensors", tmp_path / "out.safetensors", "--pattern", "2:4")
     assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("nmsolve: error: ") and "layer5" in line]
-    assert "dense.safetensors: tensor 'layer5.weight': weights[3, 5] is nan" in line
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("nmsolve: error: ") and "linear_5" in line]
+    assert "dense.safetensors: tensor 'linear_5.weight': weights[3, 5] is nan" in line
     assert 'Traceback (most recent call last):\n  File "nmsolve' not in done.stderr
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -177,7 +177,7 @@ def test_a_process_group_of_the_callers(dense: tuple[Path, dict[str, str]], tmp_
 
 
 def test_processes_that_cannot_be_counted(tmp_path: Path) -> None:
-    save_file({"w": weights(8, 8)}, tmp_path / "dense.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "dense.safetensors")
     files = (tmp_path / "dense.safetensors", tmp_path / "out.safetensors")
     done = subprocess.run(
         [sys.executable, "-m", "nmsolve", "prune", *files, "--pattern", "2:4"],

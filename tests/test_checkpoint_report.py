@@ -35,7 +35,7 @@ def test_of_what_prune_wrote(folders: tuple[Path, Path], tmp_path: Path, capsys:
     assert page.lower().startswith("<!doctype html>")
     assert "model.layers.2.mlp.down_proj" in page.replace("<wbr>", "")
     assert "excluded" in page
-    assert "by its name an embedding" in page
+    assert "a table of embeddings" in page
     found = checkpoint.report(sparse, tmp_path / "page.html")
     assert all(t.seconds is not None for t in found)
 
@@ -61,9 +61,9 @@ def test_against_dense_everything_is_computed_anew(folders: tuple[Path, Path], t
 
 
 def test_weights_that_were_trained_since_are_pointed_out(tmp_path: Path) -> None:
-    save_file({"w": weights(8, 8)}, tmp_path / "dense.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "dense.safetensors")
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
-    save_file({"w": load_file(tmp_path / "sparse.safetensors")["w"] * 2}, tmp_path / "sparse.safetensors")
+    save_file({"fc.weight": load_file(tmp_path / "sparse.safetensors")["fc.weight"] * 2}, tmp_path / "sparse.safetensors")
     checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html", against=tmp_path / "dense.safetensors")
     assert (
         "Kept weights differ from those of dense.safetensors in 1 of 1 tensors with a mask" in (tmp_path / "page.html").read_text()
@@ -78,7 +78,7 @@ def test_masks_that_were_not_applied_are_pointed_out(folders: tuple[Path, Path],
     (sparse / "model-00001-of-00002.safetensors").write_bytes((dense / "model-00001-of-00002.safetensors").read_bytes())
     checkpoint.report(sparse, tmp_path / "page.html")
     assert "not zero where their masks drop them, in 12 of 18 tensors" in (tmp_path / "page.html").read_text()
-    save_file({"w": weights(8, 8)}, tmp_path / "one.safetensors")
+    save_file({"fc.weight": weights(8, 8)}, tmp_path / "one.safetensors")
     checkpoint.solve(tmp_path / "one.safetensors", tmp_path / "one.masks.safetensors", "2:4")
     checkpoint.report(tmp_path / "one.safetensors", tmp_path / "page.html")
     assert "not zero where their masks drop them, in 1 of 1 tensors" in (tmp_path / "page.html").read_text()

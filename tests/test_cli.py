@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 import nmsolve
 from nmsolve import demo
+from nmsolve.checkpoint.output import Output
 from nmsolve.cli import main
 
 WEIGHTS = np.random.default_rng(7).standard_normal((16, 32)).astype(np.float32)
@@ -121,6 +122,16 @@ def test_demo_draws_a_picture(demonstrated: SimpleNamespace) -> None:
     assert width >= 1500
     assert height >= 600
     assert len(np.unique(picture.reshape(-1, picture.shape[2])[::7], axis=0)) > 50
+
+
+def test_demo_knows_its_own_files(demonstrated: SimpleNamespace) -> None:
+    from nmsolve.demo_picture import is_picture
+
+    for name, ours in {"masks.safetensors": demo.is_packed, "demo.png": is_picture}.items():
+        with Output(demonstrated.out / name, ours=ours) as output:
+            assert output.is_file
+        assert not ours(b"")
+    assert sorted(path.name for path in demonstrated.out.iterdir()) == ["demo.png", "masks.safetensors"]
 
 
 def test_the_checkpoint_is_small_and_says_where_it_comes_from() -> None:

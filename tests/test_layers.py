@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: Lowest first. A module imports from its own layer and from those below, at function level too.
 LAYERS = (
-    ("errors", "pattern", "globs", "table", "data"),
+    ("errors", "pattern", "elements", "bits", "globs", "table", "data", "starting"),
     ("blocks", "validate"),
     ("solvers",),
-    ("result", "certify", "counting", "lbc"),
+    ("result", "certify", "proof", "counting", "lbc"),
     ("api",),
     ("", "__main__", "cli", "demo", "demo_picture", "torch", "checkpoint"),
 )

@@ -181,3 +181,56 @@ def test_a_model_that_is_a_layer():
     assert list(model.state_dict()) == ["bias", "weight", "weight_mask", "weight_progress"]
     assert sparse.finalize_().ok
     assert type(model) is nn.Linear
+
+
+class Scaled(nn.Linear):
+    """Multiplies by its weight, after a fashion of its own."""
+
+    def forward(self, x):
+        return (x * 2) @ self.weight.to(x.dtype).T + self.bias
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Backwards(nn.Linear):
+    """x @ W, (in, out), of a square weight."""
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class ChannelsLast(nn.Conv1d):
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Unwilling(nn.Linear):
+    def forward(self, x, must_be_there):
+        return nn.functional.linear(x, self.weight)
+
+
+def test_layers_with_a_forward_of_their_own():
+    model = nn.ModuleDict(
+        {
+            "scaled": Scaled(8, 8),
+            "last": ChannelsLast(8, 8, 3),
+            "standardised": Standardised(8, 8, 3),
+            "backwards": Backwards(8, 8),
+            "unwilling": Unwilling(8, 8),
+        }
+    )
+    with torch.device("meta"):
+        meta = nn.ModuleDict(
+            {name: type(m)(8, 8, 3) if isinstance(m, nn.Conv1d | nn.Conv2d) else type(m)(8, 8) for name, m in model.items()}
+        )
+    for one in (model, meta):
+        found = by_path(nmt.plan(one, "2:4"))
+        assert {path for path, layer in found.items() if layer.pattern} == {"scaled", "last"}
+        assert "does not multiply by its weight as it is, (out, in, …), but uses mean on it" in found["standardised"].reason
+        assert "Backwards does not multiply by its weight as it is" in found["backwards"].reason
+        assert "could not be run (TypeError)" in found["unwilling"].reason
+    nmt.sparsify_(model, "2:4")
+    assert [layer.path for layer in nmt.plan(model, "2:4").planned] == ["scaled", "last"]

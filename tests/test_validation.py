@@ -229,7 +229,17 @@ WRONG_THINGS = {
     "record": np.zeros((4, 4), [("a", np.float32), ("b", np.float32)]),
     "other record": np.zeros((4, 4), [("bits", np.float16)]),
     "void": np.zeros((4, 4), "V4"),
+    "byte without a name": np.zeros((4, 4), "V1"),
+    "record of two float8": np.zeros((4, 4), [("float8_e4m3fn", np.uint8), ("float8_e5m2", np.uint8)]),
+    "record of a wide float8": np.zeros((4, 4), [("float8_e4m3fn", np.uint16)]),
+    "record of a signed float8": np.zeros((4, 4), [("float8_e4m3fn", np.int8)]),
+    "record of an array": np.zeros((4, 4), [("int4", np.uint8, (1,))]),
+    "record with a gap": np.zeros((4, 4), {"names": ["int4"], "formats": [np.uint8], "itemsize": 2}),
+    "record named bfloat16": np.zeros((4, 4), [("bfloat16", np.float16)]),
+    "strings": np.full((4, 4), "1.0", np.dtypes.StringDType()),
     "longdouble": np.ones((4, 4), np.longdouble),
+    "complex longdouble": np.ones((4, 4), np.clongdouble),
+    "complex32": np.zeros((4, 4), "V4").view(ml_dtypes.complex32),
     "function": len,
 }
 
@@ -251,6 +261,7 @@ def test_weights_of_another_kind(text, what):
 
 def test_remedies():
     assert "astype" in message(InputError, np.ones((4, 4), bool), "2:4")
+    assert "float8_e4m3fn" in message(InputError, np.zeros((4, 4), "V1"), "2:4")
     assert "None, :" in message(InputError, np.ones(4), "2:4")
     assert "equal length" in message(InputError, np.full((4, 4), None), "2:4")
 

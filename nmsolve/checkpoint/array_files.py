@@ -171,7 +171,10 @@ def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[St
     except Exception as error:  # what NumPy raises for a damaged header depends on the bytes
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise InputError(f"{where} is not a .npy file that can be read: {error}; write one with np.save(path, array)") from error
+        remedy = "write one with np.save(path, array)"
+        if b"'<f1'" in before.read_so_far:
+            remedy = "it is a float8_e5m2, which np.save writes so that nothing can read it: save its float32, or a .safetensors"
+        raise InputError(f"{where} is not a .npy file that can be read: {error}; {remedy}") from error
     if dtype.hasobject:
         raise InputError(f"{where} holds Python objects, pickled, and loading those runs code; save an array of numbers")
     element = dtype if dtype.kind in "fiu" and dtype.itemsize <= 8 else None

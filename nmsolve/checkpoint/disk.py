@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nmsolve.errors import InputError
+
+#: Bytes that are copied at a time.
+PART = 2**20
 
 
 def open_file(path: Path, buffering: int = -1) -> BinaryIO:
@@ -58,6 +62,27 @@ def write_whole(path: Path, text: str) -> None:
                 made.unlink()
             raise
         sync_folder(path.parent)
+
+
+def digest_of(path: Path, start: int = 0, size: int | None = None) -> str:
+    """SHA-256 of a file, as sha256sum shows it, or of so many bytes from an offset on."""
+    hashed = hashlib.sha256()
+    with open_file(path) as file:
+        file.seek(start)
+        while part := file.read(PART if size is None else min(PART, size)):
+            hashed.update(part)
+            size = None if size is None else size - len(part)
+    return hashed.hexdigest()
+
+
+def copy_whole(source: Path, place: Path) -> tuple[int, str]:
+    """Copy a file; its size and SHA-256, of the very bytes that were copied."""
+    hashed, size = hashlib.sha256(), 0
+    with open_file(source) as read, open(place, "wb") as written:
+        while part := read.read(PART):
+            hashed.update(part)
+            size += written.write(part)
+    return size, hashed.hexdigest()
 
 
 def sync_file(path: Path) -> None:

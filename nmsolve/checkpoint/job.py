@@ -1,10 +1,9 @@
-"""A run of pruning, decided before the first tensor is read: begun or gone on with, and published when all is written."""
+"""A run of pruning, decided before the first tensor is read, and published when all is written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,14 +12,16 @@ from typing import Any
 
 import nmsolve
 from nmsolve.api import check_method
-from nmsolve.checkpoint.disk import as_text, naming, sync_file, write_whole
+from nmsolve.checkpoint.disk import as_text, copy_whole, naming, sync_file, write_whole
+from nmsolve.checkpoint.folders import CONFIG
 from nmsolve.checkpoint.masks import MaskFile, lay_out
 from nmsolve.checkpoint.planning import TensorPlan, plan_tensors
-from nmsolve.checkpoint.solving import is_outcome, report_of
+from nmsolve.checkpoint.solving import report_of
 from nmsolve.checkpoint.source import Source, read_source
-from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
-from nmsolve.checkpoint.target import Target, check_vacant, target_of
-from nmsolve.checkpoint.unfinished import COPIED, MASKS, REST, SOURCE, WEIGHTS, Unfinished
+from nmsolve.checkpoint.stored import WeightFile, file_size
+from nmsolve.checkpoint.summary import CopiedFile, FileReport, PruneReport
+from nmsolve.checkpoint.target import Target, target_of
+from nmsolve.checkpoint.unfinished import COPIED, MASKS, PLAN, REST, SOURCE, WEIGHTS, Unfinished
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_globs, to_patterns
 
@@ -44,26 +45,56 @@ class Job:
     def report(self, outcomes: Mapping[str, Mapping[str, Any]]) -> PruneReport:
         """The report, given what came of every tensor."""
         tensors = tuple(replace(report_of(plan), **outcomes.get(plan.tensor.name, {})) for plan in self.plans)
+        masks = {name: layout.size for name, layout in self.mask_files.items()}
+        files = tuple(
+            FileReport(
+                name=as_text(file.name), header=_header(file), source_size=file_size(file.path), masks_size=masks.get(file.name)
+            )
+            for file in self.source.files
+        )
         return PruneReport(
             source=as_text(Path(os.path.realpath(self.source.path)).name),
             settings=self.settings,
             tensors=tensors,
             left_behind=tuple(as_text(name) for name in self.source.left_behind),
+            notes=tuple(as_text(note) for note in (*self.source.notes, *self._asked)),
+            nmsolve=nmsolve.__version__,
+            files=files,
         )
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        """Which models were asked what their tensors are, by their folder's place in the source."""
+        within = self.source.path if self.source.folder else self.source.path.parent
+        return tuple(dict.fromkeys(plan.note.removeprefix(f"{within}{os.sep}") for plan in self.plans if plan.note))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Files that go along with weights; an index last, without which no loader takes shards for whole."""
+        return (*self.source.companions, *self.source.indexes) if self.target.weights_too else ()
+
+    def modified(self) -> dict[str, int]:
+        """When each file of weights was, in ns."""
+        return {as_text(file.name): file.path.stat().st_mtime_ns for file in self.source.files}
 
     def run(self) -> dict[str, Any]:
         """What must be the same for a run to go on: settings, version, and the source as far as that shows without reading it."""
         files: dict[str, list[object]] = {}
         for file in self.source.files:
             status = file.path.stat()
-            headers = hashlib.sha256(b"".join(data for _, data in file.pieces)).hexdigest()
-            files[file.name] = [status.st_size, status.st_mtime_ns, headers]
-        for name in self.source.indexes:
+            files[file.name] = [status.st_size, status.st_mtime_ns, _header(file)]
+        configs = [name for name in self.source.companions if os.path.basename(name) == CONFIG]  # what is planned hangs on them
+        for name in (*self.source.indexes, *configs):
             status = (self.source.path / name).stat()
             files[name] = [status.st_size, status.st_mtime_ns]
-        source = os.path.realpath(self.source.path)
-        identity = {"nmsolve": nmsolve.__version__, "source": source, SOURCE: files}
-        return identity | {"weights too": self.target.weights_too} | dict(self.settings)
+        planned = {plan.tensor.name: [str(plan.pattern), plan.axis, plan.padding, plan.reason] for plan in self.plans}
+        identity = {"nmsolve": nmsolve.__version__, "source": os.path.realpath(self.source.path), SOURCE: files}
+        return identity | {"weights too": self.target.weights_too} | dict(self.settings) | {PLAN: planned}
+
+
+def _header(file: WeightFile) -> str:
+    """SHA-256 of what is in a file beside its tensors."""
+    return hashlib.sha256(b"".join(data for _, data in file.pieces)).hexdigest()
 
 
 def decide(
@@ -115,53 +146,8 @@ def decide(
     )
 
 
-def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, PruneReport | None]:
-    """Begin a run, or go on with one: what has been done before; or the report, if everything has.
-
-    Raises
-    ------
-    InputError
-        If something is in the way, or the run that is there is another one.
-    """
-    if not unfinished.begun and not unfinished.publishing:
-        complete = _complete(job) if resume else None
-        if complete is not None:
-            unfinished.discard()
-            return {}, complete
-        check_vacant(job.source, job.target)
-    elif not resume:
-        raise InputError(
-            f"an unfinished run is in {unfinished.path}: go on with it by resume=True (--resume), or remove that folder"
-        )
-    unfinished.hold()
-    run = job.run()
-    if unfinished.begun:
-        differences = unfinished.differences(run)
-        if differences:
-            raise InputError(
-                f"the unfinished run in {unfinished.path} is another one ({'; '.join(differences)}): "
-                f"repeat it as it was begun, or remove that folder"
-            )
-    if unfinished.publishing:
-        unfinished.go_on_publishing(_moves(job, unfinished))
-        complete = _complete(job)
-        if complete is None:
-            raise InputError(f"{job.target.report} is not of this run, though it is finished: name another DST")
-        return {}, complete
-    if not unfinished.begun:
-        unfinished.begin(run)
-    for file in job.source.files:
-        if job.target.weights_too:
-            unfinished.prepare(WEIGHTS, file.name, file.size, file.pieces)
-        layout = job.mask_files.get(file.name)
-        if layout is not None:
-            unfinished.prepare(MASKS, file.name, layout.size, [(0, layout.header)])
-    found, plans = unfinished.done(), {plan.tensor.name: plan for plan in job.plans}
-    return {name: entry for name, entry in found.items() if name in plans and is_outcome(entry, plans[name])}, None
-
-
-def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> None:
-    """Put whole files into their places.
+def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> PruneReport:
+    """Put whole files into their places; the report as it was written.
 
     Raises
     ------
@@ -171,33 +157,36 @@ def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> None:
     differences = unfinished.differences(job.run())
     if differences:
         raise InputError(
-            f"{job.source.path} changed while it was read, so what was written is of no use: "
+            f"{job.source.path} changed while it was read ({'; '.join(differences)}), so what was written is of no use: "
             f"remove {unfinished.path}, and begin again"
         )
-    for file in job.source.files if job.target.weights_too else ():
-        body = unfinished.body(WEIGHTS, file.name)
-        with naming(f"finishing {body}"):
-            file.finish(body)
-    write_whole(unfinished.body(REST, job.target.times.name), report.times_json())
-    write_whole(unfinished.body(REST, job.target.report.name), report.to_json())
-    for name in _copied(job):
+    files = []
+    for file, entry in zip(job.source.files, report.files, strict=True):
+        if job.target.weights_too:
+            body = unfinished.body(WEIGHTS, file.name)
+            with naming(f"finishing {body}"):
+                file.finish(body)
+            entry = replace(entry, size=file_size(file.finished(body)))
+        files.append(entry)
+    copied = []
+    for name in job.copied:
         with naming(f"copying {job.source.path / name}"):
             made = unfinished.body(COPIED, name)
             made.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(job.source.path / name, made)
-    moves = _moves(job, unfinished)
+            size, digest = copy_whole(job.source.path / name, made)
+        copied.append(CopiedFile(name=as_text(name), size=size, digest=digest))
+    report = replace(report, files=tuple(files), copied=tuple(copied))
+    write_whole(unfinished.body(REST, job.target.times.name), report.times_json(job.modified()))
+    write_whole(unfinished.body(REST, job.target.report.name), report.to_json())
+    moves = moves_of(job, unfinished)
     for made, _ in moves:
         with naming(f"bringing {made} to the disk"):
             sync_file(made)
     unfinished.publish(moves)
+    return report
 
 
-def _copied(job: Job) -> tuple[str, ...]:
-    """Files that go along with weights; an index last, without which no loader takes shards for whole."""
-    return (*job.source.companions, *job.source.indexes) if job.target.weights_too else ()
-
-
-def _moves(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path]]:
+def moves_of(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path]]:
     """Every file of the target as it is made, and its place, in the order in which they are published."""
     target, moves = job.target, []
     for file in job.source.files:
@@ -206,29 +195,4 @@ def _moves(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path]]:
         if file.name in job.mask_files:
             moves.append((unfinished.body(MASKS, file.name), target.masks(file.name)))
     moves += [(unfinished.body(REST, place.name), place) for place in (target.times, target.report)]
-    return moves + [(unfinished.body(COPIED, name), target.path / name) for name in _copied(job)]
-
-
-def _read_report(target: Target) -> PruneReport:
-    """The report of a finished run."""
-    report = PruneReport.read(target.report)
-    return report.timed(read_times(target.times)) if target.times.exists() else report
-
-
-def _complete(job: Job) -> PruneReport | None:
-    """The report of this very job, if it was finished before."""
-    target = job.target
-    places = [target.weights(file.name) for file in job.source.files if target.weights_too]
-    places += [target.masks(name) for name in job.mask_files]
-    places += [target.path / name for name in job.source.indexes if target.weights_too]
-    if not target.report.exists() or not all(place.exists() for place in places):
-        return None
-    report = _read_report(target)
-    same = report.settings == job.settings and [_planned(t) for t in report.tensors] == [
-        _planned(t) for t in job.report({}).tensors
-    ]
-    return report if same else None
-
-
-def _planned(tensor: TensorReport) -> tuple[object, ...]:
-    return (tensor.file, tensor.name, tensor.dtype, tensor.shape, tensor.pattern, tensor.axis, tensor.padding, tensor.reason)
+    return moves + [(unfinished.body(COPIED, name), target.path / name) for name in job.copied]

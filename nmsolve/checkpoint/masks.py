@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsolve.bits import has_loose_bits, packed_size, unpack
+from nmsolve.checkpoint.folders import MASKS
 from nmsolve.checkpoint.planning import TensorPlan, indivisible
 from nmsolve.checkpoint.safetensors_file import LENGTH, read_safetensors
-from nmsolve.checkpoint.source import MASKS
+from nmsolve.checkpoint.source import MASKS_FORMAT as FORMAT
 from nmsolve.checkpoint.stored import FlatFile, Stored, allocate, out_of_memory
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
 
-FORMAT, VERSION = "nmsolve-masks", "1"
+VERSION = "1"
 SUFFIX = ".masks.safetensors"
 
 
@@ -34,21 +36,6 @@ class MaskFile:
     size: int
 
 
-def packed_size(shape: tuple[int, ...]) -> int:
-    """Bytes of a mask: a bit an entry, whole bytes."""
-    return -(-math.prod(shape) // 8)
-
-
-def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Bits in C order, the lowest of a byte first; those after the last entry are 0."""
-    return np.packbits(mask, axis=None, bitorder="little")
-
-
-def unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The inverse of `pack`."""
-    return np.unpackbits(packed, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
-
-
 def lay_out(plans: Sequence[TensorPlan]) -> MaskFile | None:
     """The file of the masks of the planned tensors of one file of weights, in the order in which they are there; None for none."""
     described: dict[str, object] = {}
@@ -60,7 +47,7 @@ def lay_out(plans: Sequence[TensorPlan]) -> MaskFile | None:
             continue
         name, shape = plan.tensor.name, plan.tensor.shape
         described[name] = {"shape": list(shape), "pattern": str(plan.pattern), "axis": plan.axis, "padding": plan.padding}
-        size = packed_size(shape)
+        size = packed_size(math.prod(shape))
         entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [offset, offset + size]}
         offsets[name] = offset
         offset += size
@@ -103,8 +90,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         entry = self.described[name]
         packed = allocate(entry.stored.size, entry.file.path, name)
         entry.file.read(entry.stored, packed)
-        beyond = math.prod(entry.shape) % 8
-        if beyond and packed[-1] >> beyond:
+        if has_loose_bits(packed, math.prod(entry.shape)):
             raise InputError(f"{entry.file.path}: mask {name!r} has bits after its last entry: it is damaged")
         try:
             return unpack(packed, entry.shape)
@@ -171,7 +157,7 @@ def masks_beside(path: Path) -> Path:
 def mask_files(path: Path) -> list[Path]:
     """The files of masks of a checkpoint, or the one that this path is."""
     if path.is_dir():
-        return sorted((path / MASKS).glob("*.safetensors"))
+        return sorted((path / MASKS).rglob("*.safetensors"))
     if path.suffix.lower() == ".safetensors" and dict(read_safetensors(path, path.name).metadata).get("format") == FORMAT:
         return [path]
     path.stat()
@@ -192,7 +178,7 @@ def _describe(file: FlatFile) -> dict[str, Described]:
             entry = entries[stored.name]
             shape = tuple(int(size) for size in entry["shape"])
             pattern, axis, padding = Pattern.parse(entry["pattern"]), int(entry["axis"]), str(entry["padding"])
-            if min(shape) < 1 or stored.dtype != "U8" or stored.shape != (packed_size(shape),):
+            if min(shape) < 1 or stored.dtype != "U8" or stored.shape != (packed_size(math.prod(shape)),):
                 raise ValueError(f"mask {stored.name!r} is {stored.dtype} {stored.shape}, for a tensor of shape {shape}")
             if not 0 <= axis < len(shape) or len(shape) < 2 or padding not in ("error", "pad", "dense"):
                 raise ValueError(f"mask {stored.name!r} has axis {axis} of shape {shape}, padding {padding!r}")

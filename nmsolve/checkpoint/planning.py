@@ -1,16 +1,24 @@
 """Which tensors of a checkpoint get which pattern, and why the others get none.
 
-A checkpoint knows names and shapes, not modules. What a model's code would tell is read from those, by the rules of this file,
-which `docs/checkpoints.md` lists; where they cannot tell, the tensor stays dense and the reason says so.
+A checkpoint knows names and shapes, not modules. Where its config.json names a model that an installed library has, that model is
+asked (`meta_model`); elsewhere a closed world of names says what is a weight of a product (`names`). What neither knows stays
+dense, and the reason says so. `docs/checkpoints.md` lists the rules.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from nmsolve.checkpoint.stored import Stored, WeightFile
+from nmsolve.checkpoint.folders import CONFIG
+from nmsolve.checkpoint.meta_model import DEPTHWISE, Answer, Told, ask
+from nmsolve.checkpoint.names import Names
+from nmsolve.checkpoint.scales import Companions
+from nmsolve.checkpoint.stored import UNSOLVED, Stored, WeightFile
+from nmsolve.checkpoint.ties import untie
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, check_used, matches, to_globs, to_patterns, unchosen
 from nmsolve.pattern import Pattern
@@ -18,18 +26,19 @@ from nmsolve.pattern import Pattern
 PADDINGS = ("skip", "error", "pad", "dense")
 #: That NumPy has, less one: solving needs a view with one more.
 MOST_AXES = 63
-#: Modules that look up rows. GPT-NeoX calls its last linear layer embed_out.
-_TABLES = re.compile(r"embed(?!_out)|^(wte|wpe|shared|relative_attention_bias)$", re.IGNORECASE)
-#: Parameters, other than a module's "weight", that no product reduces over.
-_OTHERS = re.compile(r"bias|norm|scale|token|position|zero|_log$", re.IGNORECASE)
-_BY_NAME = "if it is a weight, include it by its full name"
-#: Layers that Hugging Face builds as Conv1D, with weights (in, out), in some models (GPT-2), and as nn.Linear in others.
-_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
+#: What says that a folder holds an adapter of a model, not a model.
+ADAPTER = "adapter_config.json"
+_OF_ADAPTER = (
+    f"of an adapter ({ADAPTER}), which is added to a model's weights: merge it (PEFT's merge_and_unload), and prune what that gives"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
-    """What is planned for a tensor: a pattern with groups along an axis, or None and the reason."""
+    """What is planned for a tensor: a pattern with groups along an axis, or None and the reason.
+
+    note : where it was read off what a tensor is, if config.json was asked.
+    """
 
     file: str
     tensor: Stored
@@ -37,6 +46,7 @@ class TensorPlan:
     axis: int | None
     padding: str | None
     reason: str | None
+    note: str | None = None
 
 
 def plan_tensors(
@@ -57,10 +67,11 @@ def plan_tensors(
     used = {"include": included or (), "exclude": excluded, "pattern": pattern if isinstance(pattern, Mapping) else ()}
     for argument, globs in used.items():
         check_used(globs, names, argument, "checkpoint")
-    shapes = {tensor.name: tensor.shape for file in files for tensor in file.tensors}
-    transposed = _has_conv1d(shapes)
+    companions = Companions({tensor.name: tensor.shape for file in files for tensor in file.tensors})
+    folders = _folders(files)
     plans = []
     for file in files:
+        folder = folders[file.path.parent]
         for tensor in file.tensors:
             glob = next((glob for glob in patterns if matches(tensor.name, glob)), None)
             chosen = None if glob is None else patterns[glob]
@@ -71,7 +82,11 @@ def plan_tensors(
             if reason is None:
                 assert chosen is not None
                 by_name = included is not None and tensor.name in included
-                axis, reason = _axis(tensor, file.arrays, by_name, shapes, transposed, chosen)
+                axis, reason = _axis(tensor, file.arrays, by_name, folder, chosen)
+            if reason is None:
+                assert chosen is not None
+                assert axis is not None
+                reason = companions.reason(tensor, axis, other_axis(axis), chosen)
             if reason is None:
                 assert chosen is not None
                 assert axis is not None
@@ -89,9 +104,19 @@ def plan_tensors(
                     axis=None if reason else axis,
                     padding=None if reason else ("error" if padding == "skip" else padding),
                     reason=reason,
+                    note=folder.note,
                 )
             )
-    return tuple(plans)
+    tied = untie(
+        files,
+        {plan.tensor.name for plan in plans if plan.pattern is not None},
+        {plan.tensor.name: plan.reason for plan in plans if plan.reason is not None and len(plan.tensor.shape) > 1},
+        {tensor.name for file in files if folders[file.path.parent].tied for tensor in file.tensors},
+    )
+    return tuple(
+        replace(plan, pattern=None, axis=None, padding=None, reason=tied[plan.tensor.name]) if plan.tensor.name in tied else plan
+        for plan in plans
+    )
 
 
 def other_axis(axis: int) -> int:
@@ -99,14 +124,66 @@ def other_axis(axis: int) -> int:
     return axis - 1 if axis else 1
 
 
-def _axis(
-    tensor: Stored, array: bool, by_name: bool, shapes: Mapping[str, tuple[int, ...]], transposed: bool, pattern: Pattern
-) -> tuple[int | None, str | None]:
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What is known of the tensors of one folder.
+
+    told : what their model says, by name. tied : whether their configuration ties the head to the embedding. adapter : whether they
+    are of an adapter. note : how the model was asked.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    names: Names
+    told: Mapping[str, Told]
+    tied: bool
+    adapter: bool
+    note: str | None
+
+
+def _folders(files: Sequence[WeightFile]) -> dict[Path, _Folder]:
+    """What is known of the folders that files are in."""
+    inside: dict[Path, dict[str, tuple[int, ...]]] = {}
+    for file in files:
+        of_folder = inside.setdefault(file.path.parent, {})
+        if not file.arrays:
+            of_folder.update({tensor.local: tensor.shape for tensor in file.tensors})
+    found = {}
+    for folder, shapes in inside.items():
+        settings = _settings(folder) if shapes else None
+        answer = ask(folder, settings, shapes) if settings is not None else None
+        note = None
+        if isinstance(answer, Answer):
+            rest = sum(len(shape) > 1 and name not in answer.told for name, shape in shapes.items())
+            note = f"{folder / CONFIG}: which tensors are weights of products is what the modules of {answer.by} say"
+            note += f"; of {rest} that it does not have, or not as they are, their names" if rest else ""
+        elif answer is not None:
+            note = f"{folder / CONFIG}: which tensors are weights of products is read off their names, since {answer}"
+        told = answer.told if isinstance(answer, Answer) else {}
+        found[folder] = _Folder(shapes, Names(shapes), told, _tied(settings), (folder / ADAPTER).exists(), note)
+    return found
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """What config.json says; None if there is none, or none that can be read."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def _tied(settings: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration says that a head and an embedding are one tensor."""
+    inner = [value for value in (settings or {}).values() if isinstance(value, dict)]
+    return any(part.get("tie_word_embeddings") is True for part in (settings or {}, *inner))
+
+
+def _axis(tensor: Stored, array: bool, by_name: bool, folder: _Folder, pattern: Pattern) -> tuple[int | None, str | None]:
     """The axis that groups lie along; or None, and why a tensor cannot have a pattern.
 
     by_name : whether the user named this very tensor, so that what its name suggests does not count.
     """
-    shape, name = tensor.shape, tensor.name
+    shape, name = tensor.shape, tensor.local
     if len(shape) < 2:
         return None, "fewer than two axes"
     if 0 in shape:
@@ -114,44 +191,32 @@ def _axis(
     if len(shape) > MOST_AXES:
         return None, f"more than {MOST_AXES} axes"
     if tensor.element is None:
-        lost = "; bfloat16 that np.save stored loses its name" if tensor.dtype in ("|V2", "<V2") else ""
-        return None, f"dtype {tensor.dtype} is not solved{lost}"
+        return None, f"dtype {tensor.dtype} is not solved{UNSOLVED.get(tensor.dtype, '')}"
     if array:
         return len(shape) - 1, None
-    module, _, last = name.rpartition(".")
-    if "parametrizations" in module.split("."):
-        return None, "parametrized: a weight is computed from it, and is not in the checkpoint"
-    own = module.rpartition(".")[2] if last == "weight" and module else last
-    if not by_name and len(shape) <= 3 and _TABLES.search(own):
-        return None, f"by its name an embedding, which reduces over nothing; {_BY_NAME}"
-    if not by_name and own == last and _OTHERS.search(own):
-        return None, f"by its name no weight that products reduce over; {_BY_NAME}"
-    if len(shape) == 2:
-        flipped = transposed if _CONV1D.search(name) else _fits_bias(name, shapes) == 1
-        return (0 if flipped else 1), None
-    if last == "weight" and len(shape) <= 5 and "experts" not in name:
-        if _fits_bias(name, shapes) == 1:
-            return None, "its bias belongs to its second axis: a transposed convolution, which no sparse kernel serves"
-        return 1, None
-    if len(shape) == 3 and (by_name or (pattern.transposable and "experts" in name)):
-        return 2, None  # matrices one behind the other; a transposable mask is one for both orientations
-    return None, "three axes or more, and not named as a convolution: which axis is reduced over is not known"
+    form = _OF_ADAPTER if folder.adapter else folder.names.form(name)
+    if form is not None:
+        return None, form
+    told = folder.told.get(name)
+    if told is not None and (told.axis is not None or told.firm or not by_name):
+        return by_model(told, pattern)
+    return folder.names.named_axis(name, pattern.transposable) if by_name else by_names(folder.names, name, shape, pattern)
 
 
-def _fits_bias(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The one axis of a weight, 0 or 1, whose size is that of its bias; None if that is both, or neither."""
-    bias = shapes.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
-    shape = shapes[name]
-    if bias is None or len(bias) != 1:
-        return None
-    fitting = [axis for axis in (0, 1) if shape[axis] == bias[0]]
-    return fitting[0] if len(fitting) == 1 else None
+def by_model(told: Told, pattern: Pattern) -> tuple[int | None, str | None]:
+    """The axis that a model tells, or why there is none for a pattern; shapes that do not divide apart."""
+    return told.axis, told.reason or told.unfit(pattern)
 
 
-def _has_conv1d(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a checkpoint's layers that may be Conv1D are: their biases fit the second axis, and never only the first."""
-    fits = {_fits_bias(name, shapes) for name, shape in shapes.items() if _CONV1D.search(name) and len(shape) == 2}
-    return 1 in fits and 0 not in fits
+def by_names(names: Names, name: str, shape: tuple[int, ...], pattern: Pattern) -> tuple[int | None, str | None]:
+    """The axis that names tell, or why there is none for a pattern; shapes that do not divide apart."""
+    reason = names.form(name)
+    if reason is not None:
+        return None, reason
+    axis, reason = names.axis(name)
+    if reason is None and len(shape) > 2 and shape[1] == 1 and pattern.m > 1:
+        reason = DEPTHWISE
+    return axis, reason
 
 
 def indivisible(shape: tuple[int, ...], axis: int, pattern: Pattern, padding: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsolve.bits import pack
 from nmsolve.checkpoint.disk import naming
-from nmsolve.checkpoint.job import Job, Outcomes, begin, decide, publish
-from nmsolve.checkpoint.masks import pack
+from nmsolve.checkpoint.job import Job, Outcomes, decide, publish
 from nmsolve.checkpoint.planning import TensorPlan
 from nmsolve.checkpoint.ranks import Ranks, ranks
+from nmsolve.checkpoint.resuming import begin
 from nmsolve.checkpoint.solving import apply, outcome, report_of, solve_tensor, total
 from nmsolve.checkpoint.stored import CHUNK, WeightFile, allocate, out_of_memory
 from nmsolve.checkpoint.summary import PruneReport, TensorReport
@@ -75,7 +77,7 @@ def prune(
     ----------
     src : path
         A .safetensors file, a folder as Hugging Face lays it out (shards and their index, or one file; config and tokenizer files
-        are copied along), a .npy or .npz file. Never written to.
+        are copied along; models in folders of their own are pruned too), a .npy or .npz file. Never written to.
     dst : path
         Where the copy goes: for a folder, one that is new or empty; for a file, a file of the same kind, or a folder that exists.
     pattern : Pattern, str, or mapping of globs to patterns
@@ -91,7 +93,9 @@ def prune(
     threads : int, optional
         For solving; all processors by default.
     resume : bool
-        Go on with a run that was interrupted, killed included; begin one if there is none.
+        Go on with a run that was interrupted, killed included; begin one if there is none. Of one that is finished, the report, if
+        options, version and source are the same, and what was written is there, byte for byte; an error that names what differs,
+        if not.
     progress : callable, optional
         Called with a `Progress` before and after every tensor of this process.
 
@@ -185,8 +189,7 @@ def _run(
         for outcomes in among.gather(share.work(options["method"], workers)):
             done |= outcomes
         report = job.report(done)
-        among.from_first(lambda: publish(job, report, Unfinished(job.target.work)))
-        return report
+        return among.from_first(lambda: publish(job, report, Unfinished(job.target.work)))
 
 
 def _portion(plans: Sequence[TensorPlan], among: Ranks) -> list[TensorPlan]:
@@ -271,11 +274,11 @@ class Share:
         return allocate(max(CHUNK, largest.tensor.size), self.files[largest.file].path, largest.tensor.name)
 
     def _copy(self, file: WeightFile, plan: TensorPlan, writer: Writer, buffer: NDArray[np.uint8], began: float) -> dict[str, Any]:
-        start = plan.tensor.start
+        start, hashed = plan.tensor.start, hashlib.sha256()
         for part in file.chunks(plan.tensor, buffer[:CHUNK]):
-            writer.write(WEIGHTS, file.name, start, part)
+            writer.write(WEIGHTS, file.name, start, part, hashed)
             start += len(part)
-        return {"seconds": time.perf_counter() - began}
+        return {"digest": hashed.hexdigest(), "seconds": time.perf_counter() - began}
 
     def _prune(
         self,
@@ -295,8 +298,13 @@ class Share:
             weight_sum = total(array)
         except NMSolveError as error:
             raise type(error)(f"{file.path}: tensor {tensor.name!r}: {error}") from error
+        apply(array, mask)
+        pruned, packed = buffer.data[: tensor.size], pack(mask).data
+        hashed = hashlib.sha256()
         if self.job.target.weights_too:
-            apply(array, mask)
-            writer.write(WEIGHTS, file.name, tensor.start, buffer.data[: tensor.size])
-        writer.write(MASKS, file.name, self.job.mask_files[file.name].places[tensor.name], pack(mask).data)
-        return outcome(result, mask, weight_sum, began)
+            writer.write(WEIGHTS, file.name, tensor.start, pruned, hashed)
+        else:
+            hashed.update(pruned)
+        mask_hashed = hashlib.sha256()
+        writer.write(MASKS, file.name, self.job.mask_files[file.name].places[tensor.name], packed, mask_hashed)
+        return outcome(result, mask, weight_sum, (hashed.hexdigest(), mask_hashed.hexdigest()), began)

@@ -11,15 +11,19 @@ import numpy as np
 
 from nmsolve.checkpoint.disk import open_file
 from nmsolve.checkpoint.stored import FlatFile, Stored, check_name, file_size
+from nmsolve.elements import as_type, bfloat16
 from nmsolve.errors import InputError, MissingDependencyError, NMSolveError
-from nmsolve.validate import bfloat16
 
-#: The dtypes that NumPy computes with, by their names in a header. All are little-endian.
+#: The dtypes whose masks are solved, by their names in a header. All are little-endian.
 ELEMENTS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": bfloat16,
+    "F8_E4M3": as_type("float8_e4m3fn"),
+    "F8_E5M2": as_type("float8_e5m2"),
+    "F8_E4M3FNUZ": as_type("float8_e4m3fnuz"),
+    "F8_E5M2FNUZ": as_type("float8_e5m2fnuz"),
 }
 #: A header's length comes first, in so many bytes.
 LENGTH = 8

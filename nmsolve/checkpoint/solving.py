@@ -15,9 +15,10 @@ from nmsolve.api import total as exact_sum
 from nmsolve.checkpoint.disk import as_text
 from nmsolve.checkpoint.planning import TensorPlan, other_axis
 from nmsolve.checkpoint.summary import TensorReport
+from nmsolve.elements import as_stored, kind_of, widen
 from nmsolve.errors import InputError
 from nmsolve.result import MaskResult, Status
-from nmsolve.validate import Scores, first_non_finite, is_bfloat16, non_finite_message, read_scores
+from nmsolve.validate import first_non_finite, non_finite_message, read_scores, value_at
 
 #: Elements that |W| is summed over at a time: what stays in a processor's cache.
 _PART = 2**15
@@ -51,13 +52,8 @@ def solve_tensor(array: NDArray[Any], plan: TensorPlan, method: str, threads: in
         index = first_non_finite(scores)
         if index is None:
             raise
-        raise non_finite_message("weights", index, float(_value(scores, index)), array.shape, plan.pattern) from error
+        raise non_finite_message("weights", index, value_at(scores, index), array.shape, plan.pattern) from error
     return np.ascontiguousarray(from_matrices(result.mask, plan.axis)), result
-
-
-def _value(scores: Scores, index: tuple[int, ...]) -> Any:
-    value = scores.array[index]
-    return (np.asarray([value], np.uint32) << 16).view(np.float32)[0] if scores.kind == "bf16" else value
 
 
 def apply(array: NDArray[Any], mask: NDArray[np.bool_]) -> None:
@@ -77,13 +73,12 @@ def total(array: NDArray[Any]) -> float:
 
 
 def _sum(part: NDArray[Any]) -> float:
-    if is_bfloat16(part.dtype):
-        wide = np.bitwise_and(part.view(np.uint16), 0x7FFF).astype(np.uint32)
-        wide <<= 16
-        return float(np.add.reduce(wide.view(np.float32), dtype=np.float64))
-    if part.dtype.kind == "f":
-        return float(np.add.reduce(np.abs(part), dtype=np.float64))
-    return float(np.add.reduce(np.abs(part.astype(np.float64))))
+    kind = kind_of(part.dtype)
+    assert kind is not None
+    wide = widen(as_stored(part, kind), kind)
+    if wide.dtype.kind == "f":
+        return float(np.add.reduce(np.abs(wide), dtype=np.float64))
+    return float(np.add.reduce(np.abs(wide.astype(np.float64))))
 
 
 def report_of(plan: TensorPlan) -> TensorReport:
@@ -102,17 +97,22 @@ def report_of(plan: TensorPlan) -> TensorReport:
 
 def is_outcome(entry: Mapping[str, Any], plan: TensorPlan) -> bool:
     """Whether a journal's entry can be what came of a tensor."""
-    kinds: dict[str, Any] = {"seconds": float}
+    kinds: dict[str, Any] = {"seconds": float, "digest": str}
     if plan.pattern is not None:
         numbers = dict.fromkeys(("objective", "total"), float) | dict.fromkeys(("bound", "gap"), float | None)
-        kinds |= {"status": str, "kept": int, **numbers}
+        kinds |= {"status": str, "kept": int, "mask_digest": str, **numbers}
     if set(entry) != set(kinds) or not all(isinstance(entry[key], kind) for key, kind in kinds.items()):
         return False
     return plan.pattern is None or entry["status"] in {status.value for status in Status}
 
 
-def outcome(result: MaskResult, mask: NDArray[np.bool_], weight_sum: float, started: float) -> dict[str, Any]:
-    """What a journal keeps of a solved tensor: the fields of its `TensorReport` that were not known before."""
+def outcome(
+    result: MaskResult, mask: NDArray[np.bool_], weight_sum: float, digests: tuple[str, str], started: float
+) -> dict[str, Any]:
+    """What a journal keeps of a solved tensor: the fields of its `TensorReport` that were not known before.
+
+    digests : of the pruned weights, and of the mask.
+    """
     return {
         "status": result.status.value,
         "objective": result.objective,
@@ -120,5 +120,7 @@ def outcome(result: MaskResult, mask: NDArray[np.bool_], weight_sum: float, star
         "gap": result.gap,
         "total": weight_sum,
         "kept": int(np.count_nonzero(mask)),
+        "digest": digests[0],
+        "mask_digest": digests[1],
         "seconds": time.perf_counter() - started,
     }

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nmsolve.checkpoint.array_files import read_npy, read_npz
-from nmsolve.checkpoint.disk import open_file, read_json
+from nmsolve.checkpoint.disk import as_text, open_file, read_json
+from nmsolve.checkpoint.folders import (
+    MASKS,
+    OTHER_WEIGHTS,
+    OWN,
+    PICKLES,
+    REPORT,
+    TIMES,
+    UNFINISHED,
+    Choice,
+    by_folder,
+    choose,
+    is_weights,
+    pickled_weights,
+    sought_pickles,
+    walk,
+)
 from nmsolve.checkpoint.safetensors_file import read_safetensors
-from nmsolve.checkpoint.stored import WeightFile
+from nmsolve.checkpoint.stored import FlatFile, WeightFile, check_name, file_size
 from nmsolve.errors import InputError
 
 READERS = {".safetensors": read_safetensors, ".npy": read_npy, ".npz": read_npz}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".pyt")
-#: Weights that are not pruned here; a copy beside pruned ones would be taken for them.
-OTHER_WEIGHTS = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".tflite", ".ot")
-INDEX = ".safetensors.index.json"
-#: Folders and files of nmsolve's own in a pruned checkpoint.
-MASKS, REPORT, TIMES, UNFINISHED = "masks", "report.json", "times.json", ".nmsolve-unfinished"
-OWN = (MASKS, REPORT, TIMES)
+#: What files of masks and reports call themselves.
+MASKS_FORMAT, REPORT_FORMAT = "nmsolve-masks", "nmsolve-report"
+#: Bytes from which on a file that goes along is pointed out, unless it is text: what weights are kept in is not all known here.
+LARGE, TEXTS = 2**25, (".json", ".jsonl", ".txt", ".model", ".md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +42,7 @@ class Source:
     """A checkpoint to read.
 
     files : its files of weights, in the order in which they are worked through. indexes, companions : other files that go along, as
-    paths within the folder. left_behind : files that do not.
+    paths within the folder. left_behind : files that do not. notes : what should be known about what was taken and what was not.
     """
 
     path: Path
@@ -38,6 +51,7 @@ class Source:
     indexes: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_source(path: Path) -> Source:
@@ -54,7 +68,7 @@ def read_source(path: Path) -> Source:
         source = _read_folder(path)
     else:
         path.stat()
-        source = Source(path=path, folder=False, files=(_read_file(path, path.name),))
+        source = Source(path=path, folder=False, files=(read_file(path, path.name),))
     owners: dict[str, Path] = {}
     for file in source.files:
         for tensor in file.tensors:
@@ -67,7 +81,7 @@ def read_source(path: Path) -> Source:
     return source
 
 
-def _read_file(path: Path, name: str) -> WeightFile:
+def read_file(path: Path, name: str) -> WeightFile:
     reader = READERS.get(path.suffix.lower())
     if reader is not None:
         return reader(path, name)
@@ -92,39 +106,45 @@ def _conversion(path: Path) -> str:
 
 
 def _converted(path: Path) -> Path:
-    """What transformers looks for in place of its pytorch_model.bin."""
-    return path.with_name(path.name.replace("pytorch_model", "model")).with_suffix(".safetensors")
+    """What transformers looks for in place of its pytorch_model.bin, and diffusers in place of its diffusion_pytorch_model.bin."""
+    name = path.name.removeprefix("pytorch_") if path.name.startswith("pytorch_model") else path.name
+    return path.with_name(name).with_suffix(".safetensors")
 
 
 def _read_folder(path: Path) -> Source:
-    names = sorted(_walk(path))
-    top = [name for name in names if os.sep not in name]
-    indexes = tuple(name for name in top if name.endswith(INDEX))
-    shards: dict[str, set[str]] = {}
-    for name in indexes:
-        for shard, tensors in _read_index(path / name).items():
-            shards.setdefault(shard, set()).update(tensors)
-    weights = (
-        sorted(shards)
-        if indexes
-        else [name for name in top if name.lower().endswith(".safetensors") and not name.endswith(".masks.safetensors")]
-    )
-    if not weights:
-        raise _nothing_in(path, top)
-    files = []
-    for name in weights:
-        if name not in top:
-            raise InputError(f"{path / name} is missing: {path / indexes[0]} names it as the file of {min(shards[name])!r}")
-        file = read_safetensors(path / name, name)
-        absent = shards.get(name, set()) - {tensor.name for tensor in file.tensors}
-        if absent:
-            raise InputError(f"{file.path} does not hold tensor {min(absent)!r}, which {path / indexes[0]} says it does")
-        files.append(file)
-    rest = [name for name in names if name not in weights and name not in indexes and name.split(os.sep)[0] not in OWN]
-    left = [name for name in rest if name.lower().endswith((*OTHER_WEIGHTS, ".bin.index.json", INDEX))]
+    names, links = walk(path)
+    notes = [f"{name}/ is a link to a folder, and was not followed" for name in links]
+    own = [name for name in names if name.split(os.sep)[0] in OWN]
+    notes += _check_own(path, own)
+    folders = by_folder([name for name in names if name not in own])
+    chosen = {here: choose(path, here, inside) for here, inside in folders.items()}
+    files: list[FlatFile] = []
+    passed_by = {name for choice in chosen.values() for name in choice.passed_by}
+    for here, choice in chosen.items():
+        notes += choice.notes
+        there = [_read_shard(path, here, name, choice) for name in choice.weights]
+        masks = [file.name for file in there if dict(file.metadata).get("format") == MASKS_FORMAT]
+        passed_by |= set(masks)
+        there = [file for file in there if file.name not in masks]
+        pickles = [] if there else sought_pickles(folders[here])
+        if pickles and (here or any(choice.weights for choice in chosen.values())):
+            raise _pickled(path, here, pickles)
+        left = [name for name in folders[here] if name.lower().endswith(OTHER_WEIGHTS)]
+        if here and left and not there:
+            notes.append(f"{here}/ has no weights that are pruned here: {_listed(left)} left behind")
+        files += there
+    if not files:
+        raise _nothing_in(path, folders.get("", []))
+    indexes = tuple(index for choice in chosen.values() for index in choice.shards)
+    taken = {file.name for file in files} | set(indexes)
+    rest = [name for name in names if name not in taken and name not in own]
+    left = [name for name in rest if name in passed_by or name.lower().endswith(OTHER_WEIGHTS)]
     companions = tuple(name for name in rest if name not in left)
     for name in companions:  # whether they can be copied should not show when hours of solving are over
         open_file(path / name).close()
+        size = file_size(path / name)
+        if size >= LARGE and not name.lower().endswith(TEXTS):
+            notes.append(f"{name} ({size:,} bytes) was copied as it is: if it holds weights, they are dense")
     return Source(
         path=path,
         folder=True,
@@ -132,56 +152,68 @@ def _read_folder(path: Path) -> Source:
         indexes=indexes,
         companions=companions,
         left_behind=tuple(left),
+        notes=tuple(notes),
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Every file below a folder, as a path within it; hidden ones, and folders that are links, are passed by."""
-    inside = [""]
-    while inside:
-        here = inside.pop()
-        with os.scandir(folder / here) as entries:
-            for entry in entries:
-                name = os.path.join(here, entry.name)
-                if entry.name.startswith(".") or (entry.is_dir() and entry.is_symlink()):
-                    continue
-                if entry.is_dir():
-                    inside.append(name)
-                elif entry.is_file() or entry.is_symlink():
-                    yield name
+def _read_shard(path: Path, here: str, name: str, choice: Choice) -> FlatFile:
+    """A file of weights; the names of a subfolder's tensors begin with the folder's, so that no two models' meet."""
+    file = read_safetensors(path / name, name)
+    for index, shards in choice.shards.items():
+        absent = set(shards.get(name, ())) - {tensor.name for tensor in file.tensors}
+        if absent:
+            raise InputError(f"{file.path} does not hold tensor {min(absent)!r}, which {path / index} says it does")
+    if not here:
+        return file
+    folder = as_text(here)
+    check_name(folder, path / here)
+    return replace(file, tensors=tuple(replace(t, name=f"{folder}/{t.name}", folder=folder) for t in file.tensors))
 
 
-def _read_index(path: Path) -> dict[str, list[str]]:
-    """The shards that an index names, and the tensors of each."""
-    index = read_json(path, "an index of shards")
-    try:
-        weight_map = dict(index["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not an index of shards, which has a weight_map: {error}") from error
-    shards: dict[str, list[str]] = {}
-    for tensor, shard in weight_map.items():
-        if (
-            not isinstance(shard, str)
-            or not shard.lower().endswith(".safetensors")
-            or shard != os.path.basename(shard)
-            or "\\" in shard
-        ):
-            raise InputError(
-                f"{path}: tensor {tensor!r} is said to be in {shard!r}, which is not the name of a .safetensors file beside it"
-            )
-        shards.setdefault(shard, []).append(tensor)
-    if not shards:
-        raise InputError(f"{path} names no tensor")
-    return shards
+def _check_own(path: Path, names: list[str]) -> list[str]:
+    """What is to be said of files that are named like those that go beside pruned weights, and so are not taken along.
+
+    Those that an earlier run wrote need no word: this run writes its own.
+    """
+    if not names:
+        return []
+    report, ours = path / REPORT, False
+    with suppress(InputError, OSError):
+        written = read_json(report, "a report")
+        ours = isinstance(written, dict) and written.get("format") == REPORT_FORMAT
+    foreign = [name for name in names if not ours and name in (REPORT, TIMES)]
+    for name in names:
+        if name.split(os.sep)[0] == MASKS and name not in (REPORT, TIMES):
+            if not is_weights(name):
+                foreign.append(name)
+            elif dict(read_safetensors(path / name, name).metadata).get("format") != MASKS_FORMAT:
+                raise InputError(f"{path / name} holds weights, and masks/ is where masks are written: rename that folder")
+    return [f"{name} was not taken along: nmsolve writes a file of its own in its place" for name in foreign]
+
+
+def _pickled(path: Path, here: str, pickles: list[str]) -> InputError:
+    first, folder = path / pickles[0], path / here
+    return InputError(
+        f"{folder} holds its weights as pickle files ({_listed(pickles)}) and no .safetensors: they would stay dense, since "
+        f"loading them runs whatever code is in them. Convert {_each(pickles)}, if you trust it: {_conversion(first)}; "
+        f"or move it away, and prune the rest"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(os.path.basename(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _each(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "each"
 
 
 def _nothing_in(path: Path, names: list[str]) -> InputError:
-    pickles = [name for name in names if name.lower().endswith(PICKLES) and name != "training_args.bin"]
+    pickles = pickled_weights(names)
     if pickles:
-        shown, which = ", ".join(pickles[:3]) + (", …" if len(pickles) > 3 else ""), "it" if len(pickles) == 1 else "each"
         return InputError(
-            f"{path} holds pickle files ({shown}) and no .safetensors, and loading those runs whatever code is in them. "
-            f"Convert {which}, if you trust it: {_conversion(path / pickles[0])}"
+            f"{path} holds pickle files ({_listed(pickles)}) and no .safetensors, and loading those runs whatever code is in them. "
+            f"Convert {_each(pickles)}, if you trust it: {_conversion(path / pickles[0])}"
         )
     if (path / UNFINISHED).is_dir():
         return InputError(f"{path} holds an unfinished run and no checkpoint yet: go on with it by resume=True (--resume)")

@@ -21,6 +21,15 @@ from nmsolve.errors import InputError, NMSolveError
 
 #: Bytes that are copied at a time.
 CHUNK = 2**23
+_NAMELESS = "; {} that np.save stored lost its name, which .safetensors keeps"
+_PACKED = "; its values are packed, several to a byte: unpack them with what made the file"
+#: Why dtypes are not solved, where there is more to say.
+UNSOLVED = {
+    **dict.fromkeys(("|V2", "<V2"), _NAMELESS.format("bfloat16")),
+    **dict.fromkeys(("|V1", "<V1"), _NAMELESS.format("a float8 or int4")),
+    **dict.fromkeys(("F4", "F6_E2M3", "F6_E3M2"), _PACKED),
+    "F8_E8M0": "; it holds powers of two, and has no zero for what is dropped",
+}
 
 
 class Readable(Protocol):
@@ -36,6 +45,8 @@ class Stored:
 
     dtype : as the file spells it. element : what NumPy reads its elements as; None if nothing here computes with them.
     start, size : bytes it has in the body (see `WeightFile`). fortran : whether the first axis runs fastest.
+    folder : where its file lies in the checkpoint; a model in a folder of its own, as a pipeline has several, is one by itself, and
+    its tensors' names begin with the folder's.
     """
 
     name: str
@@ -45,6 +56,12 @@ class Stored:
     start: int
     size: int
     fortran: bool = False
+    folder: str = ""
+
+    @property
+    def local(self) -> str:
+        """The name that it has in its own model, without the folder."""
+        return self.name.removeprefix(f"{self.folder}/") if self.folder else self.name
 
     def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
         """The tensor whose bytes a buffer holds."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nmsolve.api import total as exact_sum
 from nmsolve.checkpoint.disk import read_json
+from nmsolve.checkpoint.source import REPORT_FORMAT
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
 from nmsolve.table import table
 
-FORMAT = "nmsolve-report"
-VERSION = 1
+VERSION = 2
+#: That knew neither digests nor sizes, and is still read.
+FIRST = 1
+TIMES_FORMAT = "nmsolve-times"
 #: Numbers up to this are believed: sums of them are finite.
 LARGEST = 1e300
 
@@ -29,7 +33,9 @@ class TensorReport:
     file : its file's name in the checkpoint. dtype : as safetensors (or NumPy) spells it.
     pattern : None where the tensor is kept dense, and reason says why. axis : its axis that groups lie along.
     padding : as for `nmsolve.solve`. status, objective, bound, gap : as `nmsolve.solve` returns them.
-    total : float64 Σ|W|. kept : entries that the mask keeps. seconds : spent on reading, solving and writing; None if unknown.
+    total : float64 Σ|W|. kept : entries that the mask keeps. digest : SHA-256 of the pruned tensor's bytes, also where masks alone
+    are written; None for a tensor that is not read. mask_digest : of its packed mask's. seconds : spent on reading, solving and
+    writing; None if unknown.
     """
 
     file: str
@@ -46,6 +52,8 @@ class TensorReport:
     gap: float | None = None
     total: float | None = None
     kept: int | None = None
+    digest: str | None = None
+    mask_digest: str | None = None
     seconds: float | None = None
 
     @property
@@ -67,18 +75,62 @@ class TensorReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileReport:
+    """A file of weights: what it was in the source, and what was made of it.
+
+    name : within the checkpoint. header : SHA-256 of all in it that is not of a tensor, which the copy has as well.
+    source_size, size, masks_size : bytes of the source, of its pruned copy (None where masks alone are written) and of its masks'
+    file (None where it has none).
+    """
+
+    name: str
+    header: str
+    source_size: int
+    size: int | None = None
+    masks_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedFile:
+    """A file that went along as it is. digest : SHA-256."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """What times.json holds.
+
+    seconds : by tensor. modified : when each file of the source was, in ns. report : SHA-256 of report.json. Older versions wrote
+    neither of these.
+    """
+
+    seconds: Mapping[str, float]
+    modified: Mapping[str, int] = field(default_factory=dict)
+    report: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruneReport:
     """What pruning came to, tensor by tensor. Prints as a table, without vectors.
 
     source : what was pruned, by its file or folder name. settings : pattern (one, or glob → pattern), method, include, exclude,
     padding.
     left_behind : files of the source that were not taken along, since they hold weights that were not pruned.
+    notes : what else should be known about which files were taken.
+    nmsolve : the version that wrote it; None from versions that noted none. files, copied : of the checkpoint.
     """
 
     source: str
     settings: Mapping[str, Any]
     tensors: tuple[TensorReport, ...]
     left_behind: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    nmsolve: str | None = None
+    files: tuple[FileReport, ...] = ()
+    copied: tuple[CopiedFile, ...] = ()
 
     @property
     def pruned(self) -> tuple[TensorReport, ...]:
@@ -134,7 +186,8 @@ class PruneReport:
         vectors = sum(len(t.shape) < 2 for t in self.tensors)
         without = f"\nand {vectors} tensors with fewer than two axes, which stay dense" if vectors else ""
         left = f"\nleft behind: {', '.join(self.left_behind)}" if self.left_behind else ""
-        return f"{table(head, rows, {4, 5})}{without}\n{self.conclusion}{left}"
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
+        return f"{table(head, rows, {4, 5})}{without}\n{self.conclusion}{left}{notes}"
 
     @property
     def conclusion(self) -> str:
@@ -155,8 +208,9 @@ class PruneReport:
             for t in self.tensors
         ]
         whole = {
-            "format": FORMAT,
+            "format": REPORT_FORMAT,
             "version": VERSION,
+            "nmsolve": self.nmsolve,
             "source": self.source,
             "settings": dict(self.settings),
             "weights": self.weights,
@@ -164,7 +218,10 @@ class PruneReport:
             "share": self.share,
             "gap": self.gap,
             "tensors": tensors,
+            "files": [asdict(file) for file in self.files],
+            "copied": [asdict(file) for file in self.copied],
             "left_behind": list(self.left_behind),
+            "notes": list(self.notes),
         }
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
@@ -173,21 +230,37 @@ class PruneReport:
         """What `to_json` wrote to a file; InputError for anything else."""
         whole = read_json(where, "a report that `nmsolve prune` wrote")
         try:
-            if (whole["format"], whole["version"]) != (FORMAT, VERSION):
+            if whole["format"] != REPORT_FORMAT or whole["version"] not in (FIRST, VERSION):
                 raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
-            tensors = tuple(_tensor(entry) for entry in whole["tensors"])
+            tensors = tuple(_tensor(entry, whole["version"]) for entry in whole["tensors"])
             settings, source = dict(whole["settings"]), str(whole["source"])
             left_behind = tuple(str(name) for name in whole["left_behind"])
             if len({t.name for t in tensors}) < len(tensors):
                 raise ValueError("a tensor is there twice")
+            found = cls(source=source, settings=settings, tensors=tensors, left_behind=left_behind)
+            if whole["version"] == FIRST:
+                return found
+            return replace(
+                found,
+                notes=tuple(str(note) for note in whole["notes"]),
+                nmsolve=str(whole["nmsolve"]),
+                files=tuple(_file(entry) for entry in whole["files"]),
+                copied=tuple(
+                    CopiedFile(name=str(entry["name"]), size=int(entry["size"]), digest=str(entry["digest"]))
+                    for entry in whole["copied"]
+                ),
+            )
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{where} is not a report that `nmsolve prune` wrote (version {VERSION}): {error}") from error
-        return cls(source=source, settings=settings, tensors=tensors, left_behind=left_behind)
 
-    def times_json(self) -> str:
-        """times.json: seconds by tensor, apart from the rest because no two runs take the same."""
+    def times_json(self, modified: Mapping[str, int]) -> str:
+        """times.json: seconds by tensor, and when each file of the source was modified, apart from the rest because no two runs
+        have the same; and the digest of report.json, which cannot hold its own.
+        """
         seconds = {t.name: round(t.seconds, 6) for t in self.tensors if t.seconds is not None}
-        return json.dumps(seconds, indent=1, ensure_ascii=False) + "\n"
+        report = hashlib.sha256(self.to_json().encode()).hexdigest()
+        whole = {"format": TIMES_FORMAT, "version": 1, "report": report, "seconds": seconds, "modified": dict(modified)}
+        return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
     def timed(self, seconds: Mapping[str, float]) -> PruneReport:
         """This report with the seconds of each tensor, by name."""
@@ -201,14 +274,15 @@ class PruneReport:
 
 
 _NUMBERS = ("objective", "bound", "gap", "total")
+_DIGESTS = ("digest", "mask_digest")
 
 
-def _tensor(entry: Mapping[str, Any]) -> TensorReport:
-    known = {field.name for field in fields(TensorReport)} - {"seconds"}
+def _tensor(entry: Mapping[str, Any], version: int) -> TensorReport:
+    known = {field.name for field in fields(TensorReport)} - {"seconds"} - (set(_DIGESTS) if version == FIRST else set())
     if set(entry) != known:
         raise ValueError(f"a tensor has fields {sorted(entry)}")
     numbers = {key: None if entry[key] is None else float(entry[key]) for key in _NUMBERS}
-    strings = {key: _string(entry[key]) for key in ("padding", "reason", "status")}
+    strings = {key: _string(entry.get(key)) for key in ("padding", "reason", "status", *_DIGESTS)}
     pattern = None if entry["pattern"] is None else Pattern.parse(entry["pattern"])
     integers = {key: None if entry[key] is None else int(entry[key]) for key in ("axis", "kept")}
     shape = tuple(int(size) for size in entry["shape"])
@@ -227,13 +301,25 @@ def _string(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def read_times(path: Path) -> dict[str, float]:
-    """What `PruneReport.times_json` wrote; InputError for anything else."""
+def _file(entry: Mapping[str, Any]) -> FileReport:
+    sizes = {key: None if entry[key] is None else int(entry[key]) for key in ("size", "masks_size")}
+    return FileReport(name=str(entry["name"]), header=str(entry["header"]), source_size=int(entry["source_size"]), **sizes)
+
+
+def read_times(path: Path) -> Times:
+    """What `PruneReport.times_json` wrote, or an earlier version: seconds alone; InputError for anything else."""
     whole = read_json(path, "an object of seconds by tensor")
     try:
-        times = {str(name): float(value) for name, value in whole.items()}
+        modified: dict[str, int] = {}
+        seconds, report = whole, None
+        if whole.get("format") == TIMES_FORMAT:
+            if whole["version"] != 1:
+                raise ValueError(f"version {whole['version']!r}")
+            seconds, report = whole["seconds"], str(whole["report"])
+            modified = {str(name): int(value) for name, value in whole["modified"].items()}
+        times = {str(name): float(value) for name, value in seconds.items()}
         if not all(0 <= value < LARGEST for value in times.values()):
             raise ValueError("a time is negative or not finite")
-    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} does not hold seconds by tensor: {error}") from error
-    return times
+    return Times(seconds=times, modified=modified, report=report)

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nmsolve.checkpoint.folders import MASKS, REPORT, TIMES, UNFINISHED
 from nmsolve.checkpoint.masks import SUFFIX
-from nmsolve.checkpoint.source import MASKS, REPORT, TIMES, UNFINISHED, Source
+from nmsolve.checkpoint.source import Source
 from nmsolve.errors import InputError
 
 

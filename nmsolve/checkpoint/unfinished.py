@@ -12,15 +12,17 @@ Whatever a kill interrupts, one of three states is on disk, and `--resume` goes 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nmsolve.checkpoint.disk import naming, read_json, sync_folder, write_at, write_whole
+from nmsolve.checkpoint.disk import digest_of, naming, read_json, sync_folder, write_at, write_whole
 from nmsolve.errors import InputError
 
 RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
@@ -29,6 +31,8 @@ WEIGHTS, MASKS, COPIED, REST = "weights", "masks", "copied", "rest"
 SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
 #: Under which a run notes size, time and header of each file that it reads.
 SOURCE = "files of the source"
+#: Under which it notes what is planned for each tensor.
+PLAN = "plan"
 #: Files as they were made, and their places.
 Moves = Sequence[tuple[Path, Path]]
 
@@ -87,8 +91,12 @@ class Unfinished:
         found = []
         for key, now in json.loads(json.dumps(run)).items():
             then = began.get(key)
-            if isinstance(then, dict) and isinstance(now, dict) and key == SOURCE:
-                found += [f"{name} has changed since" for name in sorted({*then, *now}) if then.get(name) != now.get(name)][:3]
+            if isinstance(then, dict) and isinstance(now, dict) and key in (SOURCE, PLAN):
+                names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)][:3]
+                found += [
+                    f"{name} has changed since" if key == SOURCE else f"{name}: {then.get(name)} then, {now.get(name)} now"
+                    for name in names
+                ]
             elif then != now:
                 found.append(f"{key}: {then!r} then, {now!r} now")
         return found
@@ -113,6 +121,11 @@ class Unfinished:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+    def holds(self, kind: str, name: str, start: int, size: int, expected: str) -> bool:
+        """Whether a part has, from an offset on, bytes of this SHA-256."""
+        path = self.body(kind, name)
+        return path.exists() and digest_of(path, start, size) == expected
 
     def done(self) -> dict[str, dict[str, Any]]:
         """What the journals say: tensor name → what came of it."""
@@ -161,7 +174,8 @@ class Unfinished:
             with naming(f"renaming {made} to {place}"):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(made, place)
-        for folder in {place.parent for _, place in moves}:
+        top = self.path.parent
+        for folder in {folder for _, place in moves for folder in place.parents if folder == top or top in folder.parents}:
             sync_folder(folder)
         last = (RUN, PUBLISH)  # in this order: a kill in between leaves a run that knows how far it was
         for entry in sorted(self.path.iterdir()):
@@ -187,20 +201,23 @@ class Writer:
         self._pending: list[dict[str, Any]] = []
         self._bytes = 0
         self._synced = time.monotonic()
+        self._hashing = ThreadPoolExecutor(1)
         self._journal = os.open(unfinished.journal(rank), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
-    def write(self, kind: str, name: str, start: int, data: memoryview) -> None:
-        """Bytes of a part, from an offset on."""
+    def write(self, kind: str, name: str, start: int, data: memoryview, hashed: hashlib._Hash) -> None:
+        """Bytes of a part, from an offset on, which are hashed meanwhile."""
         path = self._unfinished.body(kind, name)
         if path not in self._open:
             if len(self._open) >= 2:  # a file of weights and its masks; tensors come file by file
                 self.sync()
                 self._close_parts()
             self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        hashing = self._hashing.submit(hashed.update, data)
         write_at(self._open[path], data, start)
         # Sends the pages on their way while the next tensor is solved, so that a sync finds most of them written.
         os.posix_fadvise(self._open[path], start, len(data), os.POSIX_FADV_DONTNEED)
         self._bytes += len(data)
+        hashing.result()
 
     def finished(self, tensor: str, outcome: Mapping[str, Any]) -> None:
         """Journal a tensor, with the next sync."""
@@ -224,6 +241,7 @@ class Writer:
         """Let go of all files; what was not synced is not journalled."""
         self._close_parts()
         os.close(self._journal)
+        self._hashing.shutdown()
 
     def _close_parts(self) -> None:
         for descriptor in self._open.values():

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from nmsolve.certify import Report
 from nmsolve.certify import verify as verify_array
+from nmsolve.checkpoint.folders import holds_weights
 from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
 from nmsolve.checkpoint.planning import indivisible, plan_tensors
 from nmsolve.checkpoint.solving import as_matrices
 from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.stored import Stored, WeightFile, allocate
+from nmsolve.elements import nonzero
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_patterns
 from nmsolve.pattern import Pattern
 from nmsolve.table import table
-from nmsolve.validate import is_bfloat16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +151,11 @@ def verify(
 def _verify(
     path: Path, pattern: Patterns | None, include: str | Iterable[str] | None, exclude: str | Iterable[str], padding: str
 ) -> Verification:
-    masks_alone = path.is_dir() and mask_files(path) and not any(path.glob("*.safetensors"))
-    if masks_alone or (path.is_file() and mask_files(path) == [path]):
+    masks_alone = path.is_dir() and mask_files(path) and not holds_weights(path)
+    masks_alone = masks_alone or (path.is_file() and mask_files(path) == [path])
+    if (include or exclude) and (masks_alone or pattern is None):
+        raise InputError(f"{path} is checked against its masks, every one: include and exclude choose where a pattern is asked for")
+    if masks_alone:
         return _verify_masks_alone(open_masks(path), pattern)
     source = read_source(path)
     if pattern is None:
@@ -226,10 +230,3 @@ def _verify_against(source: Source, masks: Masks) -> Verification:
             strays = int(np.count_nonzero(nonzero(array) & ~mask))
             checks.append(TensorCheck(**shared, pattern=entry.pattern, report=report, reason=None, strays=strays))
     return Verification(tensors=tuple(checks))
-
-
-def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where weights are not zero; −0 is."""
-    bits = array.view(np.uint16) & 0x7FFF if is_bfloat16(array.dtype) else array
-    found: NDArray[np.bool_] = bits != 0
-    return found

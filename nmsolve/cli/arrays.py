@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
+import io
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 import nmsolve
-from nmsolve.certify import objective
-from nmsolve.cli.printing import show
+from nmsolve.cli.printing import show, show_aside, stands
 from nmsolve.pattern import Pattern
+from nmsolve.proof import objective
 from nmsolve.result import relative_gap
 from nmsolve.validate import read_scores
+
+#: Names under which another kind of file than a .npy is expected.
+OTHER_KINDS = (".npz", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".gguf", ".json", ".csv", ".txt", ".html")
 
 
 def is_array(path: Path) -> bool:
@@ -57,28 +61,42 @@ def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -
         nmsolve.solve(weights[corner], pattern, **options)
 
 
-def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, Any], out: Path | None) -> int:
+def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, Any], out: Path | None, force: bool) -> int:
     """Solve an array, print what came of it, and write the mask if there is a place for it."""
-    if out is not None and out.exists() and os.path.samefile(out, path):
-        raise nmsolve.InputError(f"--out {out} is {path} itself, whose weights the mask would replace: name another file")
-    weights = _load(path)
-    if scores is not None:
-        options = options | {"scores": _load(scores)}
-    _warm_up(weights, pattern, options)
-    result = nmsolve.solve(weights, pattern, **options)
-    show(f"pattern    {result.pattern} on {weights.shape}, density {result.mask.mean():.4f}")
-    show(f"method     {result.method}")
-    show(f"status     {result.status.value}")
-    show(f"objective  {result.objective:.12g}")
-    show(f"bound      {_number(result.bound, '.12g')}")
-    show(f"gap        {_number(result.gap, '.1e')}")
-    seconds, speed = result.stats["seconds"], result.stats["weights_per_second"] / 1e6
-    show(f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, kernels loaded)")
-    if out is not None:
-        with out.open("wb") as file:
-            np.save(file, result.mask)
-        show(f"mask       {out}")
+    from nmsolve.checkpoint.output import Output
+
+    inputs = [path] if scores is None else [path, scores]
+    with nullcontext() if out is None else Output(out, inputs=inputs, force=force) as output:
+        if output is not None and output.is_file and output.path.suffix.lower() in OTHER_KINDS:
+            raise nmsolve.InputError(
+                f"a mask is written as .npy, or bit-packed as .safetensors, and {out} would be taken for neither"
+            )
+        weights = _load(path)
+        if scores is not None:
+            options = options | {"scores": _load(scores)}
+        _warm_up(weights, pattern, options)
+        result = nmsolve.solve(weights, pattern, **options)
+        tell = show_aside if output is not None and output.stdout else show
+        tell(f"pattern    {result.pattern} on {weights.shape}, density {result.mask.mean():.4f}")
+        tell(f"method     {result.method}")
+        tell(f"status     {result.status.value}")
+        tell(f"objective  {result.objective:.12g}")
+        tell(f"bound      {_number(result.bound, '.12g')}")
+        tell(f"gap        {_number(result.gap, '.1e')}")
+        seconds, speed = result.stats["seconds"], result.stats["weights_per_second"] / 1e6
+        tell(f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, kernels loaded)")
+        if output is not None:
+            output.write(*_as_npy(result.mask))
+            stands()
+            tell(f"mask       {out}")
     return 0
+
+
+def _as_npy(mask: NDArray[np.bool_]) -> tuple[bytes, memoryview]:
+    """What np.save writes: a header, and the mask, which is not copied."""
+    whole, header = np.ascontiguousarray(mask), io.BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(whole))
+    return header.getvalue(), whole.reshape(-1).view(np.uint8).data
 
 
 def _number(value: float | None, form: str) -> str:
@@ -89,6 +107,7 @@ def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) ->
     """Check an array, print what was found, and compare a mask with the optimum of the weights if they are given."""
     mask = _load(path)
     report = nmsolve.verify(mask, pattern, padding=padding)
+    stands()
     show(report)
     if not report:
         return 1

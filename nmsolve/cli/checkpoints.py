@@ -12,12 +12,27 @@ from typing import Any
 
 import click
 
-from nmsolve.cli.options import Examples, choice_options, method_option, patterns_option, read_patterns, threads_option
-from nmsolve.cli.printing import printable, show
+from nmsolve.cli.options import (
+    Examples,
+    choice_options,
+    force_option,
+    method_option,
+    patterns_option,
+    read_patterns,
+    threads_option,
+)
+from nmsolve.cli.printing import printable, show, show_aside, stands
 from nmsolve.globs import Patterns
+from nmsolve.starting import INTERRUPTED
 from nmsolve.validate import PADDINGS
 
 FILE = click.Path(path_type=Path)
+#: What a user of a language model must know before relying on `prune` alone (docs/checkpoints.md).
+BY_MAGNITUDE = (
+    "Every mask keeps the largest |W|, and no data were looked at. That alone ruins a language model: tens of times the\n"
+    "perplexity at 2:4. Use nmsolve.torch.sparsegpt_ or adaprune_ with calibration inputs (docs/pruning.md), or train it\n"
+    "under its masks (sparsify_, docs/training.md), and measure the model before it is used."
+)
 
 
 @click.command(
@@ -52,10 +67,17 @@ def prune(src: Path, dst: Path, pattern: str | None, patterns: tuple[str, ...], 
 
     SRC is a .safetensors file, a folder as Hugging Face lays it out, a .npy or a .npz file, and is never written to.
     Tensors are read, solved and written one at a time. PATTERN may be given as --pattern.
+
+    Masks keep the largest |W|: the best mask of a weight, not of a model. Pruned like this a language model is ruined (tens of
+    times the perplexity at 2:4) unless it is trained further; nmsolve.torch.sparsegpt_ and adaprune_ (docs/pruning.md) prune by
+    calibration data instead.
     """
     options["include"] = options["include"] or None
     asked = read_patterns([*([pattern] if pattern else []), *patterns])
-    return run_and_show("prune", src, dst, asked, options, as_json)
+    code = run_and_show("prune", src, dst, asked, options, as_json)
+    if code == 0 and first_rank():
+        (show_aside if as_json else show)(BY_MAGNITUDE)
+    return code
 
 
 @click.command(
@@ -64,16 +86,20 @@ def prune(src: Path, dst: Path, pattern: str | None, patterns: tuple[str, ...], 
 @click.argument("checkpoint", type=FILE)
 @click.option("--against", metavar="DENSE", type=FILE, help="The dense checkpoint: kept |W| and gap are computed anew from it.")
 @click.option("-o", "--out", metavar="PAGE", type=FILE, default="report.html", show_default=True, help="Where the page goes.")
-def report(checkpoint: Path, against: Path | None, out: Path) -> None:
+@force_option
+def report(checkpoint: Path, against: Path | None, out: Path, force: bool) -> None:
     """Write one page about a pruned checkpoint, which works offline.
 
     Kept |W|, gap, pattern, density and time by layer, masks to look at, and where sparsity is missing and why.
     """
     from nmsolve.checkpoint import report as write_report
+    from nmsolve.checkpoint.output import is_stdout
 
-    found = write_report(checkpoint, out, against=against)
-    show(found.conclusion)
-    show(f"written to {out}")
+    found = write_report(checkpoint, out, against=against, force=force)
+    stands()
+    tell = show_aside if out.exists() and is_stdout(os.stat(out)) else show
+    tell(found.conclusion)
+    tell(f"written to {out}")
 
 
 def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options: Mapping[str, Any], as_json: bool) -> int:
@@ -88,14 +114,20 @@ def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options:
         except KeyboardInterrupt:
             progress.stop()
             print(printable(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}"), file=sys.stderr)
-            return 130
-    if os.environ.get("RANK", "0") == "0":
+            return INTERRUPTED
+    stands()
+    if first_rank():
         if as_json:
             sys.stdout.write(found.to_json())
         else:
             show(found)
             show(f"written to {dst} in {time.perf_counter() - began:.1f} s")
     return 0
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for the run: it is alone, whatever RANK says of another, or the first."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _resuming() -> str:

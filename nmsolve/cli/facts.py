@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 import nmsolve
-from nmsolve.cli.options import Examples, read_shape
+from nmsolve.cli.options import Examples, force_option, read_shape
+from nmsolve.cli.printing import stands
 from nmsolve.errors import InputError
 from nmsolve.table import table
 
@@ -21,11 +22,13 @@ from nmsolve.table import table
     show_default=True,
     help="Where masks and picture go.",
 )
-def demo(out: Path) -> None:
+@force_option
+def demo(out: Path, force: bool) -> None:
     """Every method on a small trained network: a table, masks and a picture."""
     from nmsolve.demo import demo as run
 
-    run(out)
+    run(out, force=force)
+    stands()
 
 
 @click.command(cls=Examples, examples=["nmsolve diversity 4:8T --shape 4096x4096"])

@@ -9,8 +9,16 @@ from typing import Any
 import click
 
 from nmsolve.cli import arrays
-from nmsolve.cli.options import Examples, choice_options, method_option, patterns_option, read_patterns, threads_option
-from nmsolve.cli.printing import show
+from nmsolve.cli.options import (
+    Examples,
+    choice_options,
+    force_option,
+    method_option,
+    patterns_option,
+    read_patterns,
+    threads_option,
+)
+from nmsolve.cli.printing import show, stands
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.validate import PADDINGS
@@ -55,6 +63,7 @@ def _one_pattern(positional: str | None, patterns: tuple[str, ...], at_most: boo
     "default, for a folder NAME-masks.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@force_option
 def solve(
     file: Path,
     pattern: str | None,
@@ -68,6 +77,7 @@ def solve(
     exclude: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    force: bool,
 ) -> int:
     """Find the masks of FILE, and write them alone.
 
@@ -80,9 +90,11 @@ def solve(
         if wrong:
             raise InputError(f"{file} is one array, for which {wrong[0]} has no meaning")
         options: dict[str, Any] = {"method": method, "threads": threads, "padding": padding or "error"}
-        return arrays.solve(file, _one_pattern(pattern, patterns, at_most), scores, options, out)
+        return arrays.solve(file, _one_pattern(pattern, patterns, at_most), scores, options, out, force)
     if scores is not None:
         raise InputError(f"--scores are for one array, and {file} is a checkpoint")
+    if force:
+        raise InputError("--force is for the mask of an array: masks of a checkpoint replace nothing, so name a new place by --out")
     from nmsolve.cli.checkpoints import run_and_show
 
     whole = Path(os.path.realpath(file)) if file.is_dir() else file  # "." has no name to put another beside
@@ -123,14 +135,22 @@ def verify(
     Exits with 1 if any group violates its pattern. Without a pattern, the masks beside the weights say which. PATTERN may
     be given as --pattern.
     """
+    given = {"--include": include, "--exclude": exclude, "--padding": padding, "--at-most": at_most}
     if arrays.is_array(file) and (pattern or patterns):
+        wrong = [option for option, value in given.items() if value and (option in ("--include", "--exclude") or value == "skip")]
+        if wrong:
+            raise InputError(f"{file} is one array, for which {wrong[0]}{' skip' * (wrong[0] == '--padding')} has no meaning")
         return arrays.verify(file, _one_pattern(pattern, patterns, at_most), padding or "error", weights)
     if weights is not None:
         raise InputError("--weights are for a mask in a .npy file and a pattern")
     from nmsolve.checkpoint import verify as verify_checkpoint
 
     texts = [*([pattern] if pattern else []), *patterns]
+    if not texts and any(given.values()):
+        wrong = [option for option, value in given.items() if value]
+        raise InputError(f"{wrong[0]} is about the pattern that weights are to hold: name it, or let the masks beside them say all")
     asked = read_patterns(texts, at_most) if texts else None
     found = verify_checkpoint(file, asked, include=include or None, exclude=exclude, padding=padding or "skip")
+    stands()
     show(found)
     return 0 if found else 1

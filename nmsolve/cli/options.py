@@ -63,6 +63,11 @@ def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--threads", type=int, help="For solving; all processors by default.")(command)
 
 
+def force_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--force."""
+    return click.option("--force", is_flag=True, help="Replace a file that is there, whatever it is but an input.")(command)
+
+
 def read_patterns(texts: Sequence[str], at_most: bool | None = None) -> Patterns:
     """What --pattern says: one pattern, or globs and a pattern each.
 

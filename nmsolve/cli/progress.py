@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nmsolve.cli.printing import printable
+from nmsolve.cli.stopping import STOPPING
 from nmsolve.errors import MissingDependencyError
 from nmsolve.table import shortened
 
@@ -57,7 +58,12 @@ class Bar(Lines):
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, speed="", left="")
-        self._bar.start()
+        STOPPING.bar = True
+        try:
+            self._bar.start()
+        except BaseException:  # Ctrl-C: half of it is on the terminal, and in the place of stdout and stderr
+            self.stop()
+            raise
 
     def __call__(self, event: Progress) -> None:
         self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
@@ -73,6 +79,7 @@ class Bar(Lines):
 
     def stop(self) -> None:
         self._bar.stop()
+        STOPPING.bar = False
 
 
 def speed(event: Progress) -> str:

@@ -9,14 +9,17 @@ def reduction_axis(module: nn.Module, parameter: str) -> int | None:
     """The axis of a module's parameter over which products sum, which groups lie along; None if it has none that we know.
 
     1 for (out, in, kernel …) weights of nn.Linear, of convolutions and of nn.MultiheadAttention's projections; 0 for the (in, out)
-    weight of Hugging Face's Conv1D, which GPT-2 is made of.
+    weight of Hugging Face's Conv1D, which GPT-2 is made of. Its I-BERT has a linear layer that is no nn.Linear.
     """
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return 1 if parameter == "weight" else None
     if isinstance(module, nn.MultiheadAttention):
         return 1 if parameter in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight") else None
-    if any(f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D" for kind in type(module).__mro__):
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
+    if "transformers.pytorch_utils.Conv1D" in kinds:
         return 0 if parameter == "weight" else None
+    if "transformers.models.ibert.quant_modules.QuantLinear" in kinds:  # quantizing leaves zeros as they are
+        return 1 if parameter == "weight" else None
     return None
 
 

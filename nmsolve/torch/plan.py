@@ -15,6 +15,7 @@ from nmsolve.globs import Patterns, check_used, matches, to_globs, to_patterns, 
 from nmsolve.pattern import Pattern
 from nmsolve.table import shortened, table
 from nmsolve.torch.entries import Entries
+from nmsolve.torch.forwards import alters_weight, has_own_forward
 from nmsolve.torch.modules import filter_groups, reduction_axis
 from nmsolve.torch.scoring import check_scores
 from nmsolve.torch.shards import is_sharded
@@ -134,7 +135,8 @@ def plan(
     Groups lie along the axis that products reduce over: input channels of nn.Linear, nn.Conv1d, Conv2d and Conv3d (a matrix
     (out, in) a kernel position), of nn.MultiheadAttention's projections, and of Hugging Face's Conv1D, whose weight is (in, out).
     Groups and blocks stay within a filter group of a grouped convolution. Weights that several layers share get one mask, if every
-    one of them can have it.
+    one of them can have it. A subclass with a forward of its own has that run once, on tensors without values: it is planned if it
+    multiplies by its weight as it is, and skipped if it standardises, quantizes or otherwise computes with it first.
 
     Examples
     --------
@@ -252,7 +254,7 @@ def _unsuited(module: nn.Module, parameter: str, weight: Tensor) -> str | None:
         return "sharded already: plan and sparsify the model first, then fully_shard it"
     if weight.dtype not in FLOATS:
         return f"{weight.dtype} cannot be trained"
-    return None
+    return alters_weight(module, weight) if has_own_forward(module) else None
 
 
 def _indivisible(module: nn.Module, parameter: str, shape: tuple[int, ...], pattern: Pattern, padding: str) -> str | None:

@@ -11,13 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from nmsolve.elements import POWERS, as_type, bfloat16
 from nmsolve.errors import InputError
-from nmsolve.validate import bfloat16
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Stored as bytes, with their names in `nmsolve.elements`: torch computes with few of them, and trains none.
+FLOATS8 = {
+    torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
+    torch.float8_e4m3fnuz: "float8_e4m3fnuz",
+    torch.float8_e5m2fnuz: "float8_e5m2fnuz",
+    torch.float8_e8m0fnu: "float8_e8m0fnu",
+}
 #: Computed in float32, whose 24 bits hold them; wider ones in float64.
 SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16)
 INTEGERS = (*SMALL_INTEGERS, torch.int32, torch.int64, torch.uint32, torch.uint64)
+#: Why a dtype is not taken, where there is more to say than that torch computes nothing with it.
+_PACKED = {torch.float4_e2m1fn_x2: "it packs two values into a byte, and torch unpacks none"}
 
 
 def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
@@ -43,10 +53,11 @@ def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
         shapeless = tensor.is_nested or is_lazy(tensor)
         shape = "without one shape" if shapeless else f"of shape {tuple(tensor.shape)}"
         raise InputError(f"{name} {shape} {problem}; {purpose} needs its values in memory")
-    if tensor.dtype not in (*FLOATS, *INTEGERS, torch.bool):
+    if tensor.dtype not in (*FLOATS, *FLOATS8, *INTEGERS, torch.bool):
         raise InputError(
-            f"{name} has dtype {tensor.dtype}, shape {tuple(tensor.shape)}: {purpose} takes float16, bfloat16, float32, float64 "
-            f"and integers; convert with {name}.float()"
+            f"{name} has dtype {tensor.dtype}, shape {tuple(tensor.shape)}: {purpose} takes float8, float16, bfloat16, float32, "
+            f"float64 and integers of 8 bits and more; {_PACKED.get(tensor.dtype, 'torch converts none of this dtype')}, so "
+            f"unpack it with the library that made it, to float32 or int8"
         )
     if tensor.ndim < 2:
         raise InputError(
@@ -61,6 +72,20 @@ def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
     if tensor.numel() == 0:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}, without any element: {purpose} has nothing to choose from")
     return tensor.detach().as_subclass(Tensor).resolve_neg()
+
+
+def check_weight(tensor: object, name: str, purpose: str) -> Tensor:
+    """As `check_tensor`, for a planned weight, which is computed with: InputError for dtypes that torch does not train.
+
+    A plan has none of them, but a model may have been converted since.
+    """
+    checked = check_tensor(tensor, name, purpose)
+    if checked.dtype not in FLOATS:
+        raise InputError(
+            f"{name} has dtype {checked.dtype}, which cannot be trained: convert the model back, or make a new plan, which skips "
+            f"it; nmsolve.torch.solve finds the mask of such a tensor by itself"
+        )
+    return checked
 
 
 def _problem(tensor: Tensor, name: str) -> str | None:
@@ -79,7 +104,7 @@ def _problem(tensor: Tensor, name: str) -> str | None:
             "DTensor": f"pass its {name}.full_tensor(), or solve the local shard {name}.to_local()",
             "SparseSemiStructuredTensorCUTLASS": f"it is 2:4 already; {name}.to_dense() gives the dense weight",
             "SparseSemiStructuredTensorCUSPARSELT": f"it is 2:4 already; {name}.to_dense() gives the dense weight",
-        }.get(kind, "pass the plain tensor that it wraps")
+        }.get(kind, f"pass the plain tensor that it wraps, or of a quantised one {name}.dequantize()")
         return f"is a {kind}, a wrapper around other tensors; {remedy}"
     if tensor.layout != torch.strided:
         return f"is sparse ({str(tensor.layout).removeprefix('torch.')}); pass {name}.to_dense()"
@@ -113,10 +138,22 @@ def from_matrices(matrices: Tensor, like: Tensor) -> Tensor:
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
-    """A CPU tensor as a NumPy array on the same memory; bfloat16 through its bits."""
+    """A CPU tensor as a NumPy array on the same memory; bfloat16 and float8 through their bits."""
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16).view(bfloat16)
+    if tensor.dtype in FLOATS8:
+        return tensor.view(torch.uint8).numpy().view(as_type(FLOATS8[tensor.dtype]))
     return tensor.numpy()
+
+
+def is_nonzero(tensor: Tensor) -> Tensor:
+    """Where a tensor is not zero, as bool; −0 is, NaN is not. float8 through its bits, since comparing converts the 0 as well."""
+    if tensor.dtype not in FLOATS8:
+        return tensor != 0
+    name, code = FLOATS8[tensor.dtype], tensor.view(torch.uint8)
+    if name == POWERS:
+        return torch.ones_like(code, dtype=torch.bool)
+    return (code if name.endswith("fnuz") else code & 0x7F) != 0
 
 
 def explain_layout(error: InputError, tensor: Tensor) -> InputError:
@@ -137,10 +174,10 @@ def explain_layout(error: InputError, tensor: Tensor) -> InputError:
 
 def compute_dtype(dtype: torch.dtype, signed_blocks: bool) -> torch.dtype:
     """What scores are computed in: float32 where it holds them, but float64 for blocks of signed scores, which cancel."""
-    narrow = dtype in (torch.float16, torch.bfloat16, torch.float32, *SMALL_INTEGERS)
+    narrow = dtype in (torch.float16, torch.bfloat16, torch.float32, *FLOATS8, *SMALL_INTEGERS)
     return torch.float32 if narrow and not signed_blocks else torch.float64
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """The relative gap up to which a mask counts as optimal, as in the core."""
-    return 1e-6 if dtype in (torch.float16, torch.bfloat16, torch.float32) else 1e-12
+    return 1e-6 if dtype in (torch.float16, torch.bfloat16, torch.float32, *FLOATS8) else 1e-12

@@ -1,5 +1,5 @@
 """The page of `nmsolve report`: one self-contained HTML document."""
 
-from nmsolve.checkpoint.page.document import page
+from nmsolve.checkpoint.page.document import is_page, page
 
-__all__ = ["page"]
+__all__ = ["is_page", "page"]

@@ -20,6 +20,8 @@ from nmsolve.checkpoint.summary import PruneReport
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 )
+#: What says in a page that `nmsolve report` wrote it.
+_GENERATOR = "nmsolve report"
 _ASSETS = ("page.css", "drawings.css", "table.css", "page.js")
 _GLOSSARY = {
     "Pattern": "n:m keeps n of every m consecutive weights; with T every row and every column of every m × m block keeps n, "
@@ -59,6 +61,7 @@ def page(report: PruneReport, corners: Mapping[str, NDArray[np.bool_]], *, title
     head = element(
         "head",
         element("meta", charset="utf-8"),
+        element("meta", name="generator", content=_GENERATOR),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
@@ -74,6 +77,18 @@ def page(report: PruneReport, corners: Mapping[str, NDArray[np.bool_]], *, title
         element("script", script),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def is_page(beginning: bytes) -> bool:
+    """Whether a file that begins like this is such a page.
+
+    Examples
+    --------
+    >>> is_page(page(PruneReport(source="", settings={}, tensors=()), {}, title="").encode()), is_page(b"<!doctype html>")
+    (True, False)
+    """
+    before, mark, _ = beginning.partition(str(element("meta", name="generator", content=_GENERATOR)).encode())
+    return bool(mark) and before.startswith(b"<!doctype html>\n") and b"<title" not in before
 
 
 def _heading(report: PruneReport, title: str, notes: Sequence[str]) -> Html:

@@ -10,7 +10,7 @@ from torch import Tensor
 from nmsolve.errors import InputError
 from nmsolve.torch.modules import from_groups, groups_of
 from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.tensors import check_tensor
+from nmsolve.torch.tensors import check_weight
 
 #: Where no layer is further than this above its target sparsity, redundancy says nothing any more.
 _NEAR = 0.01
@@ -36,7 +36,7 @@ class Descent:
         self.positions = 0.0
         self.eta = 1.0
         self._axis = axis
-        values = check_tensor(weight, f"the weight of layer {self.path}", "domino_search")
+        values = check_weight(weight, f"the weight of layer {self.path}", "domino_search")
         self.dense = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
         if not self.finite:
             raise InputError(f"the weight of layer {self.path} is not finite: NaN or infinity cannot be ranked")

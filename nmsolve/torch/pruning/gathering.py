@@ -21,7 +21,7 @@ from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.pruning.batch_norm import BatchNorm, norms_of
 from nmsolve.torch.report import planned_modules
 from nmsolve.torch.shards import is_sharded
-from nmsolve.torch.tensors import check_tensor
+from nmsolve.torch.tensors import check_weight
 
 #: Bytes of moments that are gathered in one run where layers do not wait for each other.
 _AT_ONCE = 2**30
@@ -84,7 +84,7 @@ def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
             raise InputError(f"layer {entry.path} is a {type(module).__name__}, planned was a {entry.kind}: make a new plan")
         if parameter.is_inference():
             raise InputError(f"the weight of layer {entry.path} was made under torch.inference_mode: make the model outside of it")
-        weight = check_tensor(parameter, f"the weight of layer {entry.path}", f"pattern {entry.pattern}")
+        weight = check_weight(parameter, f"the weight of layer {entry.path}", f"pattern {entry.pattern}")
         bad = (~torch.isfinite(weight)).nonzero()
         if len(bad):
             first = tuple(bad[0].tolist())
