@@ -114,7 +114,7 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
             f"start={start}, end={end}, power={power}"
         )
     for name, value in values.items():
-        if name != "t" and abs(value) > LARGEST:
+        if name != "t" and abs(value if isinstance(value, (int, np.integer)) else float(value)) > LARGEST:
             shown = str(value) if isinstance(value, (float, np.floating)) else f"a number of {len(str(abs(int(value))))} digits"
             raise InputError(
                 f"a removal schedule needs numbers of magnitude 1e300 or less, got {shown} for {name}; count in larger steps"

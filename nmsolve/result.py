@@ -15,6 +15,8 @@ from nmsolve.pattern import Pattern
 from nmsolve.proof import SUBNORMAL, Duals, objective, prove
 from nmsolve.validate import read_scores
 
+#: What a result is of.
+SCORED = ("weights", "scores")
 #: Two float64 sums of the same scores in another order agree to this, relative to the sum of magnitudes.
 SUMMATION = 1e-11
 
@@ -100,11 +102,11 @@ class MaskResult:
         InputError
             If the arrays are not those that were solved (another shape, or scores missing).
         """
+        self._check_fields()
         if (scores is None) == (self.scored == "scores"):
             have, need = ("weights", "scores=") if scores is None else ("scores", "only the weights")
             raise InputError(f"this result was found for {self.scored}, and {have} were given: pass {need} as to solve()")
         read = read_scores(weights, scores, self.pattern)
-        self._check_fields()
         mask = np.asarray(self.mask)
         if mask.dtype != np.bool_ or mask.shape != read.array.shape:
             raise SolverError(f"the mask is {mask.dtype} {mask.shape}, the {read.name} have shape {read.array.shape}")
@@ -128,6 +130,8 @@ class MaskResult:
             return report
         if self.gap is None or not abs(self.gap - relative_gap(self.objective, self.bound)) <= 1e-12:
             raise SolverError(f"gap {self.gap} is not (bound - objective) / bound = {relative_gap(self.objective, self.bound)}")
+        if not self.bound >= true - slack:
+            raise SolverError(f"bound {self.bound!r} is below the objective {true!r}: it is no upper bound")
         if self.duals is not None:
             _check("bound of the duals", self.bound, proven, slack)
         elif not self.bound >= proven - tolerance:
@@ -146,6 +150,8 @@ class MaskResult:
 
     def _check_fields(self) -> None:
         """Raise SolverError for fields that are not of their kind."""
+        if not isinstance(self.pattern, Pattern) or self.scored not in SCORED:
+            raise SolverError(f"pattern {self.pattern!r} is not a Pattern, or scored {self.scored!r} none of {', '.join(SCORED)}")
         numbers = {"objective": self.objective, "bound": self.bound, "gap": self.gap}
         for name, value in numbers.items():
             if not isinstance(value, float) and (value is not None or name == "objective"):

@@ -93,6 +93,31 @@ def test_penalties_of_two_sizes():
             assert (S[result.mask] == size).sum() == fewest
 
 
+@pytest.mark.parametrize("text", ["<=2:4T", "4:8T", "<=4:8T"])
+@pytest.mark.parametrize("exponent", [40, 60, 120])
+def test_wide_ranges_verify(text, exponent):
+    """What lies apart is told by scores as they are given, by solver and verify alike, with duals and without."""
+    rng = np.random.default_rng(exponent)
+    W = (rng.standard_normal((8, 1024)) * 2.0 ** rng.uniform(-exponent, exponent, (8, 1024))).astype(np.float32)
+    W[rng.random(W.shape) < 0.1] = np.finfo(np.float32).max
+    W[rng.random(W.shape) < 0.1] = 0
+    with_duals, without = nmsolve.solve(W, text, duals=True), nmsolve.solve(W, text)
+    assert with_duals.verify(W).ok
+    assert without.verify(W).ok
+    if text == "<=2:4T" and without.status is nmsolve.Status.OPTIMAL:
+        masks = [mask for mask in every_mask() if mask.sum(0).max() <= 2 and mask.sum(1).max() <= 2]
+        for block, mask in list(zip(split(as_float(np.abs(W)), 4, 4), split(without.mask, 4, 4), strict=True))[::50]:
+            top = max(exact(block, other) for other in masks)
+            assert top - exact(block, mask) <= Fraction(1e-12) * exact(block, mask)
+
+
+def every_mask():
+    """All 4 × 4 masks of at most two in a row."""
+    rows = [bits for bits in range(16) if bits.bit_count() <= 2]
+    lines = {bits: np.array([bits >> j & 1 for j in range(4)], bool) for bits in rows}
+    return [np.array([lines[a], lines[b], lines[c], lines[d]]) for a in rows for b in rows for c in rows for d in rows]
+
+
 def exact(S, mask):
     return sum((Fraction(float(x)) for x in S[np.asarray(mask, bool)]), Fraction(0))
 

@@ -269,6 +269,29 @@ def test_other_duals_fail(certified):
             replace(result, duals=duals).verify(W)
 
 
+@pytest.mark.parametrize("far", [1e17, 1e20, 1e300])
+def test_duals_that_are_shifted_far_away_prove_nothing(far):
+    """Rows up and columns down by the same: S − u − v is what it was, but for what floating point loses of S."""
+    W = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    result = nmsolve.solve(W, "2:4T", duals=True)
+    worse = ~result.mask
+    value = float(np.abs(W.astype(np.float64))[worse].sum())
+    moved = nmsolve.Duals(rows=np.full_like(result.duals.rows, far), columns=np.full_like(result.duals.columns, -far))
+    lie = replace(result, mask=worse, objective=value, bound=value, gap=0.0, duals=moved)
+    with pytest.raises(nmsolve.SolverError):
+        lie.verify(W)
+
+
+def test_a_bound_just_below_the_objective_fails():
+    W = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    result = nmsolve.solve(W, "2:4")
+    with pytest.raises(nmsolve.SolverError, match="below the objective"):
+        replace(result, bound=result.objective * (1 - 9e-7), gap=0.0).verify(W)
+    for field in ({"pattern": "2:4"}, {"pattern": None}, {"scored": "nonsense"}):
+        with pytest.raises(nmsolve.SolverError, match="is not a Pattern"):
+            replace(result, **field).verify(W)
+
+
 def test_duals_of_another_shape_or_nan_fail(certified):
     W, result = certified
     rows = result.duals.rows

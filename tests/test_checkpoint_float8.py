@@ -195,6 +195,18 @@ def test_experts_have_scales_of_their_own() -> None:
     assert found.reason(down, 2, 1, nmsolve.Pattern(2, 4)) is None
 
 
+@pytest.mark.parametrize(
+    "name", ["fc1.amax", "fc1.s", "fc1.w_absmax", "fc1_scale", "fc1_weight_scale", "weight_scale", "scales.fc1"]
+)
+def test_scales_under_any_name_keep_it_dense(name: str, tmp_path: Path) -> None:
+    """One number a column, which changes the best mask, beside the weight, above it, or somewhere else."""
+    made = {"fc1.weight": as_tensor(small("float8_e4m3fn", (8, 16), 6)), "fc2.weight": torch.from_numpy(weights(8, 8))}
+    save_file({**made, name: torch.ones(1, 16)}, tmp_path / "dense.safetensors")
+    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
+    assert [t.name for t in report.pruned] == ["fc2.weight"]
+    assert "dequantise it first" in {t.name: str(t.reason) for t in report.dense}["fc1.weight"]
+
+
 @pytest.mark.parametrize("name", ["weight_zero_point", "weight_bitmask", "weight.absmax", "weight_g_idx"])
 def test_what_else_changes_a_weight_keeps_it_dense(name: str, tmp_path: Path) -> None:
     made = {"fc1.weight": as_tensor(small("float8_e4m3fn", (8, 8), 6)), "fc2.weight": torch.from_numpy(weights(8, 8))}

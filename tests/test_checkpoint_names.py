@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from torch import nn
+from transformers import MobileBertConfig, MobileBertForMaskedLM
 
+import nmsolve.torch as nmt
 from nmsolve import InputError, checkpoint
 from nmsolve.checkpoint.planning import TensorPlan, plan_tensors
 from nmsolve.checkpoint.source import read_source
@@ -80,7 +84,7 @@ def test_what_is_not_known_stays_dense(pattern: str, tmp_path: Path) -> None:
     found = planned(tmp_path, NONE, pattern=pattern)
     assert {name for name, plan in found.items() if plan.pattern is not None} == set()
     assert all(plan.reason for plan in found.values())
-    assert "include it by its full name" in str(found["mystery.weight"].reason)
+    assert "by its full name" in str(found["mystery.weight"].reason)
 
 
 def test_other_forms_of_weights_stay_dense_even_if_they_are_named(tmp_path: Path) -> None:
@@ -127,6 +131,53 @@ def test_a_full_name_includes(tmp_path: Path) -> None:
     }  # fmt: skip
     assert planned(tmp_path, shapes, list(shapes), "2:4T")["experts.w"].axis == 2  # one mask for both orientations
     assert planned(tmp_path, shapes, ["myst*"])["mystery.weight"].pattern is None
+    beside = planned(tmp_path, {**shapes, "fc1.weight": (8, 8)}, ["*", "mystery.weight"])
+    assert beside["mystery.weight"].pattern is not None
+    assert beside["fc1.weight"].pattern is not None
+    square = {"0.weight": np.eye(8, dtype=np.float32), "fc1.weight": 2 * np.eye(8, dtype=np.float32)}
+    save_file(square, tmp_path / "model.safetensors")
+    given = plan_tensors(read_source(tmp_path).files, {"0.weight": "2:4"}, None, (), "skip")
+    assert given[0].pattern is not None
+    assert "0 is not known" in str(plan_tensors(read_source(tmp_path).files, "2:4", None, (), "skip")[0].reason)
+    assert "though they may be weights" in str(checkpoint.verify(tmp_path / "model.safetensors", "2:4"))
+
+
+def test_a_full_name_is_no_licence_to_guess(tmp_path: Path) -> None:
+    """Of a layer that is Conv1D in some models neither axis is known; a bias counts whatever the weight is called."""
+    found = planned(tmp_path, {"h.0.c_attn.weight": (32, 96)}, ["h.0.c_attn.weight"])
+    assert "Conv1D" in str(found["h.0.c_attn.weight"].reason)
+    found = planned(tmp_path, {"h.0.c_attn.weight": (32, 96)}, ["h.0.c_attn.weight"], "2:4T")
+    assert found["h.0.c_attn.weight"].pattern is not None
+    assert planned(tmp_path, {"fc.kernel": (32, 64), "fc.bias": (64,)}, ["fc.kernel"])["fc.kernel"].axis == 0
+    assert planned(tmp_path, {"fc.kernel": (32, 64), "fc.bias": (32,)}, ["fc.kernel"])["fc.kernel"].axis == 1
+
+
+def test_part_of_a_weight_that_multiplies_transposed(tmp_path: Path) -> None:
+    """MobileBERT's head: hidden @ cat([decoder.weight.T, dense.weight]), whose products reduce over the rows of dense.weight."""
+    config = MobileBertConfig(
+        vocab_size=96, hidden_size=64, embedding_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        intra_bottleneck_size=32, true_hidden_size=32,
+    )  # fmt: skip
+    model = MobileBertForMaskedLM(config)
+    plan = {layer.path: layer for layer in nmt.plan(model, "2:4").layers}
+    assert "transposed" in str(plan["cls.predictions.dense"].reason)
+    assert plan["cls.predictions.transform.dense"].pattern is not None
+    model.save_pretrained(tmp_path / "src")
+    for settings in (True, False):
+        if not settings:
+            (tmp_path / "src" / "config.json").unlink()
+        found = {p.tensor.name: p for p in plan_tensors(read_source(tmp_path / "src").files, "2:4", None, (), "skip")}
+        assert found["cls.predictions.dense.weight"].pattern is None
+        assert found["cls.predictions.transform.dense.weight"].pattern is not None
+
+
+def test_a_model_that_is_trained_under_masks(tmp_path: Path) -> None:
+    """Its weights are dense and have masks of their own: a second mask would be another one's."""
+    model = nn.Sequential(OrderedDict(fc1=nn.Linear(32, 32), fc2=nn.Linear(32, 16)))
+    nmt.sparsify_(model, {"fc1": "2:4"}, nmt.Fixed())
+    found = planned(tmp_path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    assert "finalize_" in str(found["fc1.weight"].reason)
+    assert found["fc2.weight"].pattern is not None
 
 
 def head(folder: Path, same: bool, **settings: object) -> TensorPlan:

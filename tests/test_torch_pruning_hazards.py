@@ -167,9 +167,10 @@ def test_layers_that_compute_something_else_are_told():
             return self.layer(torch.ones(16), x)
 
     x = torch.randn(20, 16)
+    refuses(lambda: nmt.adaprune_(Wrapped(), "2:4", [x]), "the forward of Scaled", "could not be run", "name the layer")
     for model, name in ((nn.Sequential(Normed(16, 8)), "0"), (Wrapped(), "layer")):
-        refuses(lambda model=model: nmt.scores.activation(model, [x]), f"layer {name} is a", "forward is not that of Linear")
-        refuses(lambda model=model: nmt.adaprune_(model, "2:4", [x]), f"layer {name} is a", "exclude")
+        refuses(lambda m=model, n=name: nmt.scores.activation(m, [x], include=n), f"layer {name} is a", "forward is not that of")
+        refuses(lambda m=model, n=name: nmt.adaprune_(m, {n: "2:4"}, [x]), f"layer {name} is a", "exclude")
     assert nmt.adaprune_(nn.Sequential(Same(16, 8)), "2:4", [x])
 
 

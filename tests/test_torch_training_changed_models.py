@@ -104,6 +104,20 @@ def test_merging_and_unmerging_an_adapter_restores_what_is_kept():
     torch.testing.assert_close(model.a.base_layer.weight.detach(), before)
 
 
+def test_adapters_that_are_not_merged():
+    """Their matrices are in no plan; and finalizing before they are merged is warned of, for merging makes weights dense."""
+    model, sparse = made(nmt.SRSTE())
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["a"], init_lora_weights=False))
+    plan = {layer.path: layer for layer in nmt.plan(adapted, "2:4").layers}
+    assert "adapter" in plan["base_model.model.a.lora_A.default"].reason
+    assert nmt.plan(adapted, {"base_model.model.a.lora_A.default": "2:4"}).planned
+    with pytest.warns(UserWarning, match="adapters are on a: .*merge_and_unload"):
+        sparse.finalize_(copy.deepcopy(model))
+    merged = adapted.merge_and_unload()
+    assert sparse.finalize_().ok
+    assert nmt.verify(merged, sparse.plan).ok
+
+
 def test_statistics_and_the_report_list_what_is_gone():
     """A head that was swapped has no mask: everything else is finalized, and it is named."""
     model, sparse = made()

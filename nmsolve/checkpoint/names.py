@@ -164,6 +164,8 @@ _HEADS = ("lm_head", "embed_out")
 _CONV1D_LAYERS = ("c_attn", "c_proj", "c_fc", "q_attn")
 #: Of nn.MultiheadAttention; its other projections have names of modules.
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+#: Of heads that are one part of a product's weight, transposed.
+_READ_FROM_ABOVE = ("predictions.dense",)
 #: What represents a weight in another form: names of parameters, with the names beside them that show it, and what it is.
 _FORMS = (
     (r"(^|\.)parametrizations\.", "parametrized: a weight is computed from it, and is not in the checkpoint"),
@@ -182,7 +184,9 @@ _FORMS = (
 _BESIDE = ("{}.absmax", "{}.quant_map", "{}_packed", "{}_g_idx", "{}.compressed", "{}.bitmask", "{stem}SCB", "{stem}qweight")
 #: A weight that is standardised before it multiplies.
 _STANDARDISED = "{stem}gain"
-_INCLUDE = "if it is (out, in, …), include it by its full name"
+#: What every reason says where names decide nothing.
+UNKNOWN = "is not known as the name of"
+_INCLUDE = "if it is (out, in, …), give it a pattern by its full name, or include that beside '*' for the others"
 
 
 class Names:
@@ -196,6 +200,8 @@ class Names:
         for pattern, reason in _FORMS:
             if re.search(pattern, name):
                 return reason
+        if f"{name}_mask" in self._shapes and f"{name}_progress" in self._shapes:
+            return "it has a mask of its own, of a model that is being trained under masks: finalize_ that, and prune what it saves"
         stem = name.removesuffix("weight")
         if name.endswith("weight") and _STANDARDISED.format(stem=stem) in self._shapes:
             return "standardised: what multiplies is computed from it, and zeros would not stay zeros"
@@ -212,13 +218,15 @@ class Names:
         own, above = _own_and_above(module)
         word = own.partition(".")[0]
         fits = self.fits_bias(name)
+        if above in _READ_FROM_ABOVE:
+            return None, "the module above it multiplies by it, transposed, in MobileBERT"
         if len(shape) == 2 and word in _CONV1D_LAYERS and "N" not in own:
             return self._conv1d(name, fits)
         known = _KNOWN.get(len(shape), frozenset())
         if own not in known and above not in known:
             if len(shape) == 2 and fits == 0 and not _TABLE.search(word) and not _ROUTERS.search(word):
                 return 1, None  # a bias that belongs to its first axis: nothing but a product has one
-            return None, _unknown(word, shape)
+            return None, _unknown(module, word, shape)
         if fits == 1:
             if len(shape) == 2:
                 return None, "its bias belongs to its second axis, so it is not (out, in)"
@@ -230,9 +238,13 @@ class Names:
     def named_axis(self, name: str, transposable: bool) -> tuple[int | None, str | None]:
         """The axis of a tensor that the user names, and so is a weight of a product; or None, and why it is not to be known."""
         shape = self._shapes[name]
-        axis, _ = self.axis(name)
+        axis, reason = self.axis(name)
         if axis is not None:
             return axis, None
+        module = name.rpartition(".")[0]
+        own, above = _own_and_above(module) if module else ("", "")
+        if len(shape) == 2 and not transposable and (own.partition(".")[0] in _CONV1D_LAYERS or above in _READ_FROM_ABOVE):
+            return None, reason  # a transposable mask is one for both orientations
         if len(shape) == 2:
             return (0 if self.fits_bias(name) == 1 else 1), None
         if self.fits_bias(name) == 1:
@@ -245,7 +257,7 @@ class Names:
 
     def fits_bias(self, name: str) -> int | None:
         """The one axis of a weight, 0 or 1, whose size is that of its bias; None if that is both, or neither."""
-        bias = self._shapes.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
+        bias = self._shapes.get(f"{name.rpartition('.')[0]}.bias".lstrip("."))
         shape = self._shapes[name]
         if bias is None or len(bias) != 1:
             return None
@@ -310,13 +322,14 @@ def _before(parts: list[str], at: int) -> int:
     return at
 
 
-def _unknown(word: str, shape: tuple[int, ...]) -> str:
+def _unknown(module: str, word: str, shape: tuple[int, ...]) -> str:
+    shown = module.rpartition(".")[2] if word == "N" else word
     if _TABLE.search(word):
         return f"by its name, {word}, a table of embeddings, which reduces over nothing; {_INCLUDE}"
     if _ROUTERS.search(word):
         return f"by its name, {word}, a router, or a gate of another kind; {_INCLUDE}"
     if len(shape) == 2:
-        return f"{word} is not known as the name of a linear layer; {_INCLUDE}"
+        return f"{shown} {UNKNOWN} a linear layer; {_INCLUDE}"
     if len(shape) == 3:
-        return f"{word} is not known as the name of a convolution, and which axis is reduced over is not to be seen"
-    return f"{word} is not known as the name of a convolution, rather than a transposed one; {_INCLUDE}"
+        return f"{shown} {UNKNOWN} a convolution, and which axis is reduced over is not to be seen"
+    return f"{shown} {UNKNOWN} a convolution, rather than a transposed one; {_INCLUDE}"

@@ -81,7 +81,7 @@ def plan_tensors(
                 reason = "no pattern is given for it" if glob is None else f"kept dense by the pattern of {glob!r}"
             if reason is None:
                 assert chosen is not None
-                by_name = included is not None and tensor.name in included
+                by_name = tensor.name in (included or ()) or (isinstance(pattern, Mapping) and tensor.name in pattern)
                 axis, reason = _axis(tensor, file.arrays, by_name, folder, chosen)
             if reason is None:
                 assert chosen is not None
@@ -159,7 +159,8 @@ def _folders(files: Sequence[WeightFile]) -> dict[Path, _Folder]:
         elif answer is not None:
             note = f"{folder / CONFIG}: which tensors are weights of products is read off their names, since {answer}"
         told = answer.told if isinstance(answer, Answer) else {}
-        found[folder] = _Folder(shapes, Names(shapes), told, _tied(settings), (folder / ADAPTER).exists(), note)
+        tied = _tied(settings) and not isinstance(answer, Answer)  # a model knows what it ties
+        found[folder] = _Folder(shapes, Names(shapes), told, tied, (folder / ADAPTER).exists(), note)
     return found
 
 

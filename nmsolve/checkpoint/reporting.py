@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.api import solve
+from nmsolve.bits import pack
 from nmsolve.certify import verify
+from nmsolve.checkpoint.disk import digest_of
 from nmsolve.checkpoint.masks import Masks, mask_files, masks_beside, open_masks
 from nmsolve.checkpoint.output import Output
 from nmsolve.checkpoint.page import is_page, page
 from nmsolve.checkpoint.planning import plan_tensors
-from nmsolve.checkpoint.solving import as_matrices, report_of, total
+from nmsolve.checkpoint.solving import apply, as_matrices, report_of, total
 from nmsolve.checkpoint.source import Source, read_source
-from nmsolve.checkpoint.stored import Stored, WeightFile
+from nmsolve.checkpoint.stored import CHUNK, Stored, WeightFile, allocate
 from nmsolve.checkpoint.summary import PruneReport, TensorReport, read_times
 from nmsolve.checkpoint.target import Target
 from nmsolve.checkpoint.verification import check_masks, read_tensor
@@ -55,19 +58,20 @@ def report(
         The page.
     against : path, optional
         The dense checkpoint. Kept |W| and gap are then computed anew from its weights: the gap to the optimum that is solved and
-        certified for them, instead of what report.json says.
+        certified for them, instead of what report.json says. Masks may then be others than it tells of.
     force : bool
         Replace `out` if it is there, whatever it is but a part of the checkpoints. Otherwise only an earlier page is replaced.
 
     Returns
     -------
     PruneReport
-        What the page shows.
+        What the page shows; its notes among it.
 
     Raises
     ------
     InputError
-        For files that are damaged, or do not belong together; a page that would replace something else.
+        For files that are damaged, or do not belong together: a mask that is not the one of report.json is refused unless it is
+        measured against the dense checkpoint; a page that would replace something else.
     """
     path, place = Path(checkpoint), Path(out)
     read = [path, *([] if against is None else [Path(against)])]
@@ -93,15 +97,31 @@ def _composed(path: Path, against: str | os.PathLike[str] | None) -> tuple[Prune
     where = {tensor.name: (file, tensor) for file in source.files for tensor in file.tensors}
     dense = None if against is None else _dense(Path(against), found)
     tensors, changed, strays = [], 0, 0
+    others: list[str] = []  # with another mask than report.json tells of
+    trained: list[str] = []  # with its mask, and other values
+    altered: list[str] = []  # dense ones, with other values
     for entry in found.tensors:
         if entry.pattern is None or entry.axis is None:
+            if entry.digest is not None and _digest(*where[entry.name]) != entry.digest:
+                altered.append(entry.name)
             tensors.append(entry)
             continue
         weights = read_tensor(*where[entry.name])
         kept = masks[entry.name] if entry.name in masks else nonzero(weights)
+        mask_digest = hashlib.sha256(pack(kept).data).hexdigest()
+        another = entry.mask_digest not in (None, mask_digest)
+        if another and dense is None:
+            raise _not_its_mask(source, masks, entry)
         strays += bool((nonzero(weights) & ~kept).any())
         matrices = as_matrices(kept, entry.axis)
         corners[entry.name] = np.array(matrices[(0,) * (matrices.ndim - 2)][:CORNER, :CORNER])
+        apply(weights, kept)  # as pruning left them: those that a mask drops are strays, and counted as such
+        digest = hashlib.sha256(np.ravel(weights, order="K").view(np.uint8).data).hexdigest()
+        if another:
+            others.append(entry.name)
+            entry = replace(entry, mask_digest=mask_digest, digest=digest, seconds=None)
+        elif entry.digest not in (None, digest):
+            trained.append(entry.name)
         if dense is not None:
             original = read_tensor(*dense[entry.name])
             try:
@@ -122,13 +142,48 @@ def _composed(path: Path, against: str | os.PathLike[str] | None) -> tuple[Prune
                 f"Kept weights differ from those of {Path(against or '').name} in {changed} of {len(corners)} tensors with a mask: "
                 f"they were trained or adjusted."
             )
-    found = replace(found, tensors=tuple(tensors))
+    elif trained:
+        notes.append(
+            f"{_counted(trained)} other values than those of the pruning (trained since, or of another run): kept |W| and gap "
+            f"are those of the pruning; --against DENSE computes them anew."
+        )
+    if others:
+        notes.append(
+            f"{_counted(others)} another mask than {_target(source).report.name} tells of: what is shown of it was measured, "
+            f"and the settings are not those that it was found with."
+        )
+    if altered:
+        notes.append(f"{_counted(altered)} other values than when the checkpoint was pruned; no mask is applied there.")
+    found = replace(found, tensors=tuple(tensors), notes=tuple(notes))
     return found, page(found, corners, title=path.resolve().name, notes=notes)
+
+
+def _not_its_mask(source: Source, masks: Masks, entry: TensorReport) -> InputError:
+    return InputError(
+        f"the mask of tensor {entry.name!r} in {masks.described[entry.name].file.path} is not the one that "
+        f"{_target(source).report} tells of, so nothing is known of what it keeps: measure it against the dense checkpoint "
+        f"(--against DENSE), prune again, or count its groups alone by `nmsolve verify`"
+    )
+
+
+def _digest(file: WeightFile, tensor: Stored) -> str:
+    return file.digest(tensor, allocate(max(1, min(CHUNK, tensor.size)), file.path, tensor.name))
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Tensors at the beginning of a sentence about what they have."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown}) {'have' if len(names) > 1 else 'has'}"
+
+
+def _target(source: Source) -> Target:
+    """Where the report and the times of a checkpoint are."""
+    return Target(path=source.path, folder=source.folder, weights_too=True)
 
 
 def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
     """What is known of a checkpoint without its weights, and what should be said about that."""
-    target = Target(path=source.path, folder=source.folder, weights_too=True)
+    target = _target(source)
     check_masks(source, masks)
     if not target.report.exists():
         read_off = "masks" if masks else "zeros"
@@ -146,7 +201,16 @@ def _reported(source: Source, masks: Masks) -> tuple[PruneReport, list[str]]:
     if other or absent:
         what = f"tensor {other[0]!r}" if other else f"a mask for tensor {absent[0]!r}"
         raise InputError(f"{target.report} is of another checkpoint than {source.path}: they do not agree about {what}")
-    return (found.timed(read_times(target.times).seconds) if target.times.exists() else found), list(found.notes)
+    notes = list(found.notes)
+    if found.nmsolve is None:
+        notes.append(f"{target.report.name} is of a version that noted no digests: whether it tells of these values is not known.")
+    if target.times.exists():
+        times = read_times(target.times)
+        if times.report in (None, digest_of(target.report)):
+            found = found.timed(times.seconds)
+        else:
+            notes.append(f"{target.times.name} is not of the run that {target.report.name} tells of, so no times are shown.")
+    return found, notes
 
 
 def _is_of(entry: TensorReport, masks: Masks) -> bool:

@@ -203,7 +203,7 @@ def _check_values(job: Job, reports: Mapping[str, TensorReport]) -> None:
         copies = dict(zip((t.name for t in file.tensors), made.tensors, strict=True)) if made else {}
         for plan in (plan for plan in job.plans if plan.file == file.name):
             tensor, report = plan.tensor, reports[plan.tensor.name]
-            if made is not None and _digest(made, copies[tensor.name], buffer) != report.digest:
+            if made is not None and made.digest(copies[tensor.name], buffer[:CHUNK]) != report.digest:
                 raise _damaged(made.path, f"tensor {tensor.name!r}")
             mask = None
             if layout is not None and plan.pattern is not None:
@@ -229,19 +229,12 @@ def _read_at(place: Path, start: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _digest(file: WeightFile, tensor: Stored, buffer: NDArray[np.uint8]) -> str:
-    hashed = hashlib.sha256()
-    for part in file.chunks(tensor, buffer[:CHUNK]):
-        hashed.update(part)
-    return hashed.hexdigest()
-
-
 def _is_source(
     file: WeightFile, tensor: Stored, mask: NDArray[np.bool_] | None, report: TensorReport, buffer: NDArray[np.uint8]
 ) -> bool:
     """Whether a tensor of the source is what its report is about: kept weights bit for bit, dropped ones by the sum of all |W|."""
     if mask is None:
-        return _digest(file, tensor, buffer) == report.digest
+        return file.digest(tensor, buffer[:CHUNK]) == report.digest
     file.read(tensor, buffer)
     array = tensor.view(buffer)
     try:

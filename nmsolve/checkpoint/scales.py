@@ -10,6 +10,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import cached_property
 
 from nmsolve.checkpoint.stored import Stored
 from nmsolve.elements import SMALL_FLOATS, kind_of
@@ -17,6 +18,8 @@ from nmsolve.pattern import Pattern
 
 #: What may stand beside a weight under its name and does not change it.
 _HARMLESS = re.compile(r"[_.:](bias|shape)$")
+#: What may be scales, wherever it stands.
+_LIKE_SCALES = re.compile(r"scale|amax|absmax", re.IGNORECASE)
 
 
 class Companions:
@@ -29,22 +32,36 @@ class Companions:
         self._shapes = shapes
         self._named: dict[str, list[str]] = defaultdict(list)
         self._scales: dict[str, list[str]] = defaultdict(list)
+        self._beside: dict[str, list[str]] = defaultdict(list)
         for name in shapes:
             module, _, last = name.rpartition(".")
             start = len(name) - len(last)
             stems = [name[: start + match.start()] for match in re.finditer("[_:]", last)]
-            owners = [stem for stem in (module, *stems) if stem in shapes]
+            owners = [stem for stem in (module, *stems, *(f"{stem}.weight" for stem in stems)) if stem in shapes]
+            self._beside[module].append(name)
             for owner in owners:
                 self._named[owner].append(name)
             if not owners and _is_scale(last):
                 self._scales[module].append(name)
 
+    @cached_property
+    def _loose(self) -> list[str]:
+        """Scales that stand by themselves, as no other tensor of their module is there: whose they are is not known."""
+        alone = [names[0] for names in self._beside.values() if len(names) == 1 and _LIKE_SCALES.search(names[0])]
+        owned = {name for names in self._named.values() for name in names}
+        return [name for name in alone if name not in owned and math.prod(self._shapes[name]) > 1]
+
     def reason(self, tensor: Stored, axis: int, other: int, pattern: Pattern) -> str | None:
         """Why a weight stays dense whose groups lie along `axis`, and whose blocks span `other` too; None if it need not."""
         if tensor.element is None or kind_of(tensor.element) not in SMALL_FLOATS:
             return None
-        named = [name for name in self._named[tensor.name] if not _HARMLESS.search(name)]
-        for name in (*named, *self._scales[tensor.name.rpartition(".")[0]]):
+        module, _, last = tensor.name.rpartition(".")
+        beside = self._beside[module] if last == "weight" and module else []  # the weight of a module: whatever it has is for it
+        named = [name for name in (*self._named[tensor.name], *beside) if not _HARMLESS.search(f".{name}")]
+        mine = list(dict.fromkeys((*named, *self._scales[module])))
+        if mine in ([], [tensor.name]) and self._loose:
+            return f"whether {self._loose[0]} scales it is not known; dequantise it first"
+        for name in mine:
             shape = self._shapes[name]
             if name == tensor.name:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -110,6 +111,13 @@ class WeightFile(ABC):
                 part = buffer.data[: min(buffer.size, tensor.size - done)]
                 self._fill(stream, tensor, part)
                 yield part
+
+    def digest(self, tensor: Stored, buffer: NDArray[np.uint8]) -> str:
+        """SHA-256 of a tensor's bytes, which are read through a buffer."""
+        hashed = hashlib.sha256()
+        for part in self.chunks(tensor, buffer):
+            hashed.update(part)
+        return hashed.hexdigest()
 
     def _fill(self, stream: Readable, tensor: Stored, part: memoryview) -> None:
         filled = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from nmsolve.certify import Report
 from nmsolve.certify import verify as verify_array
 from nmsolve.checkpoint.folders import holds_weights
 from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
+from nmsolve.checkpoint.names import UNKNOWN
 from nmsolve.checkpoint.planning import indivisible, plan_tensors
 from nmsolve.checkpoint.solving import as_matrices
 from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.stored import Stored, WeightFile, allocate
+from nmsolve.checkpoint.summary import PruneReport
+from nmsolve.checkpoint.target import Target
 from nmsolve.elements import nonzero
 from nmsolve.errors import InputError
 from nmsolve.globs import Patterns, to_patterns
@@ -104,6 +107,10 @@ class Verification:
         last = f"{len(self.checked)} of {len(self)} tensors checked: " + (
             f"{len(wrong)} of them violated: {', '.join(wrong)}" if wrong else "all hold"
         )
+        unknown = [t.name for t in self.tensors if len(t.shape) > 1 and t.report is None and UNKNOWN in t.finding]
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            last += f"\nnot checked, though they may be weights that should hold a pattern: {', '.join(unknown[:3])}{more}"
         return f"{table(('tensor', 'shape', 'pattern', 'density', 'finding'), rows, {3})}\n{last}"
 
 
@@ -134,11 +141,12 @@ def verify(
     Raises
     ------
     InputError, PatternError
-        For a checkpoint or masks that are damaged, options that do not exist, no pattern and no masks, nothing to check.
+        For a checkpoint or masks that are damaged, options that do not exist, no pattern and no masks, nothing to check; where
+        masks are checked, for a tensor that a report beside them calls pruned, and whose mask is gone.
 
     Notes
     -----
-    Trusts no report: every group is counted, in plain NumPy.
+    Trusts no report beyond which tensors should have masks: every group is counted, in plain NumPy.
     """
     found = _verify(Path(path), pattern, include, exclude, padding)
     if not found.checked:
@@ -156,7 +164,9 @@ def _verify(
     if (include or exclude) and (masks_alone or pattern is None):
         raise InputError(f"{path} is checked against its masks, every one: include and exclude choose where a pattern is asked for")
     if masks_alone:
-        return _verify_masks_alone(open_masks(path), pattern)
+        masks = open_masks(path)
+        _check_complete(Target(path=path, folder=path.is_dir(), weights_too=False).report, masks, None)
+        return _verify_masks_alone(masks, pattern)
     source = read_source(path)
     if pattern is None:
         if not mask_files(path):
@@ -215,8 +225,29 @@ def check_masks(source: Source, masks: Masks) -> None:
             )
 
 
+def _check_complete(report: Path, masks: Masks, tensors: Collection[str] | None) -> None:
+    """Raise InputError if a report calls tensors pruned (of these alone, if any are given) that have no mask.
+
+    A file of masks that is gone leaves no other trace. A report that cannot be read says nothing, and none has to be there.
+    """
+    if not report.is_file():
+        return
+    try:
+        pruned = [tensor.name for tensor in PruneReport.read(report).pruned]
+    except InputError:
+        return
+    gone = [name for name in pruned if name not in masks and (tensors is None or name in tensors)]
+    if gone:
+        shown = ", ".join(map(repr, gone[:3])) + (", …" if len(gone) > 3 else "")
+        count = "a tensor pruned that has" if len(gone) == 1 else f"{len(gone)} tensors pruned that have"
+        asked = "" if tensors is None else ", or name the pattern that the weights are to hold, such as 2:4T (--pattern 2:4T)"
+        raise InputError(f"{report} calls {count} no mask now: {shown}; put the masks back, or make them again{asked}")
+
+
 def _verify_against(source: Source, masks: Masks) -> Verification:
     check_masks(source, masks)
+    names = {tensor.name for file in source.files for tensor in file.tensors}
+    _check_complete(Target(path=source.path, folder=source.folder, weights_too=True).report, masks, names)
     checks = []
     for file in source.files:
         for tensor in file.tensors:

@@ -99,6 +99,8 @@ def report(checkpoint: Path, against: Path | None, out: Path, force: bool) -> No
     stands()
     tell = show_aside if out.exists() and is_stdout(os.stat(out)) else show
     tell(found.conclusion)
+    for note in found.notes:
+        tell(f"note: {note}")
     tell(f"written to {out}")
 
 

@@ -45,7 +45,7 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--include and --exclude."""
     for name, text in (
         ("exclude", "Not the tensors of these names or modules"),
-        ("include", "Only the tensors of these names or modules"),
+        ("include", "Only the tensors of these names or modules; a full name also takes one that its name leaves dense"),
     ):
         command = click.option(f"--{name}", multiple=True, metavar="GLOB", help=f"{text}; may be given several times.")(command)
     return command

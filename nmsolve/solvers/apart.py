@@ -261,6 +261,8 @@ def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, i
         if high > total or (high == total and low > rest):
             kept[:] = other
     magnitude, loose = certificate(clipped, kept, u, v, n)
+    if bound < np.inf or lost > 0.0:  # it lies apart as it is given
+        tolerance = min(tolerance, 0.25 * FINE)
     proven = closes(clipped, kept, magnitude, loose + lost, tolerance, lost)
     loose = (loose + lost) * scale
     if not proven and masks.shape[0] > 0 and not at_most and top < 2.0**1000:  # masks are few: their exhaustion is a proof

@@ -29,6 +29,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
+from nmsolve.solvers import FINE as EXACT
 from nmsolve.solvers import Run, Tally
 from nmsolve.solvers.apart import bound_above, closes, codes, finish
 from nmsolve.solvers.ascent_lanes import (
@@ -179,10 +180,9 @@ def _closed(g, lane, tolerance, m, block, kept):  # type: ignore[no-untyped-def]
         for j in range(m):
             block[i, j] = float(g.S[(i * m + j) * LANES + lane])
             kept[i, j] = (g.bits[i * m + j] >> lane) & 1
-    if loose == 0.0:
-        closed = slack <= tolerance * g.size[lane]
-    else:
-        closed = closes(block, kept, g.size[lane], loose + slack, tolerance, g.lost[lane])
+    if g.bound[lane] < np.inf or g.lost[lane] > 0.0:
+        tolerance = min(tolerance, 0.25 * EXACT)  # what lies apart is to be seen from scores as they are given
+    closed = closes(block, kept, g.size[lane], loose + slack, tolerance, g.lost[lane])
     if closed and g.bound[lane] < np.inf:  # a clipped score is as large as the bound, and no other is
         bound = g.bound[lane] / g.scale[lane]
         for i in range(m):
@@ -350,7 +350,7 @@ def ascend(  # type: ignore[no-untyped-def]
             feasible = (g.good[0] >> lane) & 1 == 1
             loose, scale = g.gap[lane] * g.scale[lane], g.scale[lane]
             # What nothing contradicts needs no closer look, unless scores were clipped; calls hand on many arrays, and cost.
-            plain = g.gap[lane] == 0.0 and g.slack[lane] <= tolerance * g.size[lane] and g.bound[lane] == np.inf
+            plain = g.gap[lane] == 0.0 and g.slack[lane] <= 0.25 * EXACT * g.size[lane] and g.bound[lane] == np.inf
             if feasible and (plain or _closed(g, lane, tolerance, m, block, kept)):
                 counts[level] += 1
                 if not adjacent:

@@ -23,6 +23,18 @@ def reduction_axis(module: nn.Module, parameter: str) -> int | None:
     return None
 
 
+#: Weights that the module above reads, by its class and the attribute: transposed, so that its products reduce over rows.
+_READ_FROM_ABOVE = {("MobileBertLMPredictionHead", "dense")}
+
+
+def read_from_above(model: nn.Module) -> set[int]:
+    """Identities of the modules in a model whose weights are multiplied past them, along another axis than their own."""
+    found = set()
+    for parent in model.modules():
+        found |= {id(child) for name, child in parent.named_children() if (type(parent).__name__, name) in _READ_FROM_ABOVE}
+    return found
+
+
 def filter_groups(module: nn.Module) -> int:
     """How many groups a convolution is divided into; 1 for everything else."""
     return module.groups if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,12 +17,14 @@ from nmsolve.pattern import Pattern
 from nmsolve.table import shortened, table
 from nmsolve.torch.entries import Entries
 from nmsolve.torch.forwards import alters_weight, has_own_forward
-from nmsolve.torch.modules import filter_groups, reduction_axis
+from nmsolve.torch.modules import filter_groups, read_from_above, reduction_axis
 from nmsolve.torch.scoring import check_scores
 from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.tensors import FLOATS
 from nmsolve.torch.training.parametrization import Masked
 
+#: Names of the matrices that PEFT's adapters add to a weight.
+_ADAPTER = re.compile(r"(^|\.)(lora|vera|hada|lokr|oft|boft|ia3)_")
 PADDINGS = ("skip", "error", "pad", "dense")
 
 
@@ -111,6 +114,7 @@ def plan(
         Meta tensors will do: only names, types and shapes are looked at.
     pattern : Pattern, str, or mapping of globs to patterns
         One for all layers, or {"encoder.*": "2:4T", "*": "2:8"}: the first glob that matches a layer decides; None leaves it dense.
+        A layer that is named by its whole path is planned though its class has a forward that cannot be looked into.
     include, exclude : glob or globs of module paths
         Only these, and not these. A glob names a module and everything inside it, so exclude=["head"] covers "head.0" too.
     padding : {"skip", "error", "pad", "dense"}
@@ -161,13 +165,18 @@ def plan(
     owners: dict[int, list[str]] = {}
     for (_, _, _, weight), path in zip(found, paths, strict=True):
         owners.setdefault(id(weight), []).append(path)
-    layers = []
+    layers, above = [], read_from_above(model)
     for (name, module, parameter, weight), path in zip(found, paths, strict=True):
         chosen = next((p for glob, p in patterns.items() if matches(path, glob)), None)
         reason = unchosen(path, included, excluded)
         if reason is None and chosen is None:
             reason = "left dense: no pattern is given for it"
-        reason = reason or _unsuited(module, parameter, weight)
+        named = path in (included or ()) or (isinstance(pattern, Mapping) and path in pattern)
+        if reason is None and not named and _ADAPTER.search(path):
+            reason = "of an adapter, which is added to a weight: merge it, and plan what that gives"
+        if reason is None and id(module) in above:
+            reason = "the module above multiplies by its weight, transposed: groups would lie along the other axis"
+        reason = reason or _unsuited(module, parameter, weight, named)
         if reason is None:
             assert chosen is not None
             reason = _indivisible(module, parameter, tuple(weight.shape), chosen, padding)
@@ -229,8 +238,11 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _unsuited(module: nn.Module, parameter: str, weight: Tensor) -> str | None:
-    """Why a weight cannot have a mask, whatever the pattern."""
+def _unsuited(module: nn.Module, parameter: str, weight: Tensor, named: bool) -> str | None:
+    """Why a weight cannot have a mask, whatever the pattern.
+
+    named : whether the user named this very layer, and so knows what its forward does.
+    """
     kind = kind_of(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted: what its forward does is fixed"
@@ -254,7 +266,8 @@ def _unsuited(module: nn.Module, parameter: str, weight: Tensor) -> str | None:
         return "sharded already: plan and sparsify the model first, then fully_shard it"
     if weight.dtype not in FLOATS:
         return f"{weight.dtype} cannot be trained"
-    return alters_weight(module, weight) if has_own_forward(module) else None
+    why = alters_weight(module, weight) if has_own_forward(module) and not named else None
+    return why and f"{why}; if its weight multiplies as it is, name the layer by its whole path, in the patterns or in include"
 
 
 def _indivisible(module: nn.Module, parameter: str, shape: tuple[int, ...], pattern: Pattern, padding: str) -> str | None:

@@ -54,3 +54,9 @@ def find(model: nn.Module, plan: Plan, run: str) -> Found:
             else:
                 layers[id(masked)] = Layer(entry, module, masked)
     return Found(tuple(layers.values()), tuple(entry.path for entry in plan.planned if entry.path not in found))
+
+
+def adapted_layers(model: nn.Module, found: Found) -> list[str]:
+    """Paths of masked layers that are inside an adapter's, as PEFT puts them, and not merged."""
+    inside = {id(module) for name, module in model.named_modules() if name.rpartition(".")[2] == "base_layer"}
+    return [entry.path for entry, module in found.entries if id(module) in inside]

@@ -22,7 +22,7 @@ from nmsolve.torch.scoring import scores_for
 from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.tensors import check_weight
 from nmsolve.torch.training import checkpoint
-from nmsolve.torch.training.found import Found, find
+from nmsolve.torch.training.found import Found, adapted_layers, find
 from nmsolve.torch.training.layer import Layer
 from nmsolve.torch.training.methods import SRSTE, Method
 from nmsolve.torch.training.mounting import put_on
@@ -314,6 +314,7 @@ class SparseModel:
                 raise InputError(why)
             self._warn_of_stale_masks(found.layers)
         check_removable(found.entries)
+        adapted = adapted_layers(subject, found)
         report = report_on(found.entries)
         if not report:
             raise SolverError(
@@ -324,6 +325,12 @@ class SparseModel:
         if model is None:
             self.detach()
             self._finalized = True
+        if adapted:
+            warnings.warn(
+                f"adapters are on {', '.join(adapted[:3])}{', …' if len(adapted) > 3 else ''}: merged from now on, they make the "
+                "weights dense again. Merge them (merge_and_unload) before finalize_",
+                stacklevel=2,
+            )
         if found.gone:
             names = ", ".join(found.gone[:5]) + (f" and {len(found.gone) - 5} more" if len(found.gone) > 5 else "")
             warnings.warn(
@@ -336,7 +343,8 @@ class SparseModel:
     def _warn_of_stale_masks(self, layers: Sequence[Layer]) -> None:
         """Training without attach fails nowhere: the masks are those of the first weights, and good for nothing."""
         chosen = any(layer.masked.progress.step or layer.masked.progress.refreshes for layer in layers)
-        changed = any(_version(layer.parameter) != self._versions.get(id(layer.masked)) for layer in layers)
+        trained = [layer for layer in layers if layer.parameter.requires_grad]  # others may have changed by a merge
+        changed = any(_version(layer.parameter) != self._versions.get(id(layer.masked)) for layer in trained)
         if self.method.straight_through and changed and not chosen:
             warnings.warn(
                 "the weights have changed since sparsify_, but no step of an attached optimizer has chosen masks for them: call "
