@@ -116,6 +116,32 @@ def is_apart(S, kept):  # type: ignore[no-untyped-def]
 
 
 @part
+def _lies_apart(S, factor, at_most):  # type: ignore[no-untyped-def]
+    """Whether some magnitude is beyond `factor` times the next smaller one; mostly not, which a few passes tell without sorting."""
+    top, least, deepest = 0.0, np.inf, 0.0
+    for i in range(S.shape[0]):
+        for j in range(S.shape[1]):
+            x = S[i, j] if at_most else abs(S[i, j])
+            deepest = max(deepest, -x)
+            if x > 0.0:
+                top, least = max(top, x), min(least, x)
+    if at_most and top > 0.0 and deepest > factor * top:
+        return True
+    reached = top
+    while reached > least:  # down from the largest, by a factor at a time
+        lower = reached
+        for i in range(S.shape[0]):
+            for j in range(S.shape[1]):
+                x = S[i, j] if at_most else abs(S[i, j])
+                if 0.0 < x < lower and factor * x >= reached:
+                    lower = x
+        if lower == reached:
+            return True
+        reached = lower
+    return False
+
+
+@part
 def bound_above(S, n, at_most, past):  # type: ignore[no-untyped-def]
     """The least B > past that a block's large scores can be clipped to, a power of two; infinity if there is none.
 
@@ -125,6 +151,8 @@ def bound_above(S, n, at_most, past):  # type: ignore[no-untyped-def]
     """
     m = S.shape[0]
     factor = 2.0 * n * m
+    if not _lies_apart(S, factor, at_most):
+        return np.inf
     sizes, count, deepest = np.empty(m * m), 0, 0.0
     for i in range(m):
         for j in range(m):
