@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from nmsolve.cli.options import (
+    FILE,
     Examples,
     choice_options,
     force_option,
@@ -26,7 +27,6 @@ from nmsolve.globs import Patterns
 from nmsolve.starting import INTERRUPTED
 from nmsolve.validate import PADDINGS
 
-FILE = click.Path(path_type=Path)
 #: What a user of a language model must know before relying on `prune` alone (docs/checkpoints.md).
 BY_MAGNITUDE = (
     "Every mask keeps the largest |W|, and no data were looked at. That alone ruins a language model: tens of times the\n"

@@ -10,6 +10,7 @@ import click
 
 from nmsolve.cli import arrays
 from nmsolve.cli.options import (
+    FILE,
     Examples,
     choice_options,
     force_option,
@@ -23,7 +24,6 @@ from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.validate import PADDINGS
 
-FILE = click.Path(path_type=Path)
 CHOICES = click.Choice(["skip", *PADDINGS])
 AT_MOST = click.option("--at-most", is_flag=True, default=None, help="Allow fewer than n.")
 PADDING = click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from nmsolve.errors import InputError, PatternError
 from nmsolve.globs import Patterns
 from nmsolve.pattern import Pattern
 
+FILE = click.Path(path_type=Path)
 PATTERN = "2:4 (row-wise), 2:4T (transposable), '<=2:4T' (at most 2)"
 
 

@@ -28,7 +28,7 @@ _IN_PLACE = tuple(
 )
 #: Attributes that give views of it.
 _VIEWS = (
-    "__getitem__", "adjoint", "as_strided", "chunk", "contiguous",  "diagonal", "dsplit", "expand",
+    "__getitem__", "adjoint", "as_strided", "chunk", "contiguous", "diagonal", "dsplit", "expand",
     "expand_as", "flatten", "hsplit", "movedim", "moveaxis", "narrow", "permute", "ravel", "reshape",
     "reshape_as", "select", "split", "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t",
     "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze",
@@ -58,7 +58,7 @@ class Origin(Protocol):
 
 
 class MaskedView(Tensor):
-    """A view of a masked weight, or all of it detached."""
+    """A view of a masked weight."""
 
     __torch_function__ = _NO_FUNCTION  # as nn.Parameter: results are plain tensors, and fused paths take it
     origin: Origin

@@ -119,8 +119,9 @@ class Written:
         it was computed from.
         """
         origin = getattr(value, "origin", None)
-        ours = isinstance(origin, _HandedOut) and origin.written is self and origin.memory.is_all_of(value)
-        before = origin.memory.dense if ours and isinstance(origin, _HandedOut) else None
+        before: Tensor | None = None
+        if isinstance(origin, _HandedOut) and origin.written is self and origin.memory.is_all_of(value):
+            before = origin.memory.dense
         living = [handed.memory for reference in self._living if (handed := reference()) is not None]
         for memory in self._reachable + living:
             self.take(memory)
@@ -166,11 +167,6 @@ class _Memory:
         self._before: Tensor | None = None  # a copy, once it is exposed
         self._version = tensor._version
         self._state = _state(weight, mask)
-
-    @property
-    def shape(self) -> torch.Size:
-        """The weight's."""
-        return self._tensor.shape
 
     @property
     def tensor(self) -> Tensor:
@@ -220,8 +216,7 @@ class _Memory:
         self.is_exposed = True
 
     def assign(self, value: Tensor) -> None:
-        """Write all of it."""
-        self.expose()
+        """Write all of it, which is exposed."""
         with torch.no_grad():
             self._tensor.detach().copy_(value.detach())
 
