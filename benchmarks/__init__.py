@@ -1,7 +1,8 @@
-"""What `make bench` runs: every figure of the README, measured in one process, verified outside the timer.
+"""What `make bench` runs: every figure of the README, measured in one process, verified outside the
+timer.
 
-Rates are of one thread unless a row says otherwise, and that holds for the rivals too: BLAS is limited here, before anything
-imports NumPy.
+Rates are of one thread unless a row says otherwise, and that holds for the rivals too: BLAS is
+limited here, before anything imports NumPy.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""`python -m benchmarks`, from the repository's root: measure everything, print the tables, save them.
+"""`python -m benchmarks`, from the repository's root: measure everything, print the tables, save
+them.
 
---quick   about a minute on smaller matrices: shows that everything runs, not what it is worth. Saved only with --out.
---out     the folder for <hardware>-<versions>.json and .md; benchmarks/results by default.
+--quick   about a minute on smaller matrices: shows that everything runs, not what it is worth.
+Saved only with --out. --out     the folder for <hardware>-<versions>.json and .md;
+benchmarks/results by default.
 """
 
 from __future__ import annotations
@@ -24,9 +26,19 @@ T = TypeVar("T")
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure nmsolve and its rivals.")
-    parser.add_argument("--quick", action="store_true", help="about a minute on smaller matrices; saved only with --out")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results, unless --quick)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure nmsolve and its rivals."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="about a minute on smaller matrices; saved only with --out",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the results (default: benchmarks/results, unless --quick)",
+    )
     options = parser.parse_args()
     run = run_all(QUICK if options.quick else FULL)
     print(report.markdown(run))

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.allocation`, from the root: how long exact allocation takes, hundreds of layers × tens of candidates.
+"""`python -m benchmarks.allocation`, from the root: how long exact allocation takes, hundreds of
+layers × tens of candidates.
 
---layers, --candidates   of every instance; 300 and 20 by default
---seeds                  instances of each family and budget
---rival                  seconds that OR-tools' CP-SAT and SciPy's HiGHS get for the whole problem; 0, the default, leaves them out
---out                    a file for the table
+--layers, --candidates   of every instance; 300 and 20 by default --seeds                  instances
+of each family and budget --rival                  seconds that OR-tools' CP-SAT and SciPy's HiGHS
+get for the whole problem; 0, the default, leaves them out --out                    a file for the
+table
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ PROMISED = 5.0
 
 
 def masks(rng: np.random.Generator, sizes: Rows, candidates: int) -> Instance:
-    """Magnitude lost by masks of Gaussian weights, layers of different scale, 1 % of noise; n of every `candidates` kept."""
+    """Magnitude lost by masks of Gaussian weights, layers of different scale, 1 % of noise; n of
+    every `candidates` kept.
+    """
     kept = np.arange(1, candidates + 1) / candidates
     edges = np.array([NormalDist().inv_cdf(1 - share / 2) for share in kept[:-1]] + [0.0])
     lost = math.sqrt(2 / math.pi) * (1 - np.exp(-(edges**2) / 2))
@@ -41,23 +44,33 @@ def masks(rng: np.random.Generator, sizes: Rows, candidates: int) -> Instance:
 
 def convolutions(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
     """Every layer of another size, as in convolutional networks."""
-    return masks(rng, (16 * rng.integers(2, 64, layers) * 16 * rng.integers(2, 64, layers)).astype(float), candidates)
+    return masks(
+        rng,
+        (16 * rng.integers(2, 64, layers) * 16 * rng.integers(2, 64, layers)).astype(float),
+        candidates,
+    )
 
 
 def language_model(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
-    """Two sizes of layers, seven a block, hundreds of millions of weights: sums of costs take few values."""
+    """Two sizes of layers, seven a block, hundreds of millions of weights: sums of costs take few
+    values.
+    """
     block = np.array([4096.0 * 4096] * 4 + [11008.0 * 4096] * 3)
     return masks(rng, np.resize(block, layers), candidates)
 
 
 def latencies(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
-    """The convolutions' losses, with times measured with 10 % of noise, some of which grow where less is kept."""
+    """The convolutions' losses, with times measured with 10 % of noise, some of which grow where
+    less is kept.
+    """
     losses, costs = convolutions(rng, layers, candidates)
     return losses, 5e-6 + 1e-12 * costs * (1 + 0.1 * rng.random(costs.shape))
 
 
 def mixed(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
-    """Row-wise and transposable candidates: the same cost twice, with other losses; half of the candidates are dominated."""
+    """Row-wise and transposable candidates: the same cost twice, with other losses; half of the
+    candidates are dominated.
+    """
     losses, costs = convolutions(rng, layers, (candidates + 1) // 2)
     twice = np.concatenate([losses, losses * (1.05 + 0.1 * rng.random(losses.shape))], axis=1)
     return twice[:, :candidates], np.concatenate([costs, costs], axis=1)[:, :candidates]
@@ -65,7 +78,9 @@ def mixed(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
 
 def unrelated(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
     """Losses and costs that have nothing to do with each other."""
-    return rng.random((layers, candidates)), rng.integers(1, 10**6, (layers, candidates)).astype(float)
+    return rng.random((layers, candidates)), rng.integers(1, 10**6, (layers, candidates)).astype(
+        float
+    )
 
 
 def correlated(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
@@ -93,12 +108,17 @@ FAMILIES: tuple[Callable[[np.random.Generator, int, int], Instance], ...] = (
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.allocation", description="Time exact allocation.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.allocation", description="Time exact allocation."
+    )
     parser.add_argument("--layers", type=int, default=300)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--rival", type=float, default=0.0, help="seconds for CP-SAT and HiGHS on the whole problem (default: none)"
+        "--rival",
+        type=float,
+        default=0.0,
+        help="seconds for CP-SAT and HiGHS on the whole problem (default: none)",
     )
     parser.add_argument("--out", type=Path, help="a file for the table")
     options = parser.parse_args()
@@ -114,8 +134,9 @@ def main() -> None:
     ]
     versions = machine["versions"]
     lines = [
-        f"Exact allocation, {options.layers} layers × {options.candidates} candidates, {options.seeds} instances × {len(BUDGETS)} "
-        f"budgets a family: {machine['cpu']}, {machine['cpus']} CPUs (one used), OR-tools {versions['ortools']}, NumPy "
+        f"Exact allocation, {options.layers} layers × {options.candidates} candidates, "
+        f"{options.seeds} instances × {len(BUDGETS)} budgets a family: {machine['cpu']}, "
+        f"{machine['cpus']} CPUs (one used), OR-tools {versions['ortools']}, NumPy "
         f"{versions['numpy']}, {machine['date']}. Promised: {PROMISED:g} s.",
         "",
         f"| {' | '.join(head)} |",
@@ -123,7 +144,11 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for family in FAMILIES:
-        lines.append(measure(family, options.layers, options.candidates, options.seeds, rivals, options.rival))
+        lines.append(
+            measure(
+                family, options.layers, options.candidates, options.seeds, rivals, options.rival
+            )
+        )
         print(lines[-1], flush=True)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -133,7 +158,8 @@ Rival = Callable[[Rows, Rows, float, float], bool]
 
 
 def measure(
-    family: Callable[[np.random.Generator, int, int], Instance], layers: int, candidates: int, seeds: int,
+    family: Callable[[np.random.Generator, int, int], Instance], layers: int, candidates: int,
+    seeds: int,
     rivals: tuple[Rival, ...], rival_seconds: float,
 ) -> str:  # fmt: skip
     """A family's row of the table."""
@@ -159,7 +185,10 @@ def measure(
         f"{np.median(seconds):.3f}",
         f"{max(seconds):.2f}",
         f"{max(gaps):.0e}",
-        *(f"{sum(done for done, _ in times)}, {np.median([s for _, s in times]):.2f}" for times in theirs),
+        *(
+            f"{sum(done for done, _ in times)}, {np.median([s for _, s in times]):.2f}"
+            for times in theirs
+        ),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -174,8 +203,17 @@ def cp_sat(losses: Rows, costs: Rows, limit: float, seconds: float) -> bool:
     for row in x:
         model.add_exactly_one(row)
     flat = [one for row in x for one in row]
-    model.add(cp_model.LinearExpr.weighted_sum(flat, np.ceil(costs.ravel() * grid).astype(np.int64).tolist()) <= 2**40)
-    model.minimize(cp_model.LinearExpr.weighted_sum(flat, np.rint(losses.ravel() * scale).astype(np.int64).tolist()))
+    model.add(
+        cp_model.LinearExpr.weighted_sum(
+            flat, np.ceil(costs.ravel() * grid).astype(np.int64).tolist()
+        )
+        <= 2**40
+    )
+    model.minimize(
+        cp_model.LinearExpr.weighted_sum(
+            flat, np.rint(losses.ravel() * scale).astype(np.int64).tolist()
+        )
+    )
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_time_in_seconds = seconds
@@ -193,7 +231,9 @@ def highs(losses: Rows, costs: Rows, limit: float, seconds: float) -> bool:
         losses.ravel() / losses.max(),
         constraints=[
             LinearConstraint(block_diag([np.ones((1, each))] * count, format="csr"), 1, 1),
-            LinearConstraint(csr_array(costs.reshape(1, -1) / costs.max()), -np.inf, limit / costs.max()),
+            LinearConstraint(
+                csr_array(costs.reshape(1, -1) / costs.max()), -np.inf, limit / costs.max()
+            ),
         ],
         bounds=Bounds(0, 1),
         integrality=np.ones(count * each),

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.checkpoints`, from the root: time and memory of pruning a checkpoint on disk, against rewriting it.
+"""`python -m benchmarks.checkpoints`, from the root: time and memory of pruning a checkpoint on
+disk, against rewriting it.
 
 --gigabytes   of the synthetic checkpoint, 4 by default: bfloat16, Llama-2-7B's shapes, two shards
 --rounds      in each of which everything is timed once, in turn
@@ -27,7 +28,8 @@ from torch import bfloat16 as bf16
 from benchmarks.machine import describe
 
 WIDTH, INNER, VOCABULARY = 4096, 11008, 32000
-#: What reading and writing alone take: each shard whole, as the safetensors package does it. Imports are not counted.
+#: What reading and writing alone take: each shard whole, as the safetensors package does it.
+#: Imports are not counted.
 REWRITE = """
 import sys, time
 from pathlib import Path
@@ -57,7 +59,10 @@ def main() -> None:
     machine = f"{here['cpu']}, {here['cpus']} CPUs, {here['memory_gib']} GiB; " + ", ".join(
         f"{name} {version}" for name, version in here["versions"].items()
     )
-    text = f"# Checkpoints\n\n{machine}.\n{here['date']}, load average before {here['load_before']}.\n\n{text}"
+    text = (
+        f"# Checkpoints\n\n{machine}.\n{here['date']}, load average before "
+        f"{here['load_before']}.\n\n{text}"
+    )
     print(text)
     if options.out:
         options.out.write_text(text)
@@ -75,14 +80,26 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> str:
         "prune to 2:4T": [*prune, str(whole), "OUT", "--pattern", "2:4T", "--threads", "1"],
         "prune to 2:4": [*prune, str(whole), "OUT", "--pattern", "2:4", "--threads", "1"],
         "prune to 4:8T": [*prune, str(whole), "OUT", "--pattern", "4:8T", "--threads", "1"],
-        "a quarter of it to 2:4T": [*prune, str(part), "OUT", "--pattern", "2:4T", "--threads", "1"],
+        "a quarter of it to 2:4T": [
+            *prune,
+            str(part),
+            "OUT",
+            "--pattern",
+            "2:4T",
+            "--threads",
+            "1",
+        ],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     memory: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(-1, rounds):  # the first compiles kernels and fills the page cache
         for name, command in commands.items():
-            print(f"{time.strftime('%H:%M:%S')}  round {number}: {name}", file=sys.stderr, flush=True)
-            spent, peak, printed = timed([str(folder / "out") if word == "OUT" else word for word in command])
+            print(
+                f"{time.strftime('%H:%M:%S')}  round {number}: {name}", file=sys.stderr, flush=True
+            )
+            spent, peak, printed = timed(
+                [str(folder / "out") if word == "OUT" else word for word in command]
+            )
             if name == REWRITING:
                 spent = float(printed)
             shutil.rmtree(folder / "out")
@@ -90,21 +107,25 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> str:
                 seconds[name].append(spent)
                 memory[name].append(peak)
     base = seconds[REWRITING]
-    ratio = {name: [a / b for a, b in zip(spent, base, strict=True)] for name, spent in seconds.items()}
+    ratio = {
+        name: [a / b for a, b in zip(spent, base, strict=True)] for name, spent in seconds.items()
+    }
     rows = [
-        f"| {name} | {median(seconds[name]):.1f} s | {median(ratio[name]):.2f} ({min(ratio[name]):.2f}–{max(ratio[name]):.2f}) "
-        f"| {median(memory[name]):,.0f} MB |"
+        f"| {name} | {median(seconds[name]):.1f} s | {median(ratio[name]):.2f} "
+        f"({min(ratio[name]):.2f}–{max(ratio[name]):.2f}) | {median(memory[name]):,.0f} MB |"
         for name in commands
     ]
     largest = VOCABULARY * WIDTH * 2 / 1e6
     verdict = "pass" if median(ratio["prune to 2:4T"]) <= PROMISED else "**miss**"
     return "\n".join(
         [
-            f"{size / 1e9:.2f} GB of bfloat16 weights, N(0, 1), {layers} layers of Llama-2-7B's shapes in 2 shards; the largest "
-            f"tensor has {largest:.0f} MB. One core, one thread, {rounds} rounds after one that does not count;",
-            "whole processes, but for rewriting, whose imports are not counted; dirty pages are synced before each.",
-            "nmsolve syncs what it writes before it names it, safetensors does not. Ratios are taken within a round: median "
-            "(least–greatest). Memory is the peak resident set.",
+            f"{size / 1e9:.2f} GB of bfloat16 weights, N(0, 1), {layers} layers of Llama-2-7B's "
+            f"shapes in 2 shards; the largest tensor has {largest:.0f} MB. One core, one thread, "
+            f"{rounds} rounds after one that does not count;",
+            "whole processes, but for rewriting, whose imports are not counted; dirty pages are "
+            "synced before each.",
+            "nmsolve syncs what it writes before it names it, safetensors does not. Ratios are "
+            "taken within a round: median (least–greatest). Memory is the peak resident set.",
             "",
             "| | time | against rewriting | memory |",
             "| --- | ---: | ---: | ---: |",
@@ -122,7 +143,11 @@ def timed(command: list[str]) -> tuple[float, float, str]:
     os.sync()
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=lambda: os.sched_setaffinity(0, core)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, core),
     )
     assert process.stdout is not None
     printed = process.stdout.read()
@@ -142,16 +167,26 @@ def make(folder: Path, gigabytes: float) -> int:
     rng = np.random.default_rng(0)
     index: dict[str, str] = {}
     for shard in range(2):
-        tensors = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)} if shard == 0 else {"lm_head.weight": (VOCABULARY, WIDTH)}
+        tensors = (
+            {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+            if shard == 0
+            else {"lm_head.weight": (VOCABULARY, WIDTH)}
+        )
         for number in range(shard * layers // 2, (shard + 1) * layers // 2):
             name = f"model.layers.{number}"
             tensors |= {f"{name}.self_attn.{part}_proj.weight": (WIDTH, WIDTH) for part in "qkvo"}
             tensors |= {f"{name}.mlp.{part}_proj.weight": (INNER, WIDTH) for part in ("gate", "up")}
             tensors[f"{name}.mlp.down_proj.weight"] = (WIDTH, INNER)
         file = f"model-{shard + 1:05}-of-00002.safetensors"
-        save_file({name: normal(rng, shape) for name, shape in tensors.items()}, folder / file, {"format": "pt"})
+        save_file(
+            {name: normal(rng, shape) for name, shape in tensors.items()},
+            folder / file,
+            {"format": "pt"},
+        )
         index |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return layers
 

@@ -1,4 +1,6 @@
-"""Exact speed by score family, and every method beside the exact one: speed, loss against the optimum, certified gap."""
+"""Exact speed by score family, and every method beside the exact one: speed, loss against the
+optimum, certified gap.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method on one pattern, N(0, 1) scores. loss : (optimum − objective) / optimum; gap : certified, None without a bound."""
+    """One method on one pattern, N(0, 1) scores. loss : (optimum − objective) / optimum; gap :
+    certified, None without a bound.
+    """
 
     pattern: str
     method: str
@@ -39,12 +43,16 @@ def family_rates(settings: Settings) -> Iterator[tuple[str, dict[str, float]]]:
     side = settings.family_side
     matrices = {name: family(side, side) for name, family in instances.FAMILIES.items()}
     for pattern in PATTERNS:
-        timed = interleave([solve_case(name, weights, pattern) for name, weights in matrices.items()], settings)
+        timed = interleave(
+            [solve_case(name, weights, pattern) for name, weights in matrices.items()], settings
+        )
         yield pattern, {name: case.rate for name, case in timed.items()}
 
 
 def compare(settings: Settings) -> Iterator[Comparison]:
-    """Every method on every pattern. Slow rivals get fewer blocks, and their loss is against the optimum of those."""
+    """Every method on every pattern. Slow rivals get fewer blocks, and their loss is against the
+    optimum of those.
+    """
     weights = instances.normal(settings.side, settings.side)
     small = sample(2**18)
     for pattern in PATTERNS:
@@ -54,20 +62,43 @@ def compare(settings: Settings) -> Iterator[Comparison]:
             solve_case("nmsolve cover", small, pattern, "cover"),
             solve_case("cover, the rule alone", small, f"<={pattern}", "cover"),
         ]
-        serving = [rival for rival in RIVALS if rival.only_m in (None, nmsolve.Pattern.parse(pattern).m)]
+        serving = [
+            rival for rival in RIVALS if rival.only_m in (None, nmsolve.Pattern.parse(pattern).m)
+        ]
         timed = interleave([*ours, *(rival_case(rival, pattern) for rival in serving)], settings)
         for case in ours:
             result: nmsolve.MaskResult = timed[case.name].output
             best = result.objective if result.method == "exact" else optimum(small.size, pattern)
             loss = (best - result.objective) / best
-            yield Comparison(pattern, case.name, timed[case.name].rate, loss, result.gap, case.weights, result.method == "exact")
+            yield Comparison(
+                pattern,
+                case.name,
+                timed[case.name].rate,
+                loss,
+                result.gap,
+                case.weights,
+                result.method == "exact",
+            )
         for rival in serving:
-            best, mine = optimum(rival.weights, pattern), kept_score(sample(rival.weights), timed[rival.name].output)
-            yield Comparison(pattern, rival.name, timed[rival.name].rate, (best - mine) / best, None, rival.weights, rival.exact)
+            best, mine = (
+                optimum(rival.weights, pattern),
+                kept_score(sample(rival.weights), timed[rival.name].output),
+            )
+            yield Comparison(
+                pattern,
+                rival.name,
+                timed[rival.name].rate,
+                (best - mine) / best,
+                None,
+                rival.weights,
+                rival.exact,
+            )
 
 
 def rival_case(rival: Rival, pattern: str) -> Case:
-    """A rival on as many N(0, 1) weights as suit it. Its mask must be feasible, and optimal if the rival is exact."""
+    """A rival on as many N(0, 1) weights as suit it. Its mask must be feasible, and optimal if the
+    rival is exact.
+    """
     parsed = nmsolve.Pattern.parse(pattern)
     weights = sample(rival.weights)
 
@@ -75,11 +106,18 @@ def rival_case(rival: Rival, pattern: str) -> Case:
         report = nmsolve.verify(mask, pattern, at_most=not rival.exactly_n)
         if not report:
             raise WrongResult(f"{rival.name}: {report}")
-        score, best = kept_score(weights, mask), optimum(rival.weights, pattern, not rival.exactly_n)
+        score, best = (
+            kept_score(weights, mask),
+            optimum(rival.weights, pattern, not rival.exactly_n),
+        )
         if score > best * (1 + TOLERANCE):
-            raise WrongResult(f"{rival.name} keeps {score!r}, more than nmsolve's optimum {best!r} for {pattern}")
+            raise WrongResult(
+                f"{rival.name} keeps {score!r}, more than nmsolve's optimum {best!r} for {pattern}"
+            )
         if rival.exact and score < best * (1 - TOLERANCE):
-            raise WrongResult(f"{rival.name} keeps {score!r}, less than the optimum {best!r} for {pattern}")
+            raise WrongResult(
+                f"{rival.name} keeps {score!r}, less than the optimum {best!r} for {pattern}"
+            )
 
     return Case(rival.name, weights.size, lambda: rival.solve(weights, parsed.n, parsed.m), check)
 

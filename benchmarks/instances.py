@@ -1,4 +1,6 @@
-"""Score families: one random matrix shows little. Each is float32 (rows, cols) and a function of its arguments alone."""
+"""Score families: one random matrix shows little. Each is float32 (rows, cols) and a function of
+its arguments alone.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def normal(rows: int, cols: int, seed: int = 1) -> Matrix:
 
 
 def bf16(rows: int, cols: int, seed: int = 2) -> Matrix:
-    """N(0, 1) rounded to bfloat16 (to nearest, ties to even): 8 significant bits, so equal magnitudes are common in a block."""
+    """N(0, 1) rounded to bfloat16 (to nearest, ties to even): 8 significant bits, so equal
+    magnitudes are common in a block.
+    """
     bits = normal(rows, cols, seed).view(np.uint32)
     bits += 0x7FFF + ((bits >> 16) & 1)
     bits &= 0xFFFF0000
@@ -29,7 +33,9 @@ def integers(rows: int, cols: int, seed: int = 3) -> Matrix:
 
 
 def zeros(rows: int, cols: int, seed: int = 4) -> Matrix:
-    """N(0, 1) with 60 % zeros in random places: an already pruned matrix. Most blocks must keep some zeros."""
+    """N(0, 1) with 60 % zeros in random places: an already pruned matrix. Most blocks must keep
+    some zeros.
+    """
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((rows, cols), dtype=np.float32)
     matrix[rng.random((rows, cols), dtype=np.float32) < 0.6] = 0.0
@@ -37,7 +43,9 @@ def zeros(rows: int, cols: int, seed: int = 4) -> Matrix:
 
 
 def int4(rows: int, cols: int, seed: int = 5) -> Matrix:
-    """N(0, 1) quantised to 4 bits, symmetric, one scale a row: at most 8 magnitudes in a row, the scales differ."""
+    """N(0, 1) quantised to 4 bits, symmetric, one scale a row: at most 8 magnitudes in a row, the
+    scales differ.
+    """
     return _quantised(normal(rows, cols, seed), 7)
 
 
@@ -52,16 +60,24 @@ def equal(rows: int, cols: int, seed: int = 7) -> Matrix:
 
 
 def column_scaled(rows: int, cols: int, seed: int = 8) -> Matrix:
-    """N(0, 1) times a log-normal scale (σ = 1) a column, as in activation-aware scores such as Wanda's |W| · ‖x‖."""
+    """N(0, 1) times a log-normal scale (σ = 1) a column, as in activation-aware scores such as
+    Wanda's |W| · ‖x‖.
+    """
     rng = np.random.default_rng(seed)
     scale = rng.lognormal(0.0, 1.0, cols).astype(np.float32)
     return rng.standard_normal((rows, cols), dtype=np.float32) * scale
 
 
 def rank_one(rows: int, cols: int, seed: int = 9) -> Matrix:
-    """|x| |y|ᵀ with normal x and y: rows agree on the order of columns, so all want the same ones."""
+    """|x| |y|ᵀ with normal x and y: rows agree on the order of columns, so all want the same
+    ones.
+    """
     rng = np.random.default_rng(seed)
-    return np.abs(np.outer(rng.standard_normal(rows, dtype=np.float32), rng.standard_normal(cols, dtype=np.float32)))
+    return np.abs(
+        np.outer(
+            rng.standard_normal(rows, dtype=np.float32), rng.standard_normal(cols, dtype=np.float32)
+        )
+    )
 
 
 def student_t(rows: int, cols: int, seed: int = 10) -> Matrix:

@@ -18,13 +18,29 @@ import torch
 
 import nmsolve
 
-SIMD = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16", "asimd", "sve")
+SIMD = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_bf16",
+    "avx512_fp16",
+    "asimd",
+    "sve",
+)
 
 
 def describe() -> dict[str, Any]:
     """The machine and the versions, as saved with every result."""
     text = Path("/proc/cpuinfo").read_text()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
         "cpu": fields.get("model name") or platform.processor() or platform.machine(),

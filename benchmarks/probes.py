@@ -1,8 +1,10 @@
-"""Measurements that need a process of their own: `python -m benchmarks.probes NAME …` prints one number.
+"""Measurements that need a process of their own: `python -m benchmarks.probes NAME …` prints one
+number.
 
-    import             seconds that `import nmsolve` takes, NumPy included
-    first PATTERN      seconds of the first exact solve after the import: loads numba, and loads or compiles kernels
-    memory PATTERN SIDE    MB that solving a float32 matrix takes beyond matrix and mask, on all processors
+    import             seconds that `import nmsolve` takes, NumPy included first PATTERN
+    seconds of the first exact solve after the import: loads numba, and loads or compiles kernels
+    memory PATTERN SIDE    MB that solving a float32 matrix takes beyond matrix and mask, on all
+    processors
 
 Nothing is imported before it is measured.
 """
@@ -23,7 +25,9 @@ def import_seconds() -> float:
 
 
 def first_solve_seconds(pattern: str) -> float:
-    """The first exact solve of a process, on a matrix so small that compiling or loading is nearly all of it."""
+    """The first exact solve of a process, on a matrix so small that compiling or loading is nearly
+    all of it.
+    """
     import numpy as np
 
     import nmsolve
@@ -39,8 +43,9 @@ def first_solve_seconds(pattern: str) -> float:
 def extra_megabytes(pattern: str, side: int) -> float:
     """The peak of resident memory during a solve, less what was resident before it, less the mask.
 
-    The kernels are loaded by a small solve first. The peak is the process's own high-water mark, reset before the solve:
-    `ru_maxrss` would be no less than that of the process that started this one.
+    The kernels are loaded by a small solve first. The peak is the process's own high-water mark,
+    reset before the solve: `ru_maxrss` would be no less than that of the process that started this
+    one.
     """
     import numpy as np
 

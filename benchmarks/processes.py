@@ -21,7 +21,9 @@ def import_seconds() -> float:
 
 
 def first_solve_seconds(pattern: str) -> tuple[float, float]:
-    """What the first exact solve takes: with an empty kernel cache, and with the cache that this left."""
+    """What the first exact solve takes: with an empty kernel cache, and with the cache that this
+    left.
+    """
     with tempfile.TemporaryDirectory() as folder:
         compiling = _probe("first", pattern, cache=folder)
         return compiling, median(_probe("first", pattern, cache=folder) for _ in range(PROCESSES))
@@ -35,7 +37,9 @@ def extra_megabytes(pattern: str, side: int) -> float:
 def _probe(*arguments: str, cache: str | None = None) -> float:
     environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
     command = [sys.executable, "-m", "benchmarks.probes", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return float(done.stdout)

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.pruning`, from the root: how long pruning by calibration takes, and how much memory.
+"""`python -m benchmarks.pruning`, from the root: how long pruning by calibration takes, and how
+much memory.
 
 --side     of the square layers (1024)
 --layers   how many, one behind the other (6)
@@ -38,11 +39,16 @@ BATCH = 256
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description="Time and memory of pruning by calibration.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pruning",
+        description="Time and memory of pruning by calibration.",
+    )
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--out", type=Path, help="a file for the table")
-    parser.add_argument("--probe", nargs=3, metavar=("WHAT", "PATTERN", "SAMPLES"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--probe", nargs=3, metavar=("WHAT", "PATTERN", "SAMPLES"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.probe:
         what, pattern, samples = options.probe
@@ -51,24 +57,45 @@ def main() -> None:
     machine = describe()
     weights = 4 * options.layers * options.side**2 / 2**20
     lines = [
-        f"{options.layers} linear layers of {options.side} × {options.side}, {weights:.0f} MiB of weights in float32, with ReLU "
-        f"between them: {machine['cpu']}, {machine['cpus']} CPUs, torch {machine['versions']['torch']}, {machine['date']}. Memory "
-        "is the most that the process held beyond what it held before; errors are ‖Y − XVᵀ‖² / ‖Y‖², summed over layers.",
+        f"{options.layers} linear layers of {options.side} × {options.side}, {weights:.0f} MiB of "
+        f"weights in float32, with ReLU between them: {machine['cpu']}, {machine['cpus']} CPUs, "
+        f"torch {machine['versions']['torch']}, {machine['date']}. Memory is the most that the "
+        "process held beyond what it held before; errors are ‖Y − XVᵀ‖² / ‖Y‖², summed over "
+        "layers.",
         "",
         "| | pattern | samples | seconds | MiB | error before | after |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     print("\n".join(lines), flush=True)
     for what, pattern, samples in PROBES:
-        command = [sys.executable, "-m", "benchmarks.pruning", "--side", str(options.side), "--layers", str(options.layers)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.pruning",
+            "--side",
+            str(options.side),
+            "--layers",
+            str(options.layers),
+        ]
         done = subprocess.run(
-            [*command, "--probe", what, pattern, str(samples)], cwd=ROOT, capture_output=True, text=True, check=False
+            [*command, "--probe", what, pattern, str(samples)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
         found = json.loads(done.stdout)
         errors = (f"{found[key]:.3f}" if key in found else "" for key in ("before", "after"))
-        cells = (what, pattern, f"{samples:,}", f"{found['seconds']:.1f}", f"{found['mib']:.0f}", *errors)
+        cells = (
+            what,
+            pattern,
+            f"{samples:,}",
+            f"{found['seconds']:.1f}",
+            f"{found['mib']:.0f}",
+            *errors,
+        )
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if options.out:
@@ -83,7 +110,9 @@ def _probe(what: str, pattern: str, samples: int, side: int, layers: int) -> dic
 
     def stack(side: int, layers: int) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(side, side), nn.ReLU())))
+        return nn.Sequential(
+            *(part for _ in range(layers) for part in (nn.Linear(side, side), nn.ReLU()))
+        )
 
     class Stream:
         """Batches of correlated inputs, made when they are asked for."""
@@ -91,7 +120,11 @@ def _probe(what: str, pattern: str, samples: int, side: int, layers: int) -> dic
         def __init__(self, side: int, samples: int) -> None:
             generator = torch.Generator().manual_seed(1)
             self.side, self.samples = side, samples
-            self.mix = torch.randn(side, side, generator=generator) * torch.logspace(0, -1.5, side) / side**0.5
+            self.mix = (
+                torch.randn(side, side, generator=generator)
+                * torch.logspace(0, -1.5, side)
+                / side**0.5
+            )
 
         def __iter__(self) -> Iterator[torch.Tensor]:
             generator = torch.Generator().manual_seed(2)
@@ -109,14 +142,21 @@ def _probe(what: str, pattern: str, samples: int, side: int, layers: int) -> dic
             found = nmt.adaprune_(model, pattern, inputs, "adam", sequential=False)
         else:
             found = nmt.adaprune_(model, pattern, inputs, sequential="not" not in what)
-        return {"before": sum(layer.before for layer in found), "after": sum(layer.after for layer in found)}
+        return {
+            "before": sum(layer.before for layer in found),
+            "after": sum(layer.after for layer in found),
+        }
 
     run(64, 2, BATCH)  # kernels are loaded, threads are there
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     found = run(side, layers, samples)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10, **found}
+    return {
+        "seconds": seconds,
+        "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10,
+        **found,
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""Published baselines, each reimplemented from its published description. All take a matrix and return a mask of whole blocks.
+"""Published baselines, each reimplemented from its published description. All take a matrix and
+return a mask of whole blocks.
 
-* OR-tools: Hubara et al. 2021 (arXiv:2102.08124), section 4, a min-cost flow a block, by OR-tools' SimpleMinCostFlow
-  (cost-scaling push-relabel; developers.google.com/optimization/flow/mincostflow).
-* networkx: the same flow by `network_simplex`, as in the paper's code, but with integer costs (float costs hang it).
-* HiGHS: the linear program of a block, which is integral (Hubara et al. 2021, section 4); Huangfu and Hall 2018, by SciPy.
-* 90 patterns: Hu et al. 2024, "Accelerating Transformer Pre-training with 2:4 Sparsity" (arXiv:2404.01847), section 5.1: score
-  all 90 transposable 2:4 masks of a block in one matrix product, take the best.
-* keep-greedy: the 2021 paper's code ("approx2"): sort a block, keep what has room in its row and column; at most n.
+* OR-tools: Hubara et al. 2021 (arXiv:2102.08124), section 4, a min-cost flow a block, by OR-tools'
+  SimpleMinCostFlow (cost-scaling push-relabel;
+  developers.google.com/optimization/flow/mincostflow).
+* networkx: the same flow by `network_simplex`, as in the paper's code, but with integer costs
+  (float costs hang it).
+* HiGHS: the linear program of a block, which is integral (Hubara et al. 2021, section 4); Huangfu
+  and Hall 2018, by SciPy.
+* 90 patterns: Hu et al. 2024, "Accelerating Transformer Pre-training with 2:4 Sparsity"
+  (arXiv:2404.01847), section 5.1: score all 90 transposable 2:4 masks of a block in one matrix
+  product, take the best.
+* keep-greedy: the 2021 paper's code ("approx2"): sort a block, keep what has room in its row and
+  column; at most n.
 * entropic: TSENOR, see `entropic`.
 """
 
@@ -32,7 +38,8 @@ from benchmarks import entropic
 Matrix = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-#: Bits of the largest integer cost. OR-tools multiplies costs by the number of nodes and needs the total in 63 bits.
+#: Bits of the largest integer cost. OR-tools multiplies costs by the number of nodes and needs the
+#: total in 63 bits.
 COST_BITS = 48
 
 
@@ -40,8 +47,8 @@ COST_BITS = 48
 class Rival:
     """A baseline: solve(weights (rows, cols), n, m) → mask.
 
-    exact : whether its mask must be optimal. exactly_n : whether lines keep exactly n, not at most. weights : how many suffice to
-    measure it. only_m : the one block size it serves, if so.
+    exact : whether its mask must be optimal. exactly_n : whether lines keep exactly n, not at most.
+    weights : how many suffice to measure it. only_m : the one block size it serves, if so.
     """
 
     name: str
@@ -65,9 +72,13 @@ def matrix_of(blocks: Mask, shape: tuple[int, ...]) -> Mask:
     return blocks.reshape(rows // m, cols // m, m, m).swapaxes(1, 2).reshape(rows, cols)
 
 
-def _one_call_a_block(solve_block: Callable[[Matrix, int], Mask]) -> Callable[[Matrix, int, int], Mask]:
+def _one_call_a_block(
+    solve_block: Callable[[Matrix, int], Mask],
+) -> Callable[[Matrix, int, int], Mask]:
     def solve(weights: Matrix, n: int, m: int) -> Mask:
-        return matrix_of(np.stack([solve_block(S, n) for S in blocks_of(weights, m)]), weights.shape)
+        return matrix_of(
+            np.stack([solve_block(S, n) for S in blocks_of(weights, m)]), weights.shape
+        )
 
     return solve
 
@@ -111,7 +122,9 @@ def _networkx_block(S: Matrix, n: int) -> Mask:
 
 @cache
 def _line_sums(m: int) -> Any:
-    """The (2m, m²) sparse matrix that takes a flattened block to its row sums, then its column sums."""
+    """The (2m, m²) sparse matrix that takes a flattened block to its row sums, then its column
+    sums.
+    """
     rows = scipy.sparse.kron(scipy.sparse.eye_array(m), np.ones((1, m)))
     columns = scipy.sparse.kron(np.ones((1, m)), scipy.sparse.eye_array(m))
     return scipy.sparse.csr_array(scipy.sparse.vstack([rows, columns]))
@@ -119,7 +132,13 @@ def _line_sums(m: int) -> Any:
 
 def _highs_block(S: Matrix, n: int) -> Mask:
     m = len(S)
-    found = linprog(-S.ravel().astype(np.float64), A_eq=_line_sums(m), b_eq=np.full(2 * m, n), bounds=(0, 1), method="highs")
+    found = linprog(
+        -S.ravel().astype(np.float64),
+        A_eq=_line_sums(m),
+        b_eq=np.full(2 * m, n),
+        bounds=(0, 1),
+        method="highs",
+    )
     if found.status != 0:
         raise RuntimeError(f"HiGHS: {found.message}")
     kept: Mask = found.x.reshape(m, m) > 0.5
@@ -131,13 +150,17 @@ def _patterns(n: int, m: int) -> Matrix:
     """All masks of a block (count, m²) whose rows and columns keep n: 90 for 2:4."""
     lines = [np.isin(np.arange(m), kept) for kept in itertools.combinations(range(m), n)]
     masks = [np.stack(rows) for rows in itertools.product(lines, repeat=m)]
-    return np.stack([mask.ravel() for mask in masks if (mask.sum(axis=0) == n).all()]).astype(np.float32)
+    return np.stack([mask.ravel() for mask in masks if (mask.sum(axis=0) == n).all()]).astype(
+        np.float32
+    )
 
 
 def _best_of_patterns(weights: Matrix, n: int, m: int) -> Mask:
     patterns = _patterns(n, m)
     S = blocks_of(weights, m).reshape(-1, m * m)
-    best = np.concatenate([(part @ patterns.T).argmax(axis=1) for part in np.array_split(S, max(1, len(S) // 4096))])
+    best = np.concatenate(
+        [(part @ patterns.T).argmax(axis=1) for part in np.array_split(S, max(1, len(S) // 4096))]
+    )
     return matrix_of(patterns.astype(np.bool_)[best].reshape(-1, m, m), weights.shape)
 
 
@@ -166,12 +189,18 @@ def _entropic(weights: Matrix, n: int, m: int) -> Mask:
     return matrix_of(entropic.solve_blocks(blocks_of(weights, m), n), weights.shape)
 
 
-KEEP_GREEDY = Rival("keep-greedy, argsort in numba", _keep_greedy, exact=False, weights=2**20, exactly_n=False)
-ORTOOLS = Rival("OR-tools min-cost flow", _one_call_a_block(_ortools_block), exact=True, weights=2**17)
+KEEP_GREEDY = Rival(
+    "keep-greedy, argsort in numba", _keep_greedy, exact=False, weights=2**20, exactly_n=False
+)
+ORTOOLS = Rival(
+    "OR-tools min-cost flow", _one_call_a_block(_ortools_block), exact=True, weights=2**17
+)
 
 RIVALS = (
     ORTOOLS,
-    Rival("networkx network simplex", _one_call_a_block(_networkx_block), exact=True, weights=2**13),
+    Rival(
+        "networkx network simplex", _one_call_a_block(_networkx_block), exact=True, weights=2**13
+    ),
     Rival("SciPy HiGHS LP", _one_call_a_block(_highs_block), exact=True, weights=2**13),
     Rival("argmax over 90 patterns", _best_of_patterns, exact=True, weights=2**20, only_m=4),
     KEEP_GREEDY,

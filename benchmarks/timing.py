@@ -1,4 +1,6 @@
-"""Interleaved timing: cases take turns (A B C A B C …), so that a slow moment of the machine hits all of them alike."""
+"""Interleaved timing: cases take turns (A B C A B C …), so that a slow moment of the machine hits
+all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ from benchmarks.settings import Settings
 
 
 class WrongResult(Exception):
-    """A timed call returned something that its verification refuses. There is no time for a wrong answer."""
+    """A timed call returned something that its verification refuses. There is no time for a wrong
+    answer.
+    """
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time: `run` is timed; `check` raises WrongResult (or an error of nmsolve's) if what it returned is wrong."""
+    """One thing to time: `run` is timed; `check` raises WrongResult (or an error of nmsolve's) if
+    what it returned is wrong.
+    """
 
     name: str
     weights: int
@@ -44,7 +50,9 @@ class Timed:
 
 
 def interleave(cases: Iterable[Case], settings: Settings) -> dict[str, Timed]:
-    """Time the cases in turns, after a warm-up whose outputs are verified; later ones must equal these bit for bit."""
+    """Time the cases in turns, after a warm-up whose outputs are verified; later ones must equal
+    these bit for bit.
+    """
     cases = list(cases)
     first = {}
     for case in cases:
@@ -52,7 +60,9 @@ def interleave(cases: Iterable[Case], settings: Settings) -> dict[str, Timed]:
         case.check(first[case.name])
     times: dict[str, list[float]] = {case.name: [] for case in cases}
     began, rounds = time.perf_counter(), 0
-    while rounds < settings.rounds or (rounds < settings.most_rounds and time.perf_counter() - began < settings.seconds):
+    while rounds < settings.rounds or (
+        rounds < settings.most_rounds and time.perf_counter() - began < settings.seconds
+    ):
         for case in cases:
             start = time.perf_counter()
             output = case.run()
@@ -60,7 +70,9 @@ def interleave(cases: Iterable[Case], settings: Settings) -> dict[str, Timed]:
             if not _same(output, first[case.name]):
                 raise WrongResult(f"{case.name}: two runs returned different masks")
         rounds += 1
-    return {case.name: Timed(case.weights, tuple(times[case.name]), first[case.name]) for case in cases}
+    return {
+        case.name: Timed(case.weights, tuple(times[case.name]), first[case.name]) for case in cases
+    }
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -83,7 +95,9 @@ def check_result(result: nmsolve.MaskResult, weights: ArrayLike) -> None:
         raise WrongResult(f"{result} is not proven optimal")
 
 
-def solve_case(name: str, weights: NDArray[Any], pattern: str, method: str = "exact", threads: int = 1) -> Case:
+def solve_case(
+    name: str, weights: NDArray[Any], pattern: str, method: str = "exact", threads: int = 1
+) -> Case:
     """A call of `nmsolve.solve`."""
     return Case(
         name,

@@ -1,4 +1,5 @@
-"""Draw the README's figures, docs/speed.png and docs/loss.png, from a saved run of `python -m benchmarks`.
+"""Draw the README's figures, docs/speed.png and docs/loss.png, from a saved run of `python -m
+benchmarks`.
 
     python docs/figures.py [RUN.json]
 
@@ -22,7 +23,8 @@ from matplotlib.axes import Axes
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 
-#: Method → what it is called beside its line, colour (Okabe and Ito's, which the colour-blind can tell apart).
+#: Method → what it is called beside its line, colour (Okabe and Ito's, which the colour-blind can
+#: tell apart).
 SPEED = {
     "nmsolve exact": ("nmsolve, exact", "#0072B2"),
     "argmax over 90 patterns": ("argmax over 90 patterns, exact", "#000000"),
@@ -46,20 +48,33 @@ APART = {"speed": 1.75, "loss": 1.42}
 def write(path: Path, folder: Path) -> None:
     """Read a run, write both figures."""
     run = json.loads(path.read_text(encoding="utf-8"))
-    plt.rcParams |= {"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams |= {
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
 
-    figure, axes = frame(run, "Speed: million weights a second", "Finding transposable n:m masks, N(0, 1) weights, one thread")
+    figure, axes = frame(
+        run,
+        "Speed: million weights a second",
+        "Finding transposable n:m masks, N(0, 1) weights, one thread",
+    )
     draw(axes, run, SPEED, "rate", 1.0, APART["speed"])
     figure.savefig(folder / "speed.png", dpi=160)
 
-    figure, axes = frame(run, "Kept |W| below the optimum, %", "What heuristics lose; the exact solver loses nothing")
+    figure, axes = frame(
+        run, "Kept |W| below the optimum, %", "What heuristics lose; the exact solver loses nothing"
+    )
     draw(axes, run, LOSS, "loss", 100.0, APART["loss"])
     figure.savefig(folder / "loss.png", dpi=160)
     print("drawn from", path.name)
 
 
 def newest() -> Path:
-    """The saved run of the core's benchmark with the latest date; those of training and of GPUs lie beside it."""
+    """The saved run of the core's benchmark with the latest date; those of training and of GPUs lie
+    beside it.
+    """
     runs = {path: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
     dates = {path: run["machine"]["date"] for path, run in runs.items() if "families" in run}
     if not dates:
@@ -82,30 +97,54 @@ def frame(run: dict[str, Any], label: str, title: str) -> tuple[plt.Figure, Axes
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     machine = run["machine"]
-    source = f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['date'][:10]}; every result verified. Made by make bench."
+    source = (
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['date'][:10]}; every result "
+        "verified. Made by make bench."
+    )
     figure.text(0.09, 0.02, source, fontsize=7.5, color="#555555")
     return figure, axes
 
 
-def draw(axes: Axes, run: dict[str, Any], style: dict[str, tuple[str, str]], key: str, factor: float, apart: float) -> None:
+def draw(
+    axes: Axes,
+    run: dict[str, Any],
+    style: dict[str, tuple[str, str]],
+    key: str,
+    factor: float,
+    apart: float,
+) -> None:
     """One line a method, labelled at its right end instead of in a legend."""
     ends = {}
     for method, (_, colour) in style.items():
-        found = [(block_size(one["pattern"]), factor * one[key]) for one in run["methods"] if one["method"] == method]
+        found = [
+            (block_size(one["pattern"]), factor * one[key])
+            for one in run["methods"]
+            if one["method"] == method
+        ]
         sizes, values = zip(*found, strict=True)
         heavy = method == "nmsolve exact"
-        axes.plot(sizes, values, marker="o", markersize=5, color=colour, linewidth=2.6 if heavy else 1.6)
+        axes.plot(
+            sizes, values, marker="o", markersize=5, color=colour, linewidth=2.6 if heavy else 1.6
+        )
         ends[method] = (sizes[-1], values[-1])
     largest = max(size for size, _ in ends.values())
     heights = spread({method: y for method, (x, y) in ends.items() if x == largest}, apart)
     for method, (x, y) in ends.items():
         text, colour = style[method]
-        place = {"fontsize": 9, "color": colour, "va": "center", "textcoords": "offset points", "xytext": (9, 0)}
+        place = {
+            "fontsize": 9,
+            "color": colour,
+            "va": "center",
+            "textcoords": "offset points",
+            "xytext": (9, 0),
+        }
         axes.annotate(text, (x, heights.get(method, y)), annotation_clip=False, **place)
 
 
 def spread(heights: dict[str, float], apart: float) -> dict[str, float]:
-    """Heights of labels, in the same order, moved up where two are closer than a factor of `apart`."""
+    """Heights of labels, in the same order, moved up where two are closer than a factor of
+    `apart`.
+    """
     placed: dict[str, float] = {}
     floor = 0.0
     for method, height in sorted(heights.items(), key=lambda item: item[1]):

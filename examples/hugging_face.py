@@ -1,4 +1,6 @@
-"""Train a 2:4T BERT with Hugging Face's Trainer: `python examples/hugging_face.py [--tiny]`. Needs no network."""
+"""Train a 2:4T BERT with Hugging Face's Trainer: `python examples/hugging_face.py [--tiny]`. Needs
+no network.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,18 @@ class MostlyLarge(Dataset):
 def main(steps: int, folder: str) -> None:
     """Train, take the masks off, and check that the zeros are where they should be."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = BertForSequenceClassification(BertConfig(vocab_size=64, max_position_embeddings=16, **sizes))
-    plan = nmt.plan(model, {"bert.encoder.*": "2:4T"})  # queries, keys, values and feed-forward layers; all else stays dense
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=64, max_position_embeddings=16, **sizes)
+    )
+    plan = nmt.plan(
+        model, {"bert.encoder.*": "2:4T"}
+    )  # queries, keys, values and feed-forward layers; all else stays dense
     sparse = nmt.sparsify_(model, plan, nmt.SRSTE(decay=0.2))
     arguments = TrainingArguments(
         output_dir=folder,
@@ -42,14 +53,21 @@ def main(steps: int, folder: str) -> None:
         save_strategy="no",
         report_to="none",
     )
-    trainer = Trainer(model, arguments, train_dataset=MostlyLarge(4096), callbacks=[nmt.TrainerCallback(sparse)])
+    trainer = Trainer(
+        model, arguments, train_dataset=MostlyLarge(4096), callbacks=[nmt.TrainerCallback(sparse)]
+    )
     trainer.train()
     first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
     assert steps < 100 or last["loss"] < first["loss"] / 2
     assert sparse.stats().step == steps
     assert sparse.finalize_().ok  # plain modules again, with the zeros in their weights
     assert nmt.verify(model, plan).ok
-    print(plan, f"{len(plan.planned)} layers are 2:4T; loss {first['loss']:.3f} at first, {last['loss']:.3f} at last", sep="\n")
+    print(
+        plan,
+        f"{len(plan.planned)} layers are 2:4T; loss {first['loss']:.3f} at first, "
+        f"{last['loss']:.3f} at last",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

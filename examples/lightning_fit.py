@@ -40,14 +40,23 @@ def main(steps: int, folder: str) -> None:
     model = Classifier()
     plan = nmt.plan(model, "2:4T", include="body")
     sparse = nmt.sparsify_(model, plan, nmt.SRSTE(decay=0.2))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(max_steps=steps, callbacks=[nmt.LightningCallback(sparse)], default_root_dir=folder, **quiet)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(
+        max_steps=steps, callbacks=[nmt.LightningCallback(sparse)], default_root_dir=folder, **quiet
+    )
     trainer.fit(model, data)
     print(sparse.stats())
     assert sparse.stats().step == steps
     assert sparse.finalize_().ok  # plain modules again, with the zeros in their weights
     assert nmt.verify(model, plan).ok
-    accuracy = (model.cpu().head(model.body(images[1197:])).argmax(1) == labels[1197:]).float().mean()
+    accuracy = (
+        (model.cpu().head(model.body(images[1197:])).argmax(1) == labels[1197:]).float().mean()
+    )
     print(f"accuracy {accuracy:.1%} after {steps} steps")
     assert steps < 300 or accuracy > 0.9
 

@@ -1,4 +1,6 @@
-"""Train a 2:4T classifier of handwritten digits by SR-STE in a plain loop: `python examples/plain_loop.py [--tiny]`."""
+"""Train a 2:4T classifier of handwritten digits by SR-STE in a plain loop: `python
+examples/plain_loop.py [--tiny]`.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ def main(steps: int) -> None:
     pixels, digits = load_digits(return_X_y=True)
     images, labels = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(digits)
     train, test = torch.randperm(len(labels)).split((1197, 600))
-    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+    model = nn.Sequential(
+        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
     plan = nmt.plan(model, "2:4T", exclude="4")  # ten outputs do not consist of blocks of four
     print(plan)
     sparse = nmt.sparsify_(model, plan, nmt.SRSTE(decay=0.2))
-    sparse.attach(optimizer)  # from here on, masks follow the optimizer's steps: the loop below knows nothing of them
+    sparse.attach(
+        optimizer
+    )  # from here on, masks follow the optimizer's steps: the loop below knows nothing of them
 
     for _ in range(steps):
         batch = train[torch.randint(len(train), (64,))]

@@ -17,7 +17,13 @@ from nmsolve.api import methods, solve
 from nmsolve.certify import Report, verify
 from nmsolve.counting import Diversity, diversity
 from nmsolve.elements import bfloat16
-from nmsolve.errors import InputError, MissingDependencyError, NMSolveError, PatternError, SolverError
+from nmsolve.errors import (
+    InputError,
+    MissingDependencyError,
+    NMSolveError,
+    PatternError,
+    SolverError,
+)
 from nmsolve.lbc import combinations, remove_lowest, removed_by, survivor_mask
 from nmsolve.pattern import Pattern
 from nmsolve.proof import Duals

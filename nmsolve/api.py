@@ -20,7 +20,15 @@ from nmsolve.proof import objective as kept_score
 from nmsolve.proof import prove, remainder_score
 from nmsolve.result import MaskResult, Status, relative_gap
 from nmsolve.solvers import Run, Tally
-from nmsolve.validate import Scores, check_divisible, check_flag, first_non_finite, non_finite_error, read_scores, thread_count
+from nmsolve.validate import (
+    Scores,
+    check_divisible,
+    check_flag,
+    first_non_finite,
+    non_finite_error,
+    read_scores,
+    thread_count,
+)
 
 METHODS = ("auto", "exact", "greedy", "cover", "min_cost_flow")
 
@@ -51,15 +59,16 @@ def solve(
 
     .. math:: \max_X \sum_{ij} S_{ij} X_{ij}, \quad X \in \{0, 1\}^{rows \times cols}
 
-    where every m consecutive entries of a row, and for a transposable pattern every row and column of every m × m block, keep
-    exactly n (with `at_most`: n or fewer), and S = |weights| unless `scores` are given.
+    where every m consecutive entries of a row, and for a transposable pattern every row and column
+    of every m × m block, keep exactly n (with `at_most`: n or fewer), and S = |weights| unless
+    `scores` are given.
 
     Parameters
     ----------
     weights : (..., rows, cols) array-like
-        float16, bfloat16 (ml_dtypes', or bits viewed as `nmsolve.bfloat16`), float32, float64 or integers, and ml_dtypes' floats
-        and integers of a byte or less (float8_e4m3fn, int4, …), any strides. Groups run along the last axis; leading axes are a
-        batch of matrices.
+        float16, bfloat16 (ml_dtypes', or bits viewed as `nmsolve.bfloat16`), float32, float64 or
+        integers, and ml_dtypes' floats and integers of a byte or less (float8_e4m3fn, int4, …), any
+        strides. Groups run along the last axis; leading axes are a batch of matrices.
     pattern : Pattern or str
         "2:4", "2:4T", "<=4:8T", ….
     scores : (..., rows, cols) array-like, optional
@@ -71,9 +80,11 @@ def solve(
     threads : int, optional
         All processors by default. The result is the same bit for bit for every number.
     padding : {"error", "pad", "dense"}
-        What to do if blocks do not tile the matrix: refuse; solve as if zeros followed and crop the mask; keep the remainder.
+        What to do if blocks do not tile the matrix: refuse; solve as if zeros followed and crop the
+        mask; keep the remainder.
     duals : bool
-        Also return the potentials that prove the bound (8 bytes a row and block, and a column and block).
+        Also return the potentials that prove the bound (8 bytes a row and block, and a column and
+        block).
 
     Returns
     -------
@@ -90,14 +101,16 @@ def solve(
 
     Notes
     -----
-    Exact for every pattern up to m = 64. OPTIMAL means that dual bound and objective were evaluated in float64 and agree to
-    1e-6 (float32 and narrower) or 1e-12 (float64 and integers), relative to the magnitude kept, block by block. Ties: row-wise the
-    lowest index first; transposable deterministic, and dependent on the block alone. Time is linear in the number of blocks.
+    Exact for every pattern up to m = 64. OPTIMAL means that dual bound and objective were evaluated
+    in float64 and agree to 1e-6 (float32 and narrower) or 1e-12 (float64 and integers), relative to
+    the magnitude kept, block by block. Ties: row-wise the lowest index first; transposable
+    deterministic, and dependent on the block alone. Time is linear in the number of blocks.
 
     References
     ----------
-    Hubara et al., "Accelerated Sparse Neural Training: A Provable and Efficient Method to Find N:M Transposable Masks",
-    NeurIPS 2021, section 4 (the min-cost flow formulation and the 2-approximation).
+    Hubara et al., "Accelerated Sparse Neural Training: A Provable and Efficient Method to Find N:M
+    Transposable Masks", NeurIPS 2021, section 4 (the min-cost flow formulation and the
+    2-approximation).
 
     Examples
     --------
@@ -118,7 +131,11 @@ def solve(
     check_flag(duals, "duals")
 
     module = solvers.module_for(method, pattern, read.absolute)
-    mask = np.ones(read.array.shape, np.bool_) if padding == "dense" else np.empty(read.array.shape, np.bool_)
+    mask = (
+        np.ones(read.array.shape, np.bool_)
+        if padding == "dense"
+        else np.empty(read.array.shape, np.bool_)
+    )
     tallies: list[Tally] = []
     for sheet in sheets(read, mask, pattern, padding):
         tallies += _solve_sheet(sheet, read, module, workers)
@@ -128,7 +145,10 @@ def solve(
     if not math.isfinite(objective):
         if first_non_finite(read) is not None:  # in the remainder, which no kernel reads
             raise non_finite_error(read, pattern)
-        raise InputError(f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale them down")
+        raise InputError(
+            f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale "
+            "them down"
+        )
     bounds = [tally.bound for tally in tallies]
     bound = None if None in bounds else total([kept, *(b for b in bounds if b is not None)])
     counts = [tally.open for tally in tallies]
@@ -150,7 +170,11 @@ def solve(
     if bound is not None:
         bound = max(bound, objective)
     seconds = time.perf_counter() - started
-    stats |= {"threads": workers, "seconds": seconds, "weights_per_second": read.array.size / seconds}
+    stats |= {
+        "threads": workers,
+        "seconds": seconds,
+        "weights_per_second": read.array.size / seconds,
+    }
     return MaskResult(
         mask=mask,
         status=status,
@@ -175,27 +199,36 @@ def total(parts: list[float]) -> float:
 
 
 def check_method(method: str, pattern: Pattern) -> None:
-    """Raise InputError for a method that does not exist, PatternError for one that cannot serve the pattern."""
+    """Raise InputError for a method that does not exist, PatternError for one that cannot serve the
+    pattern.
+    """
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     serving = solvers.guarantees(pattern)
     if method not in serving:
         raise PatternError(
-            f"method {method!r} cannot serve pattern {pattern}, only transposable ones such as '2:4T'; "
-            f"for {pattern} use one of {', '.join(map(repr, serving))}"
+            f"method {method!r} cannot serve pattern {pattern}, only transposable ones such as "
+            f"'2:4T'; for {pattern} use one of {', '.join(map(repr, serving))}"
         )
 
 
 def _status(
-    objective: float, bound: float | None, still_open: int | None, read: Scores, mask: NDArray[np.bool_], pattern: Pattern,
+    objective: float, bound: float | None, still_open: int | None, read: Scores,
+    mask: NDArray[np.bool_], pattern: Pattern,
     padding: str,
 ) -> Status:  # fmt: skip
-    """OPTIMAL where the solver says of every block that it is proven, and the sums do not contradict it."""
+    """OPTIMAL where the solver says of every block that it is proven, and the sums do not
+    contradict it.
+    """
     if bound is None or still_open is None or still_open > 0:
         return Status.FEASIBLE
     gap = bound - objective
-    if gap <= read.tolerance * abs(objective) or gap <= read.tolerance * kept_score(replace(read, absolute=True), mask):
-        return Status.OPTIMAL  # scores of both signs may cancel in the sum: what counts is the magnitude kept
+    if gap <= read.tolerance * abs(objective) or gap <= read.tolerance * kept_score(
+        replace(read, absolute=True), mask
+    ):
+        return (
+            Status.OPTIMAL
+        )  # scores of both signs may cancel in the sum: what counts is the magnitude kept
     return Status.FEASIBLE if prove(read, mask, pattern, padding).open else Status.OPTIMAL
 
 
@@ -209,10 +242,14 @@ def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[
 
     def work(task: tuple[int, int]) -> Tally | None:
         first, last = task
-        with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are reported as what they are
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # sums that overflow are reported as what they are
             if in_place:
                 return run(source, sheet.mask, first, last)
-            return _solve_staged(sheet, run, first, last, np.float64 if wide == "f8" else np.float32)
+            return _solve_staged(
+                sheet, run, first, last, np.float64 if wide == "f8" else np.float32
+            )
 
     tasks = list(sheet.tasks())
     results = _in_threads(work, tasks, workers)
@@ -222,8 +259,12 @@ def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[
     return tallies
 
 
-def _solve_staged(sheet: Sheet, run: Run, first: int, last: int, dtype: type[np.floating[Any]]) -> Tally | None:
-    """One task on a widened copy of its scores; the mask is written in place unless the sheet's edge cuts blocks."""
+def _solve_staged(
+    sheet: Sheet, run: Run, first: int, last: int, dtype: type[np.floating[Any]]
+) -> Tally | None:
+    """One task on a widened copy of its scores; the mask is written in place unless the sheet's
+    edge cuts blocks.
+    """
     buffer = sheet.stage(first, last, dtype)
     unit = sheet.pattern.rows
     target = sheet.mask[first * unit : last * unit]
@@ -235,8 +276,12 @@ def _solve_staged(sheet: Sheet, run: Run, first: int, last: int, dtype: type[np.
     return tally
 
 
-def _in_threads(work: Callable[[tuple[int, int]], Any], tasks: list[tuple[int, int]], workers: int) -> list[Any]:
-    """Results in the order of tasks. A pool lives for one call, so nothing is left to break across a fork."""
+def _in_threads(
+    work: Callable[[tuple[int, int]], Any], tasks: list[tuple[int, int]], workers: int
+) -> list[Any]:
+    """Results in the order of tasks. A pool lives for one call, so nothing is left to break across
+    a fork.
+    """
     if workers == 1 or len(tasks) == 1:
         return [work(task) for task in tasks]
     with ThreadPoolExecutor(min(workers, len(tasks))) as pool:

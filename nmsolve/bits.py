@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-#: Of state dicts before version 0.2: the first entry in the highest bit. What is written has "little", the first in the lowest.
+#: Of state dicts before version 0.2: the first entry in the highest bit. What is written has
+#: "little", the first in the lowest.
 Order = Literal["little", "big"]
 
 
@@ -28,13 +29,19 @@ def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask, axis=None, bitorder="little")
 
 
-def unpack(packed: NDArray[np.uint8], shape: tuple[int, ...], order: Order = "little") -> NDArray[np.bool_]:
+def unpack(
+    packed: NDArray[np.uint8], shape: tuple[int, ...], order: Order = "little"
+) -> NDArray[np.bool_]:
     """The inverse of `pack`: bool of this shape."""
-    return np.unpackbits(packed, count=math.prod(shape), bitorder=order).view(np.bool_).reshape(shape)
+    return (
+        np.unpackbits(packed, count=math.prod(shape), bitorder=order).view(np.bool_).reshape(shape)
+    )
 
 
 def has_loose_bits(packed: NDArray[np.uint8], entries: int, order: Order = "little") -> bool:
-    """Whether bits after the last entry are set, which no mask has: it is damaged, or in another order."""
+    """Whether bits after the last entry are set, which no mask has: it is damaged, or in another
+    order.
+    """
     beyond = entries % 8
     if not beyond:
         return False

@@ -1,4 +1,6 @@
-"""From an array (..., rows, cols) to rows of blocks that kernels can read, without copying more than a task's worth."""
+"""From an array (..., rows, cols) to rows of blocks that kernels can read, without copying more
+than a task's worth.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,20 @@ from nmsolve.elements import widen
 from nmsolve.pattern import Pattern
 from nmsolve.validate import Scores
 
-#: Weights a task, and blocks a task at least: enough to keep 16 lanes full and threads busy. Results are summed task
-#: by task, and tasks depend on the shape alone, so objectives too are the same for every number of threads.
+#: Weights a task, and blocks a task at least: enough to keep 16 lanes full and threads busy.
+#: Results are summed task by task, and tasks depend on the shape alone, so objectives too are the
+#: same for every number of threads.
 TASK_WEIGHTS, TASK_BLOCKS = 2**18, 512
-#: An array whose axes cannot be flattened as a view is flattened by copies of at most this many elements.
+#: An array whose axes cannot be flattened as a view is flattened by copies of at most this many
+#: elements.
 COPY_LIMIT = 2**21
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A matrix whose rows of blocks are solved: source (rows, cols) in any strides, and the mask's view for it."""
+    """A matrix whose rows of blocks are solved: source (rows, cols) in any strides, and the mask's
+    view for it.
+    """
 
     source: NDArray[Any]
     mask: NDArray[np.uint8]
@@ -65,7 +71,9 @@ class Sheet:
             yield first, min(self.block_rows, first + step)
 
     def stage(self, first: int, last: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
-        """Block rows first … last − 1 as a contiguous array, widened exactly, zeros beyond the edge."""
+        """Block rows first … last − 1 as a contiguous array, widened exactly, zeros beyond the
+        edge.
+        """
         unit = self.pattern.rows
         part = self.source[first * unit : last * unit]
         buffer = np.zeros(((last - first) * unit, self.padded_columns), dtype)
@@ -82,7 +90,9 @@ def _flat(array: NDArray[Any]) -> NDArray[Any] | None:
         return None
 
 
-def _sheets(source: NDArray[Any], mask: NDArray[Any], kind: str, pattern: Pattern) -> Iterator[Sheet]:
+def _sheets(
+    source: NDArray[Any], mask: NDArray[Any], kind: str, pattern: Pattern
+) -> Iterator[Sheet]:
     if source.ndim == 2:
         yield Sheet(source, mask, kind, pattern)
         return
@@ -106,15 +116,21 @@ def _sheets(source: NDArray[Any], mask: NDArray[Any], kind: str, pattern: Patter
 
 
 def core_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[int, int]:
-    """Rows and columns that are solved: all of them, or without the remainder that padding="dense" keeps."""
+    """Rows and columns that are solved: all of them, or without the remainder that padding="dense"
+    keeps.
+    """
     rows, cols = shape[-2:]
     if padding != "dense":
         return rows, cols
     return rows - rows % pattern.rows, cols - cols % pattern.m
 
 
-def sheets(scores: Scores, mask: NDArray[np.bool_], pattern: Pattern, padding: str) -> Iterator[Sheet]:
-    """The solved part of the scores as matrices, with the matching views of a mask of the scores' shape."""
+def sheets(
+    scores: Scores, mask: NDArray[np.bool_], pattern: Pattern, padding: str
+) -> Iterator[Sheet]:
+    """The solved part of the scores as matrices, with the matching views of a mask of the scores'
+    shape.
+    """
     rows, cols = core_shape(scores.array.shape, pattern, padding)
     if rows and cols:
         source = scores.array[..., :rows, :cols]

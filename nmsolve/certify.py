@@ -1,4 +1,6 @@
-"""Whether a mask satisfies a pattern. Plain NumPy: nothing here trusts a solver; what a mask is provably worth: `proof`."""
+"""Whether a mask satisfies a pattern. Plain NumPy: nothing here trusts a solver; what a mask is
+provably worth: `proof`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from nmsolve.validate import check_divisible, to_array
 class Report:
     """What `verify` found. True in a condition if the mask satisfies the pattern.
 
-    violations : groups (of a transposable pattern: rows and columns of blocks) that keep a wrong number.
-    groups : how many there are. first : where the first is, as (index of its first entry) and the number it keeps.
-    density : share of entries kept.
+    violations : groups (of a transposable pattern: rows and columns of blocks) that keep a wrong
+    number. groups : how many there are. first : where the first is, as (index of its first entry)
+    and the number it keeps. density : share of entries kept.
     """
 
     ok: bool
@@ -36,28 +38,35 @@ class Report:
 
     def __str__(self) -> str:
         if self.ok:
-            return f"{self.pattern} holds on shape {self.shape}: {self.groups} groups, density {self.density:.4f}"
+            return (
+                f"{self.pattern} holds on shape {self.shape}: {self.groups} groups, density "
+                f"{self.density:.4f}"
+            )
         place, kept = self.first or ((), 0)
         return (
-            f"{self.pattern} is violated on shape {self.shape} in {self.violations} of {self.groups} groups; "
-            f"the first, from index {list(place)}, keeps {kept}"
+            f"{self.pattern} is violated on shape {self.shape} in {self.violations} of "
+            f"{self.groups} groups; the first, from index {list(place)}, keeps {kept}"
         )
 
 
-def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error") -> Report:
+def verify(
+    mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error"
+) -> Report:
     """Whether a mask, or an array of weights, satisfies a pattern.
 
     Parameters
     ----------
     mask : (..., rows, cols) array-like
-        A bool mask: under an exactly-pattern every group (transposable: every row and column of every block) must keep exactly n.
-        Anything else is taken as weights, of which at most n may be nonzero, since a kept weight may be zero.
+        A bool mask: under an exactly-pattern every group (transposable: every row and column of
+        every block) must keep exactly n. Anything else is taken as weights, of which at most n may
+        be nonzero, since a kept weight may be zero.
     pattern : Pattern or str
         Such as "2:4T".
     at_most : bool, optional
         Overrides the pattern's own.
     padding : {"error", "pad", "dense"}
-        As given to `solve`: with "pad" groups cut off by the edge may keep fewer, with "dense" the remainder keeps everything.
+        As given to `solve`: with "pad" groups cut off by the edge may keep fewer, with "dense" the
+        remainder keeps everything.
 
     Returns
     -------
@@ -79,13 +88,20 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
     pattern = Pattern.of(pattern, at_most)
     array = to_array(mask, "mask", f"pattern {pattern}")
     if array.ndim < 2 or array.size == 0:
-        raise InputError(f"a mask for pattern {pattern} is (..., rows, cols) and not empty, got shape {array.shape}")
+        raise InputError(
+            f"a mask for pattern {pattern} is (..., rows, cols) and not empty, got shape "
+            f"{array.shape}"
+        )
     if array.dtype == np.bool_:
         kept, exactly = array, not pattern.at_most
-    elif kind_of(array.dtype) or array.dtype.kind == "f":  # long doubles too: only solving them is not exact
+    elif (
+        kind_of(array.dtype) or array.dtype.kind == "f"
+    ):  # long doubles too: only solving them is not exact
         kept, exactly = nonzero(array), False
     else:
-        raise InputError(f"a mask for pattern {pattern} is bool, or an array of weights; got dtype {array.dtype}")
+        raise InputError(
+            f"a mask for pattern {pattern} is bool, or an array of weights; got dtype {array.dtype}"
+        )
     check_divisible(array.shape, pattern, padding)
     rows, cols = core_shape(array.shape, pattern, padding)
     core = kept[..., :rows, :cols]
@@ -96,7 +112,8 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
         count, whole = _group_counts(core, axis, pattern)
         wrong = count > pattern.n
         if exactly:
-            # A group cut off by the edge, or that shares a block with padding, may keep fewer than n.
+            # A group cut off by the edge, or that shares a block with padding, may keep fewer than
+            # n.
             wrong |= (count < pattern.n) & whole
         groups += count.size
         violations += int(np.count_nonzero(wrong))
@@ -121,8 +138,12 @@ def verify(mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = No
     )
 
 
-def _group_counts(kept: NDArray[np.bool_], axis: int, pattern: Pattern) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Entries kept by each group along an axis, and which groups lie in no block that the edge cuts."""
+def _group_counts(
+    kept: NDArray[np.bool_], axis: int, pattern: Pattern
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Entries kept by each group along an axis, and which groups lie in no block that the edge
+    cuts.
+    """
     m, size, other = pattern.m, kept.shape[axis], kept.shape[-3 - axis]
     if kept.size == 0:
         shape = [*kept.shape]

@@ -1,10 +1,10 @@
-"""Mask diversity: how many masks a constraint allows (Hubara et al., NeurIPS 2021, section 3), counted exactly where that
-can be done.
+"""Mask diversity: how many masks a constraint allows (Hubara et al., NeurIPS 2021, section 3),
+counted exactly where that can be done.
 
-For a tensor of T weights: unstructured C(T, k); row-wise C(m, n)^(T / m); transposable A(m, n)^(T / m²), where A is the number
-of 0/1 matrices of side m whose rows and columns all sum to n. The paper's transposable formula,
-(m! (m−1)! … (m−n+1)!)^(T / m²), is another number: exact for n = 1, far too large where n is a fair share of m, too small
-for 2:10T.
+For a tensor of T weights: unstructured C(T, k); row-wise C(m, n)^(T / m); transposable A(m, n)^(T /
+m²), where A is the number of 0/1 matrices of side m whose rows and columns all sum to n. The
+paper's transposable formula, (m! (m−1)! … (m−n+1)!)^(T / m²), is another number: exact for n = 1,
+far too large where n is a fair share of m, too small for 2:10T.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.validate import check_flag
 
-#: Transposable blocks are counted exactly while the states of a half-filled block, times its rows, are at most this many: m ≤ 16.
+#: Transposable blocks are counted exactly while the states of a half-filled block, times its rows,
+#: are at most this many: m ≤ 16.
 STATES = 150_000
-#: Counts are given as integers up to this many bits (Python prints no longer ones); the logarithm is given always.
+#: Counts are given as integers up to this many bits (Python prints no longer ones); the logarithm
+#: is given always.
 COUNT_BITS = 14_000
 
 #: Rows filled so far → for each c, how many columns hold c entries.
@@ -32,9 +34,10 @@ State = tuple[int, ...]
 class Diversity:
     """How many masks a constraint allows.
 
-    log2 : its binary logarithm. bits_per_weight : log2 over the number of weights. count : the number itself, None if it is
-    too long or not known exactly. exact : whether log2 comes from an exact count; else log2_error bounds its error.
-    paper_log2 : what the paper's formula gives, another number for transposable patterns (None for at most: not covered).
+    log2 : its binary logarithm. bits_per_weight : log2 over the number of weights. count : the
+    number itself, None if it is too long or not known exactly. exact : whether log2 comes from an
+    exact count; else log2_error bounds its error. paper_log2 : what the paper's formula gives,
+    another number for transposable patterns (None for at most: not covered).
     """
 
     constraint: str
@@ -51,7 +54,8 @@ class Diversity:
         count = "" if self.count is None or self.count >= 10**30 else f" = {self.count} masks"
         paper = "" if self.paper_log2 is None else f"; the paper's formula: 2^{self.paper_log2:.6g}"
         return (
-            f"{self.constraint} on {self.shape}: 2^{self.log2:.6g}{about}{count}, {self.bits_per_weight:.4f} bits per weight{paper}"
+            f"{self.constraint} on {self.shape}: 2^{self.log2:.6g}{about}{count}, "
+            f"{self.bits_per_weight:.4f} bits per weight{paper}"
         )
 
 
@@ -74,7 +78,8 @@ def diversity(
     unstructured : bool
         Count the masks that keep as many weights as the pattern, wherever they are: C(T, T n / m).
     block : (int, int)
-        Rows and columns of blocks that are kept or pruned whole; the pattern then holds for blocks instead of weights.
+        Rows and columns of blocks that are kept or pruned whole; the pattern then holds for blocks
+        instead of weights.
     at_most : bool, optional
         Overrides the pattern's own.
 
@@ -89,17 +94,19 @@ def diversity(
 
     Notes
     -----
-    Transposable blocks are counted by a dynamic program over rows whose state is the multiset of column sums, met in the
-    middle; up to m = 16. Beyond, log2 is asymptotic: exactly n, C(m, n)^(2m) / C(m², mn) · exp(−1/2 + 1/(2m)), the
-    first factor after Canfield, Greenhill and McKay (J. Combin. Theory A 115, 2008), with an error below 1/(4m) nats; at
-    most n, its analogue
-    summed over the number of entries, within 1/4 nat. Both errors are those seen on every exact count, not proven.
+    Transposable blocks are counted by a dynamic program over rows whose state is the multiset of
+    column sums, met in the middle; up to m = 16. Beyond, log2 is asymptotic: exactly n, C(m,
+    n)^(2m) / C(m², mn) · exp(−1/2 + 1/(2m)), the first factor after Canfield, Greenhill and McKay
+    (J. Combin. Theory A 115, 2008), with an error below 1/(4m) nats; at most n, its analogue summed
+    over the number of entries, within 1/4 nat. Both errors are those seen on every exact count, not
+    proven.
 
     Examples
     --------
     >>> diversity("4:8T", shape=(8, 8)).count
     116963796250
-    >>> diversity("2:4", shape=(8, 8)).count > diversity("4:8T", shape=(8, 8)).count  # the paper's formula says the opposite
+    >>> # The paper's formula says the opposite.
+    >>> diversity("2:4", shape=(8, 8)).count > diversity("4:8T", shape=(8, 8)).count
     True
     """
     pattern = Pattern.of(pattern, at_most)
@@ -133,7 +140,14 @@ def diversity(
         return _power(name, sizes, each, units // m**2, paper)
     log2, error = _asymptotic(n, m, pattern.at_most)
     times = units // m**2
-    return _result(name, sizes, log2 * times, None, error * times, None if paper is None else math.log2(paper) * times)
+    return _result(
+        name,
+        sizes,
+        log2 * times,
+        None,
+        error * times,
+        None if paper is None else math.log2(paper) * times,
+    )
 
 
 def _sizes(shape: tuple[int, ...], pattern: Pattern) -> tuple[int, ...]:
@@ -142,17 +156,30 @@ def _sizes(shape: tuple[int, ...], pattern: Pattern) -> tuple[int, ...]:
     except (TypeError, ValueError):
         sizes = ()
     if len(sizes) < 2 or min(sizes) < 1 or math.prod(sizes) > 2**100:
-        raise InputError(f"pattern {pattern} needs a shape (..., rows, cols) of positive integers, got {shape!r}")
+        raise InputError(
+            f"pattern {pattern} needs a shape (..., rows, cols) of positive integers, got {shape!r}"
+        )
     return sizes
 
 
-def _power(name: str, sizes: tuple[int, ...], each: int, times: int, paper: int | None) -> Diversity:
+def _power(
+    name: str, sizes: tuple[int, ...], each: int, times: int, paper: int | None
+) -> Diversity:
     log2 = math.log2(each) * times
     count = each**times if log2 < COUNT_BITS else None
-    return _result(name, sizes, log2, count, 0.0, None if paper is None else math.log2(paper) * times)
+    return _result(
+        name, sizes, log2, count, 0.0, None if paper is None else math.log2(paper) * times
+    )
 
 
-def _result(name: str, sizes: tuple[int, ...], log2: float, count: int | None, error: float, paper: float | None) -> Diversity:
+def _result(
+    name: str,
+    sizes: tuple[int, ...],
+    log2: float,
+    count: int | None,
+    error: float,
+    paper: float | None,
+) -> Diversity:
     return Diversity(
         constraint=name,
         shape=sizes,
@@ -175,13 +202,19 @@ def _unstructured(total: int, kept: int, at_most: bool) -> tuple[float, int | No
         count = _up_to(total, kept) if at_most else math.comb(total, kept)
         return math.log2(count), count
     log2 = _log2_choose(total, kept)
-    if at_most:  # terms fall away from the largest, at 'kept' or at total / 2, geometrically or like a normal density
+    # terms fall away from the largest, at 'kept' or at total / 2, geometrically or like a normal
+    # density
+    if at_most:
         peak = min(kept, total // 2)
-        step = max(1, math.isqrt(total) // 100)  # terms change slowly on this scale, so that one stands for `step` of them
+        step = max(
+            1, math.isqrt(total) // 100
+        )  # terms change slowly on this scale, so that one stands for `step` of them
         spread = range(min(kept, peak + 4000 * step), max(0, peak - 4000 * step), -step)
         top = _log2_choose(total, peak)
         # No term is larger than that of the peak; of logarithms beyond 2^53 rounding may say so.
-        log2 = top + math.log2(step * math.fsum(2.0 ** min(0.0, _log2_choose(total, k) - top) for k in spread))
+        log2 = top + math.log2(
+            step * math.fsum(2.0 ** min(0.0, _log2_choose(total, k) - top) for k in spread)
+        )
     return log2, None
 
 
@@ -210,7 +243,9 @@ def _half_states(n: int, m: int) -> int:
 
 @cache
 def count_blocks(n: int, m: int, at_most: bool) -> int:
-    """The number of 0/1 matrices of side m whose rows and columns all sum to n (at most: to n or less)."""
+    """The number of 0/1 matrices of side m whose rows and columns all sum to n (at most: to n or
+    less).
+    """
     if at_most:
         return 2 ** (m * m) if n == m else sum(_filled(n, m, m, True).values())
     n = min(n, m - n)  # complements
@@ -219,7 +254,8 @@ def count_blocks(n: int, m: int, at_most: bool) -> int:
     upper, lower = _filled(n, m, m // 2, False), _filled(n, m, m - m // 2, False)
     total = 0
     for state, ways in upper.items():
-        # The columns' sums fix those of the lower half; of its matrices with that multiset of sums, one arrangement fits.
+        # The columns' sums fix those of the lower half; of its matrices with that multiset of sums,
+        # one arrangement fits.
         arrangements = math.factorial(m)
         for columns in state:
             arrangements //= math.factorial(columns)
@@ -241,16 +277,27 @@ def _filled(n: int, m: int, rows: int, at_most: bool) -> dict[State, int]:
 
 
 def _add_row(state: State, entries: int) -> Iterator[tuple[State, int]]:
-    """Every way to put a row's entries into columns that have room, with the number of choices of columns."""
+    """Every way to put a row's entries into columns that have room, with the number of choices of
+    columns.
+    """
     room = [sum(state[c:-1]) for c in range(len(state))]
 
-    def place(c: int, left: int, moved: tuple[int, ...], choices: int) -> Iterator[tuple[State, int]]:
+    def place(
+        c: int, left: int, moved: tuple[int, ...], choices: int
+    ) -> Iterator[tuple[State, int]]:
         if c == len(state) - 1:
             shifted = (0, *moved)
-            yield tuple(k - out + into for k, out, into in zip(state, (*moved, 0), shifted, strict=True)), choices
+            yield (
+                tuple(
+                    k - out + into for k, out, into in zip(state, (*moved, 0), shifted, strict=True)
+                ),
+                choices,
+            )
             return
         for take in range(max(0, left - room[c + 1]), min(state[c], left) + 1):
-            yield from place(c + 1, left - take, (*moved, take), choices * math.comb(state[c], take))
+            yield from place(
+                c + 1, left - take, (*moved, take), choices * math.comb(state[c], take)
+            )
 
     if entries <= room[0]:
         yield from place(0, entries, (), 1)
@@ -260,7 +307,9 @@ def _add_row(state: State, entries: int) -> Iterator[tuple[State, int]]:
 def _asymptotic(n: int, m: int, at_most: bool) -> tuple[float, float]:
     """log2 of the number of blocks, and the error seen on exact counts."""
     if not at_most:
-        nats = (2 * m * _log2_choose(m, n) - _log2_choose(m * m, m * n)) * math.log(2) - 0.5 + 0.5 / m
+        nats = (
+            (2 * m * _log2_choose(m, n) - _log2_choose(m * m, m * n)) * math.log(2) - 0.5 + 0.5 / m
+        )
         return nats / math.log(2), 0.25 / m / math.log(2)
     rows = [1]  # rows[t]: ways to fill all rows with t entries in total
     for _ in range(m):

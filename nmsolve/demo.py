@@ -1,7 +1,8 @@
 """`nmsolve demo`: every method on a small trained network, in one table and one picture.
 
-The network (`benchmarks/train_digits.py`) classifies 8 × 8 images of handwritten digits. Its layers are solved one by one; the
-masks of all layers together then multiply its weights, without retraining, and the held-out images are classified again.
+The network (`benchmarks/train_digits.py`) classifies 8 × 8 images of handwritten digits. Its layers
+are solved one by one; the masks of all layers together then multiply its weights, without
+retraining, and the held-out images are classified again.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ PATTERNS = ("1:4", "2:4", "2:4T", "4:8T", "8:16T")
 METHODS = ("exact", "greedy", "cover")
 #: The last layer has 10 rows, which no block divides.
 PADDING = "pad"
-#: A layer is solved in some 50 µs, so that one measurement would show the scheduler as much as the solver.
+#: A layer is solved in some 50 µs, so that one measurement would show the scheduler as much as the
+#: solver.
 REPEATS = 9
 NOTES = """
-kept |W|, gap and distance are of all layers together, and every result was verified against its weights. 1:4 and 2:4 are
-row-wise: groups are independent, so that greedy and cover choose what exact does. A heuristic's gap is measured to its own
-bound, which is looser than the optimum. Mw/s: million weights a second on one thread, kernels loaded, best of {repeats}.
-Accuracy is without retraining, and follows kept |W|, which is what is maximised, only loosely; one image is {point:.2f} points.
+kept |W|, gap and distance are of all layers together, and every result was verified against its
+weights. 1:4 and 2:4 are
+row-wise: groups are independent, so that greedy and cover choose what exact does. A heuristic's
+gap is measured to its own
+bound, which is looser than the optimum. Mw/s: million weights a second on one thread, kernels
+loaded, best of {repeats}.
+Accuracy is without retraining, and follows kept |W|, which is what is maximised, only loosely; one
+image is {point:.2f} points.
 """
 
 
@@ -52,7 +58,9 @@ class Checkpoint:
     labels: NDArray[np.uint8]
 
     def accuracy(self, masks: Sequence[NDArray[np.bool_]] | None = None) -> float:
-        """The share of images classified rightly, with the weights outside the masks set to zero."""
+        """The share of images classified rightly, with the weights outside the masks set to
+        zero.
+        """
         values = self.images
         for layer, (weights, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             kept = weights if masks is None else np.where(masks[layer], weights, np.float32(0))
@@ -105,7 +113,9 @@ def required(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingDependencyError(f"the demo needs {package}, which is not installed: pip install 'nmsolve[demo]'") from error
+        raise MissingDependencyError(
+            f"the demo needs {package}, which is not installed: pip install 'nmsolve[demo]'"
+        ) from error
 
 
 def load_checkpoint() -> Checkpoint:
@@ -123,8 +133,13 @@ def load_checkpoint() -> Checkpoint:
 
 
 def _solved(weights: NDArray[np.float32], pattern: str, method: str) -> MaskResult:
-    """The fastest of `REPEATS` results, all verified, after a first solve that loads the kernels."""
-    results = [solve(weights, pattern, method=method, threads=1, padding=PADDING) for _ in range(1 + REPEATS)][1:]
+    """The fastest of `REPEATS` results, all verified, after a first solve that loads the
+    kernels.
+    """
+    results = [
+        solve(weights, pattern, method=method, threads=1, padding=PADDING)
+        for _ in range(1 + REPEATS)
+    ][1:]
     for result in results:
         result.verify(weights)
     return min(results, key=lambda result: result.stats["seconds"])
@@ -138,18 +153,23 @@ def solve_rows(network: Checkpoint) -> Iterator[Row]:
         for method in METHODS:
             results = [_solved(weights, pattern, method) for weights in network.weights]
             objective = math.fsum(result.objective for result in results)
-            bound = math.fsum(math.inf if result.bound is None else result.bound for result in results)
+            bound = math.fsum(
+                math.inf if result.bound is None else result.bound for result in results
+            )
             if method == "exact":
                 optimum = objective
             masks = tuple(result.mask for result in results)
             yield Row(
                 pattern=pattern,
                 method=method,
-                status=Status.OPTIMAL if all(result.status is Status.OPTIMAL for result in results) else Status.FEASIBLE,
+                status=Status.OPTIMAL
+                if all(result.status is Status.OPTIMAL for result in results)
+                else Status.FEASIBLE,
                 kept=objective / total,
                 gap=relative_gap(objective, bound),
                 distance=(optimum - objective) / optimum,
-                rate=sum(weights.size for weights in network.weights) / math.fsum(result.stats["seconds"] for result in results),
+                rate=sum(weights.size for weights in network.weights)
+                / math.fsum(result.stats["seconds"] for result in results),
                 accuracy=network.accuracy(masks),
                 masks=masks,
             )
@@ -158,7 +178,16 @@ def solve_rows(network: Checkpoint) -> Iterator[Row]:
 def table(dense_accuracy: float, rows: Sequence[Row]) -> str:
     """The rows as text, below one for the network as it was trained."""
     cells = [
-        ("pattern", "method", "status", "kept |W|", "certified gap", "from optimum", "Mw/s", "test accuracy"),
+        (
+            "pattern",
+            "method",
+            "status",
+            "kept |W|",
+            "certified gap",
+            "from optimum",
+            "Mw/s",
+            "test accuracy",
+        ),
         ("dense", "", "", "100.00 %", "", "", "", f"{100 * dense_accuracy:.2f} %"),
     ]
     for row in rows:
@@ -190,8 +219,14 @@ def table(dense_accuracy: float, rows: Sequence[Row]) -> str:
 
 
 def packed(rows: Sequence[Row]) -> bytes:
-    """One safetensors file of bool masks named "pattern/method/layer", such as "2:4T/exact/layer1"."""
-    masks = {f"{row.pattern}/{row.method}/layer{layer}": mask for row in rows for layer, mask in enumerate(row.masks, start=1)}
+    """One safetensors file of bool masks named "pattern/method/layer", such as
+    "2:4T/exact/layer1".
+    """
+    masks = {
+        f"{row.pattern}/{row.method}/layer{layer}": mask
+        for row in rows
+        for layer, mask in enumerate(row.masks, start=1)
+    }
     return bytes(required("safetensors.numpy").save(masks, {"format": FORMAT}))
 
 
@@ -201,7 +236,8 @@ def is_packed(beginning: bytes) -> bool:
 
 
 def demo(out: Path, *, force: bool = False) -> None:
-    """Print the table, and write masks.safetensors and demo.png into a folder, which is made if it does not exist.
+    """Print the table, and write masks.safetensors and demo.png into a folder, which is made if it
+    does not exist.
 
     Files of an earlier demo are replaced, others of these names only with `force`.
 
@@ -222,9 +258,18 @@ def demo(out: Path, *, force: bool = False) -> None:
         Output(out / "masks.safetensors", ours=is_packed, force=force, parents=True) as masks,
         Output(out / "demo.png", ours=is_picture, force=force, parents=True) as picture,
     ):
-        shapes = ", ".join(f"{rows} x {cols}" for rows, cols in (weights.shape for weights in network.weights))
-        print(f"A classifier of handwritten digits, layers {shapes}; tested on {len(network.labels)} images it was not trained on.")
-        print("Solving every layer; the first run on a machine also compiles the kernels, about a minute ...\n", flush=True)
+        shapes = ", ".join(
+            f"{rows} x {cols}" for rows, cols in (weights.shape for weights in network.weights)
+        )
+        print(
+            f"A classifier of handwritten digits, layers {shapes}; tested on {len(network.labels)} "
+            "images it was not trained on."
+        )
+        print(
+            "Solving every layer; the first run on a machine also compiles the kernels, about a "
+            "minute ...\n",
+            flush=True,
+        )
         rows = list(solve_rows(network))
         print(table(network.accuracy(), rows))
         print(NOTES.format(repeats=REPEATS, point=100 / len(network.labels)))

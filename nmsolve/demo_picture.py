@@ -1,4 +1,6 @@
-"""The demo's picture: a block of weights beside its 4:8 and 4:8T masks, and what every method keeps of each pattern."""
+"""The demo's picture: a block of weights beside its 4:8 and 4:8T masks, and what every method keeps
+of each pattern.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ INK, FAINT, WRONG = "#222222", "#777777", "#c8321e"
 
 
 def draw(weights: NDArray[np.float32], rows: Sequence[Row]) -> bytes:
-    """The picture as a PNG. weights : (out, in), of which the first 16 × 16 are shown. rows : the demo's table."""
+    """The picture as a PNG. weights : (out, in), of which the first 16 × 16 are shown. rows : the
+    demo's table.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 4.7), dpi=150, facecolor="white")
@@ -44,14 +48,28 @@ def draw(weights: NDArray[np.float32], rows: Sequence[Row]) -> bytes:
 
 def is_picture(beginning: bytes) -> bool:
     """Whether a file that begins like this is such a picture."""
-    return beginning.startswith(b"\x89PNG\r\n\x1a\n") and f"tEXtSoftware\0{SOFTWARE}".encode() in beginning
+    return (
+        beginning.startswith(b"\x89PNG\r\n\x1a\n")
+        and f"tEXtSoftware\0{SOFTWARE}".encode() in beginning
+    )
 
 
-def _draw_block(axes: Any, block: NDArray[np.float32], mask: NDArray[np.bool_], pattern: str | None) -> None:
-    """Kept weights in color; how many each column of an 8 × 8 block keeps stands above and below, in red where it is not 4."""
+def _draw_block(
+    axes: Any, block: NDArray[np.float32], mask: NDArray[np.bool_], pattern: str | None
+) -> None:
+    """Kept weights in color; how many each column of an 8 × 8 block keeps stands above and below,
+    in red where it is not 4.
+    """
     kept = np.where(mask, block, np.nan)
     axes.set_facecolor("#f1f1f1")
-    axes.pcolormesh(kept, cmap="YlGnBu", vmin=-0.2 * block.max(), vmax=block.max(), edgecolors="white", linewidth=1)
+    axes.pcolormesh(
+        kept,
+        cmap="YlGnBu",
+        vmin=-0.2 * block.max(),
+        vmax=block.max(),
+        edgecolors="white",
+        linewidth=1,
+    )
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.tick_params(length=0, labelbottom=False, labelleft=False)
@@ -69,8 +87,19 @@ def _draw_block(axes: Any, block: NDArray[np.float32], mask: NDArray[np.bool_], 
     for place, counts in ((-0.55, by_column[0]), (SIDE + 0.55, by_column[-1])):
         for column, count in enumerate(counts):
             color, weight = (FAINT, "normal") if count == N else (WRONG, "bold")
-            axes.text(column + 0.5, place, str(count), color=color, fontweight=weight, fontsize=9, ha="center", va="center")
-    axes.set_title(f"{pattern} keeps {block[mask].sum() / block.sum():.1%}", color=INK, fontsize=13, pad=20)
+            axes.text(
+                column + 0.5,
+                place,
+                str(count),
+                color=color,
+                fontweight=weight,
+                fontsize=9,
+                ha="center",
+                va="center",
+            )
+    axes.set_title(
+        f"{pattern} keeps {block[mask].sum() / block.sum():.1%}", color=INK, fontsize=13, pad=20
+    )
     least, most = by_column.min(), by_column.max()
     columns = f"columns {least} to {most}" if least < most else f"columns {least}"
     axes.set_xlabel(f"kept of {M}: rows {N}, {columns}", color=FAINT, fontsize=11, labelpad=14)
@@ -82,9 +111,13 @@ def _draw_bars(axes: Any, rows: Sequence[Row]) -> None:
     height = 0.8 / len(methods)
     for method in methods:
         kept = [100 * row.kept for row in rows if row.method == method]
-        places = np.arange(len(patterns)) + (methods.index(method) - (len(methods) - 1) / 2) * height
+        places = (
+            np.arange(len(patterns)) + (methods.index(method) - (len(methods) - 1) / 2) * height
+        )
         bars = axes.barh(places, kept, 0.9 * height, color=COLORS[method], label=method)
-        axes.bar_label(bars, [f"{value:.2f} %" for value in kept], padding=4, fontsize=9.5, color=INK)
+        axes.bar_label(
+            bars, [f"{value:.2f} %" for value in kept], padding=4, fontsize=9.5, color=INK
+        )
     axes.set_yticks(np.arange(len(patterns)), patterns, fontsize=12, color=INK)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

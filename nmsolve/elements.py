@@ -1,6 +1,8 @@
-"""What stored elements are worth: NumPy's own, bfloat16, and the floats and integers of a byte or less that ml_dtypes names.
+"""What stored elements are worth: NumPy's own, bfloat16, and the floats and integers of a byte or
+less that ml_dtypes names.
 
-Those are told by their names, so that ml_dtypes is not imported. A byte has 256 values, and float32 holds each of them.
+Those are told by their names, so that ml_dtypes is not imported. A byte has 256 values, and float32
+holds each of them.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: bfloat16 without a package: view the bits (uint16) as this type. Arrays of ml_dtypes.bfloat16 are taken too.
+#: bfloat16 without a package: view the bits (uint16) as this type. Arrays of ml_dtypes.bfloat16 are
+#: taken too.
 bfloat16 = np.dtype([("bfloat16", np.uint16)])
 
-#: Bits of exponent and of fraction, the exponent's bias, and which codes are no numbers: as in "ieee" (the largest exponent:
-#: infinity and NaN), "fn" (all ones: NaN), "fnuz" (what would be −0: NaN), "finite" (none).
+#: Bits of exponent and of fraction, the exponent's bias, and which codes are no numbers: as in
+#: "ieee" (the largest exponent: infinity and NaN), "fn" (all ones: NaN), "fnuz" (what would be −0:
+#: NaN), "finite" (none).
 _FORMATS = {
     "float8_e3m4": (3, 4, 3, "ieee"),
     "float8_e4m3": (4, 3, 7, "ieee"),
@@ -31,13 +35,22 @@ _FORMATS = {
 #: Powers of two: an exponent alone, without sign and zero.
 POWERS = "float8_e8m0fnu"
 #: Bits, and whether the first is a sign. Each element has a byte of its own.
-_INTEGERS = {"int1": (1, True), "uint1": (1, False), "int2": (2, True), "uint2": (2, False), "int4": (4, True), "uint4": (4, False)}
+_INTEGERS = {
+    "int1": (1, True),
+    "uint1": (1, False),
+    "int2": (2, True),
+    "uint2": (2, False),
+    "int4": (4, True),
+    "uint4": (4, False),
+}
 SMALL_FLOATS = frozenset({*_FORMATS, POWERS})
 _SMALL = SMALL_FLOATS | frozenset(_INTEGERS)
 
 
 def as_type(name: str) -> np.dtype[Any]:
-    """A type that says what bytes are: view them (uint8) as it. Arrays of ml_dtypes' type of this name are taken too."""
+    """A type that says what bytes are: view them (uint8) as it. Arrays of ml_dtypes' type of this
+    name are taken too.
+    """
     assert name in _SMALL
     return np.dtype([(name, np.uint8)])
 
@@ -45,12 +58,14 @@ def as_type(name: str) -> np.dtype[Any]:
 def kind_of(dtype: np.dtype[Any]) -> str | None:
     """How elements are stored; None if they are no numbers, or some that are not solved.
 
-    "f16", "f4", "f8" and "bf16"; "i4" and "i8" for integers whose values float32 and float64 hold exactly (64-bit integers: to 53
-    bits); the names of `as_type`.
+    "f16", "f4", "f8" and "bf16"; "i4" and "i8" for integers whose values float32 and float64 hold
+    exactly (64-bit integers: to 53 bits); the names of `as_type`.
     """
     name = dtype.name
     if dtype.names is not None:
-        alone = len(dtype.names) == 1 and dtype[0].kind == "u" and dtype[0].itemsize == dtype.itemsize
+        alone = (
+            len(dtype.names) == 1 and dtype[0].kind == "u" and dtype[0].itemsize == dtype.itemsize
+        )
         name = dtype.names[0] if alone else ""
     if name == "bfloat16" and dtype.itemsize == 2:
         return "bf16"
@@ -69,21 +84,27 @@ def is_float(kind: str | None) -> bool:
 
 
 def as_stored(array: NDArray[Any], kind: str) -> NDArray[Any]:
-    """A view of an array whose elements NumPy computes with: their bits, where it does not know what they are worth."""
+    """A view of an array whose elements NumPy computes with: their bits, where it does not know
+    what they are worth.
+    """
     if kind == "bf16":
         return array.view(np.dtype(np.uint16).newbyteorder("=" if array.dtype.isnative else "S"))
     return array.view(np.uint8) if kind in _SMALL else array
 
 
 def widen(stored: NDArray[Any], kind: str) -> NDArray[Any]:
-    """Elements as `as_stored` gives them, as numbers of NumPy: float32 for bfloat16 and for what has a byte or less."""
+    """Elements as `as_stored` gives them, as numbers of NumPy: float32 for bfloat16 and for what
+    has a byte or less.
+    """
     if kind == "bf16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return values(kind)[stored] if kind in _SMALL else stored
 
 
 def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where elements of any kind are not zero; −0 is, NaN is not. No scratch memory but a few thousand elements'."""
+    """Where elements of any kind are not zero; −0 is, NaN is not. No scratch memory but a few
+    thousand elements'.
+    """
     kind = kind_of(array.dtype)
     found: NDArray[np.bool_]
     if kind == "bf16":
@@ -94,7 +115,9 @@ def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
         return found
     counts, found = values(kind) != 0, np.empty(array.shape, np.bool_)
     operands = (as_stored(array, kind), found)
-    with np.nditer(operands, ("external_loop", "buffered", "zerosize_ok"), [["readonly"], ["writeonly"]]) as parts:
+    with np.nditer(
+        operands, ("external_loop", "buffered", "zerosize_ok"), [["readonly"], ["writeonly"]]
+    ) as parts:
         for codes, out in parts:
             out[...] = counts[codes]
     return found
@@ -117,8 +140,12 @@ def values(kind: str) -> NDArray[np.float32]:
     return found
 
 
-def _floats(code: NDArray[Any], exponent_bits: int, fraction_bits: int, bias: int, special: str) -> NDArray[np.float32]:
-    """(−1)^sign × 1.fraction × 2^(exponent − bias), and 0.fraction × 2^(1 − bias) where the exponent is 0."""
+def _floats(
+    code: NDArray[Any], exponent_bits: int, fraction_bits: int, bias: int, special: str
+) -> NDArray[np.float32]:
+    """(−1)^sign × 1.fraction × 2^(exponent − bias), and 0.fraction × 2^(1 − bias) where the
+    exponent is 0.
+    """
     width = exponent_bits + fraction_bits
     magnitude, negative = code & (2**width - 1), code >> width != 0
     exponent, fraction = magnitude >> fraction_bits, magnitude & (2**fraction_bits - 1)

@@ -12,7 +12,9 @@ class PatternError(NMSolveError, ValueError):
 
 
 class InputError(NMSolveError, ValueError):
-    """Weights, scores, masks or options that cannot be worked with; the message names them and the remedy."""
+    """Weights, scores, masks or options that cannot be worked with; the message names them and the
+    remedy.
+    """
 
 
 class MissingDependencyError(NMSolveError, ImportError):
@@ -20,4 +22,6 @@ class MissingDependencyError(NMSolveError, ImportError):
 
 
 class SolverError(NMSolveError, RuntimeError):
-    """Something went wrong inside: a solver failed, or a result does not stand up to verification."""
+    """Something went wrong inside: a solver failed, or a result does not stand up to
+    verification.
+    """

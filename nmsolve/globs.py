@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 
-#: One pattern for all weights, or globs of their names and a pattern each, of which the first that matches decides; None: dense.
+#: One pattern for all weights, or globs of their names and a pattern each, of which the first that
+#: matches decides; None: dense.
 Patterns = Pattern | str | Mapping[str, Pattern | str | None]
 
 
@@ -19,24 +20,32 @@ def matches(path: str, glob: str) -> bool:
 
     Examples
     --------
-    >>> matches("head.0.weight", "head"), matches("header.weight", "head"), matches("header.weight", "head*")
-    (True, False, True)
+    >>> matches("head.0.weight", "head"), matches("header.weight", "head")
+    (True, False)
+    >>> matches("header.weight", "head*")
+    True
     >>> matches("unet/conv_in.weight", "unet"), matches("unet/conv_in.weight", "unet/conv_in")
     (True, True)
     """
     prefixes = [path[: end.start()] for end in re.finditer(r"[./]|$", path)]
-    return glob in prefixes or any(fnmatchcase(prefix, glob) for prefix in prefixes)  # names may hold brackets
+    return glob in prefixes or any(
+        fnmatchcase(prefix, glob) for prefix in prefixes
+    )  # names may hold brackets
 
 
 def to_globs(globs: str | Iterable[str], name: str) -> tuple[str, ...]:
-    """One glob or several as a tuple; `name` is the argument's, for the message of the InputError."""
+    """One glob or several as a tuple; `name` is the argument's, for the message of the
+    InputError.
+    """
     try:
         given = (globs,) if isinstance(globs, str) else tuple(globs)
     except TypeError:
         given = (globs,)  # type: ignore[assignment]
     for glob in given:
         if not isinstance(glob, str):
-            raise InputError(f"{name} takes module paths or globs of them, such as 'encoder.*', got {glob!r}")
+            raise InputError(
+                f"{name} takes module paths or globs of them, such as 'encoder.*', got {glob!r}"
+            )
     return given
 
 
@@ -49,7 +58,9 @@ def to_patterns(pattern: Patterns) -> dict[str, Pattern | None]:
 
 
 def check_used(globs: Iterable[str], paths: Sequence[str], argument: str, whose: str) -> None:
-    """Raise InputError for a glob that matches none of the weights `whose` paths these are: a misspelt one must not pass."""
+    """Raise InputError for a glob that matches none of the weights `whose` paths these are: a
+    misspelt one must not pass.
+    """
     for glob in globs:
         if not any(matches(path, glob) for path in paths):
             inside = [path for path in paths if f".{glob}." in f".{path.replace('/', '.')}."]
@@ -60,7 +71,11 @@ def check_used(globs: Iterable[str], paths: Sequence[str], argument: str, whose:
                     f"for {inside[0]} write '*{before}{glob}'"
                 )
             close = difflib.get_close_matches(glob, paths, 3, 0.4) or paths[:3]
-            known = f"its weights are {', '.join(close)}, …" if close else "it has no weight with two axes or more"
+            known = (
+                f"its weights are {', '.join(close)}, …"
+                if close
+                else "it has no weight with two axes or more"
+            )
             raise InputError(f"{argument}={glob!r} matches no layer of the {whose}; {known}")
 
 

@@ -1,12 +1,12 @@
-"""Learning Best Combinations (Zhang et al., NeurIPS 2022): candidates of a group, their removal, and the mask of the survivors.
+"""Learning Best Combinations (Zhang et al., NeurIPS 2022): candidates of a group, their removal,
+and the mask of the survivors.
 
-A group of m weights has C(m, n) candidate sets Θ of n weights, each with a learned score. Over training the lowest-scored
-candidates are
-removed for good, until one is left (Alg. 1); a weight is kept while any surviving candidate contains it (Eq. 8).
+A group of m weights has C(m, n) candidate sets Θ of n weights, each with a learned score. Over
+training the lowest-scored candidates are removed for good, until one is left (Alg. 1); a weight is
+kept while any surviving candidate contains it (Eq. 8).
 
-The released code lets removed candidates come back: it marks them by a zero score, which momentum changes again. Here what
-is alive is a
-mask of its own, and removal is permanent.
+The released code lets removed candidates come back: it marks them by a zero score, which momentum
+changes again. Here what is alive is a mask of its own, and removal is permanent.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def combinations(pattern: Pattern | str) -> NDArray[np.bool_]:
     Raises
     ------
     PatternError
-        If the pattern is transposable or at most, or the table would not fit in 1 GiB; the message gives the figure.
+        If the pattern is transposable or at most, or the table would not fit in 1 GiB; the message
+        gives the figure.
 
     Examples
     --------
@@ -60,13 +61,16 @@ def combinations(pattern: Pattern | str) -> NDArray[np.bool_]:
     pattern = Pattern.of(pattern)
     if pattern.transposable or pattern.at_most:
         raise PatternError(
-            f"LBC's candidates keep exactly n of a row's m weights, so a pattern such as '2:4' is needed, not {pattern}"
+            "LBC's candidates keep exactly n of a row's m weights, so a pattern such as '2:4' is "
+            f"needed, not {pattern}"
         )
     count = math.comb(pattern.m, pattern.n)
     if count * pattern.m > TABLE_LIMIT:
         raise PatternError(
-            f"pattern {pattern} has {count:,} candidates, a table of {count * pattern.m / 2**30:,.1f} GiB (scores for "
-            f"training take {12 * count / pattern.m:,.0f} bytes a weight); LBC is meant for small m, such as 2:4 or 4:8"
+            f"pattern {pattern} has {count:,} candidates, a table of "
+            f"{count * pattern.m / 2**30:,.1f} GiB (scores for training take "
+            f"{12 * count / pattern.m:,.0f} bytes a weight); LBC is meant for small m, such as 2:4 "
+            "or 4:8"
         )
     from nmsolve.solvers.combinations import enumerate_candidates
 
@@ -92,8 +96,8 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
     Returns
     -------
     int
-        The total removed, not the number to remove now: Eq. 6 subtracts what went before. The paper's bracket is read as
-        rounding up.
+        The total removed, not the number to remove now: Eq. 6 subtracts what went before. The
+        paper's bracket is read as rounding up.
 
     Raises
     ------
@@ -110,30 +114,43 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
     counted = isinstance(candidates, (int, np.integer)) and not isinstance(candidates, bool)
     if not counted or not numbers or candidates < 1 or not start < end or not power > 0 or t != t:
         raise InputError(
-            f"a removal schedule needs candidates >= 1, start < end and power > 0, got candidates={candidates}, t={t}, "
-            f"start={start}, end={end}, power={power}"
+            "a removal schedule needs candidates >= 1, start < end and power > 0, got "
+            f"candidates={candidates}, t={t}, start={start}, end={end}, power={power}"
         )
     for name, value in values.items():
-        if name != "t" and abs(value if isinstance(value, (int, np.integer)) else float(value)) > LARGEST:
-            shown = str(value) if isinstance(value, (float, np.floating)) else f"a number of {len(str(abs(int(value))))} digits"
+        if (
+            name != "t"
+            and abs(value if isinstance(value, (int, np.integer)) else float(value)) > LARGEST
+        ):
+            shown = (
+                str(value)
+                if isinstance(value, (float, np.floating))
+                else f"a number of {len(str(abs(int(value))))} digits"
+            )
             raise InputError(
-                f"a removal schedule needs numbers of magnitude 1e300 or less, got {shown} for {name}; count in larger steps"
+                f"a removal schedule needs numbers of magnitude 1e300 or less, got {shown} for "
+                f"{name}; count in larger steps"
             )
     if t >= end:
         return int(candidates) - 1
     progress = (float(max(t, start)) - float(start)) / (float(end) - float(start))
-    # Powers of decimal fractions miss integers by an ulp; that must not round up to the next candidate.
+    # Powers of decimal fractions miss integers by an ulp; that must not round up to the next
+    # candidate.
     share = 1.0 - math.pow(1.0 - progress, float(power))
     return math.ceil((int(candidates) - 1) * Fraction(share) - Fraction(1e-9))
 
 
-def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) -> NDArray[np.bool_]:
-    """Remove the lowest-scored candidates of every group until `removed` of them are gone (Alg. 1, lines 7 and 8).
+def remove_lowest(
+    scores: NDArray[Any], alive: NDArray[np.bool_], removed: int
+) -> NDArray[np.bool_]:
+    """Remove the lowest-scored candidates of every group until `removed` of them are gone (Alg. 1,
+    lines 7 and 8).
 
     Parameters
     ----------
     scores : (groups, C) float array
-        The learned scores, of any float type that `solve` takes; only those of candidates alive matter.
+        The learned scores, of any float type that `solve` takes; only those of candidates alive
+        matter.
     alive : (groups, C) bool array
         Changed in place. What is False stays False, whatever its score.
     removed : int
@@ -146,11 +163,13 @@ def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) 
     Raises
     ------
     InputError
-        For arrays that do not fit, a NaN score of a living candidate, or a total that leaves no candidate.
+        For arrays that do not fit, a NaN score of a living candidate, or a total that leaves no
+        candidate.
 
     Notes
     -----
-    Of equal scores the candidate later in lexicographic order goes first. Scratch memory is one group's.
+    Of equal scores the candidate later in lexicographic order goes first. Scratch memory is one
+    group's.
 
     Examples
     --------
@@ -160,17 +179,38 @@ def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) 
     """
     scores = to_array(scores, "scores", "removing candidates")
     kind = kind_of(scores.dtype)
-    if kind is None or not is_float(kind) or scores.ndim != 2 or not isinstance(alive, np.ndarray) or alive.dtype != np.bool_:
-        raise InputError(f"scores are a float (groups, C) array and alive a bool one, got {scores.dtype} {scores.shape}")
+    if (
+        kind is None
+        or not is_float(kind)
+        or scores.ndim != 2
+        or not isinstance(alive, np.ndarray)
+        or alive.dtype != np.bool_
+    ):
+        raise InputError(
+            f"scores are a float (groups, C) array and alive a bool one, got {scores.dtype} "
+            f"{scores.shape}"
+        )
     if alive.shape != scores.shape or not alive.flags.writeable:
-        raise InputError(f"alive is a writeable array of the scores' shape {scores.shape}, got {alive.shape}")
-    if not isinstance(removed, (int, np.integer)) or isinstance(removed, bool) or not 0 <= removed < scores.shape[1]:
-        raise InputError(f"of {scores.shape[1]} candidates 0 to {scores.shape[1] - 1} can be removed, got {removed}")
+        raise InputError(
+            f"alive is a writeable array of the scores' shape {scores.shape}, got {alive.shape}"
+        )
+    if (
+        not isinstance(removed, (int, np.integer))
+        or isinstance(removed, bool)
+        or not 0 <= removed < scores.shape[1]
+    ):
+        raise InputError(
+            f"of {scores.shape[1]} candidates 0 to {scores.shape[1] - 1} can be removed, got "
+            f"{removed}"
+        )
     scores = widen(as_stored(scores, kind), kind)
     lost = np.isnan(scores) & alive
     if lost.any():
         g, c = (int(i) for i in np.unravel_index(int(np.argmax(lost)), lost.shape))
-        raise InputError(f"scores[{g}, {c}] is nan (shape {scores.shape}): the order of candidates is not defined")
+        raise InputError(
+            f"scores[{g}, {c}] is nan (shape {scores.shape}): the order of candidates is not "
+            "defined"
+        )
     from nmsolve.solvers.combinations import drop_lowest
 
     wide = scores if scores.dtype == np.float64 else scores.astype(np.float32, copy=False)
@@ -179,7 +219,8 @@ def remove_lowest(scores: NDArray[Any], alive: NDArray[np.bool_], removed: int) 
 
 
 def survivor_mask(alive: NDArray[np.bool_], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which weights any surviving candidate contains (Eq. 8, with what is alive in place of scores that are not zero).
+    """Which weights any surviving candidate contains (Eq. 8, with what is alive in place of scores
+    that are not zero).
 
     Parameters
     ----------
@@ -202,13 +243,30 @@ def survivor_mask(alive: NDArray[np.bool_], candidates: NDArray[np.bool_]) -> ND
     >>> survivor_mask(np.array([[True, False, False, True, False, False]]), combinations("2:4"))
     array([[ True,  True,  True, False]])
     """
-    alive, candidates = to_array(alive, "alive", "a survivor mask"), to_array(candidates, "candidates", "a survivor mask")
-    if alive.dtype != np.bool_ or candidates.dtype != np.bool_ or alive.ndim != 2 or candidates.ndim != 2:
-        raise InputError(f"alive (groups, C) and candidates (C, m) are bool, got {alive.dtype} {alive.shape}")
+    alive, candidates = (
+        to_array(alive, "alive", "a survivor mask"),
+        to_array(candidates, "candidates", "a survivor mask"),
+    )
+    if (
+        alive.dtype != np.bool_
+        or candidates.dtype != np.bool_
+        or alive.ndim != 2
+        or candidates.ndim != 2
+    ):
+        raise InputError(
+            f"alive (groups, C) and candidates (C, m) are bool, got {alive.dtype} {alive.shape}"
+        )
     if alive.shape[1] != candidates.shape[0]:
-        raise InputError(f"alive has shape {alive.shape}, for {alive.shape[1]} candidates; the table has {candidates.shape[0]}")
+        raise InputError(
+            f"alive has shape {alive.shape}, for {alive.shape[1]} candidates; the table has "
+            f"{candidates.shape[0]}"
+        )
     from nmsolve.solvers.combinations import mark_survivors
 
     out = np.empty((alive.shape[0], candidates.shape[1]), np.uint8)
-    mark_survivors(np.ascontiguousarray(alive).view(np.uint8), np.ascontiguousarray(candidates).view(np.uint8), out)
+    mark_survivors(
+        np.ascontiguousarray(alive).view(np.uint8),
+        np.ascontiguousarray(candidates).view(np.uint8),
+        out,
+    )
     return out.view(np.bool_)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from nmsolve.errors import PatternError
 
 MAX_M = 64
-_TEXT = re.compile(r"(?P<at_most><=|≤)?\s*(?P<n>\d{1,9})\s*:\s*(?P<m>\d{1,9})(?P<transposable>T)?", re.ASCII)
+_TEXT = re.compile(
+    r"(?P<at_most><=|≤)?\s*(?P<n>\d{1,9})\s*:\s*(?P<m>\d{1,9})(?P<transposable>T)?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,11 @@ class Pattern:
     m : int
         Length of a group, and side of a block; m ≤ 64.
     transposable : bool
-        False: every m consecutive entries of a row ("2:4"). True: every row and every column of every
-        m × m block ("2:4T"), so that the matrix and its transpose are both n:m sparse.
+        False: every m consecutive entries of a row ("2:4"). True: every row and every column of
+        every m × m block ("2:4T"), so that the matrix and its transpose are both n:m sparse.
     at_most : bool
-        False: exactly n are kept. True: n or fewer. For transposable blocks the at-most optimum can be strictly larger.
+        False: exactly n are kept. True: n or fewer. For transposable blocks the at-most optimum can
+        be strictly larger.
 
     Raises
     ------
@@ -55,15 +58,22 @@ class Pattern:
             except (TypeError, ValueError):
                 number = None
             if number is None or isinstance(value, bool):
-                raise PatternError(f"{name} must be an integer, got {value!r}; a pattern is Pattern(2, 4) or '2:4'")
+                raise PatternError(
+                    f"{name} must be an integer, got {value!r}; a pattern is Pattern(2, 4) or '2:4'"
+                )
             object.__setattr__(self, name, number)
         for name in ("transposable", "at_most"):
             if not isinstance(getattr(self, name), bool):
                 raise PatternError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not 1 <= self.n <= self.m:
-            raise PatternError(f"pattern {self.n}:{self.m} does not exist: n entries of every m are kept, so 1 <= n <= m is needed")
+            raise PatternError(
+                f"pattern {self.n}:{self.m} does not exist: n entries of every m are kept, so 1 <= "
+                "n <= m is needed"
+            )
         if self.m > MAX_M:
-            raise PatternError(f"pattern {self.n}:{self.m} has m = {self.m}, but solvers go up to m = {MAX_M}")
+            raise PatternError(
+                f"pattern {self.n}:{self.m} has m = {self.m}, but solvers go up to m = {MAX_M}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -76,9 +86,19 @@ class Pattern:
         """
         match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            given = repr(text) if isinstance(text, str) else reprlib.repr(text)  # a list of tensors would fill the screen
-            raise PatternError(f"cannot read the pattern {given}; write '2:4', '2:4T' (transposable) or '<=2:4T' (at most)")
-        return cls(int(match["n"]), int(match["m"]), match["transposable"] is not None, match["at_most"] is not None)
+            given = (
+                repr(text) if isinstance(text, str) else reprlib.repr(text)
+            )  # a list of tensors would fill the screen
+            raise PatternError(
+                f"cannot read the pattern {given}; write '2:4', '2:4T' (transposable) or '<=2:4T' "
+                "(at most)"
+            )
+        return cls(
+            int(match["n"]),
+            int(match["m"]),
+            match["transposable"] is not None,
+            match["at_most"] is not None,
+        )
 
     @classmethod
     def of(cls, pattern: Pattern | str, at_most: bool | None = None) -> Pattern:

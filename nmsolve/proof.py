@@ -1,11 +1,12 @@
-"""What duals prove about a mask, block by block (group by group). Plain NumPy: nothing here trusts a solver.
+"""What duals prove about a mask, block by block (group by group). Plain NumPy: nothing here trusts
+a solver.
 
 The certificate of a block is a pair of duals. For *any* u, v (≥ 0 for at most)
 
     bound(u, v) = n Σ u_i + n Σ v_j + Σ_ij max(0, S_ij − u_i − v_j)
 
-is at least the score of every mask of the pattern (LP duality; `docs/formulation.md`), so evaluating it proves a bound wherever
-the duals come from. Row-wise groups have u alone.
+is at least the score of every mask of the pattern (LP duality; `docs/formulation.md`), so
+evaluating it proves a bound wherever the duals come from. Row-wise groups have u alone.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ Array = NDArray[np.float64]
 class Duals:
     """Potentials of every group or block, float64.
 
-    rows : (..., rows, cols / m), one a row of a block (row-wise: a group). columns : (..., rows / m, cols), one a column
-    of a block; None for row-wise patterns. Shapes of the padded matrix, or of the solved part for padding="dense".
+    rows : (..., rows, cols / m), one a row of a block (row-wise: a group). columns : (..., rows /
+    m, cols), one a column of a block; None for row-wise patterns. Shapes of the padded matrix, or
+    of the solved part for padding="dense".
     """
 
     rows: NDArray[np.float64]
@@ -46,9 +48,10 @@ class Duals:
 class Proof:
     """What duals prove.
 
-    bound : no mask of the pattern scores more. rounding : what float64 may have lost of it. open : blocks (groups) whose mask they
-    do not prove within tolerance. first : the first of these, as its index, the score it keeps and how much more might be possible.
-    duals : those that were made, if they were asked for.
+    bound : no mask of the pattern scores more. rounding : what float64 may have lost of it. open :
+    blocks (groups) whose mask they do not prove within tolerance. first : the first of these, as
+    its index, the score it keeps and how much more might be possible. duals : those that were made,
+    if they were asked for.
     """
 
     bound: float
@@ -61,7 +64,10 @@ class Proof:
         if self.first is None:
             return "every block is proven"
         index, kept, gap = self.first
-        return f"the block at index {list(index)} keeps {kept!r}, and {gap:.3g} more is not ruled out ({self.open} such blocks)"
+        return (
+            f"the block at index {list(index)} keeps {kept!r}, and {gap:.3g} more is not ruled "
+            f"out ({self.open} such blocks)"
+        )
 
 
 def objective(scores: Scores, mask: NDArray[np.bool_]) -> float:
@@ -82,17 +88,26 @@ def _values(scores: Scores, staged: Array) -> Array:
 def remainder_score(scores: Scores, pattern: Pattern, padding: str) -> float:
     """What the entries outside the solved part are worth; padding="dense" keeps them all."""
     parts = remainders(scores.array, pattern, padding)
-    return math.fsum(float(_values(scores, widen(part, scores.kind).astype(np.float64)).sum()) for part in parts)
+    return math.fsum(
+        float(_values(scores, widen(part, scores.kind).astype(np.float64)).sum()) for part in parts
+    )
 
 
 def prove(
-    scores: Scores, mask: NDArray[np.bool_], pattern: Pattern, padding: str, duals: Duals | None = None, collect: bool = False
+    scores: Scores,
+    mask: NDArray[np.bool_],
+    pattern: Pattern,
+    padding: str,
+    duals: Duals | None = None,
+    collect: bool = False,
 ) -> Proof:
-    """What `duals` prove about a mask that satisfies the pattern; without, what duals prove that are made here.
+    """What `duals` prove about a mask that satisfies the pattern; without, what duals prove that
+    are made here.
 
-    A block is proven if no mask of it scores more, up to the tolerance of `Scores` times the magnitude that it keeps (or its least
-    score that is not zero, if that is more); up to `FINE` times that if it is apart (`APART`). A row-wise group, for which nothing
-    has to be rounded, is proven exactly or not at all.
+    A block is proven if no mask of it scores more, up to the tolerance of `Scores` times the
+    magnitude that it keeps (or its least score that is not zero, if that is more); up to `FINE`
+    times that if it is apart (`APART`). A row-wise group, for which nothing has to be rounded, is
+    proven exactly or not at all.
     """
     shape = scores.array.shape
     rows, cols = _solved_shape(shape, pattern, padding)
@@ -118,7 +133,9 @@ def prove(
             kept = np.zeros(S.shape, bool)
             part = sheet.mask[first * unit : last * unit].astype(bool)
             kept[: part.shape[0], : part.shape[1]] = part
-            cut = np.zeros((last - first, S.shape[1] // pattern.m), bool)  # blocks that the edge cuts: their own mask is not known
+            cut = np.zeros(
+                (last - first, S.shape[1] // pattern.m), bool
+            )  # blocks that the edge cuts: their own mask is not known
             cut[-1, :] |= part.shape[0] < S.shape[0]
             cut[:, -1] |= part.shape[1] < S.shape[1]
             task = _Task(S, kept, cut, pattern)
@@ -132,7 +149,11 @@ def prove(
                 if first_open is None:
                     i, g = (int(k) for k in np.argwhere(wrong)[0])
                     batch, inside = divmod(row + i * unit, rows)
-                    index = (*(int(k) for k in np.unravel_index(batch, shape[:-2])), inside, g * pattern.m)
+                    index = (
+                        *(int(k) for k in np.unravel_index(batch, shape[:-2])),
+                        inside,
+                        g * pattern.m,
+                    )
                     first_open = index, float(task.objective[i, g]), float(gap[i, g])
                 still_open += int(np.count_nonzero(wrong))
             bounds.append(bound)
@@ -145,14 +166,26 @@ def prove(
     collected = None
     if u_all is not None and v_all is not None:
         columns = v_all.reshape((*shape[:-2], rows // unit, cols)) if pattern.transposable else None
-        collected = Duals(rows=u_all.reshape((*shape[:-2], rows, cols // pattern.m)), columns=columns)
-    return Proof(bound=math.fsum(bounds), rounding=math.fsum(roundings), open=still_open, first=first_open, duals=collected)
+        collected = Duals(
+            rows=u_all.reshape((*shape[:-2], rows, cols // pattern.m)), columns=columns
+        )
+    return Proof(
+        bound=math.fsum(bounds),
+        rounding=math.fsum(roundings),
+        open=still_open,
+        first=first_open,
+        duals=collected,
+    )
 
 
 class _Task:
-    """Scores S and mask (rows, cols) of whole blocks, and what is known of each block, in arrays (block rows, blocks a row)."""
+    """Scores S and mask (rows, cols) of whole blocks, and what is known of each block, in arrays
+    (block rows, blocks a row).
+    """
 
-    def __init__(self, S: Array, kept: NDArray[np.bool_], cut: NDArray[np.bool_], pattern: Pattern) -> None:
+    def __init__(
+        self, S: Array, kept: NDArray[np.bool_], cut: NDArray[np.bool_], pattern: Pattern
+    ) -> None:
         self.S, self.kept, self.cut, self.pattern = S, kept, cut, pattern
         self.objective = self._over_blocks(np.where(kept, S, 0.0))
 
@@ -166,10 +199,11 @@ class _Task:
         return total
 
     def evaluate(self, u: Array, v: Array | None) -> tuple[float, float, Array]:
-        """The bound that u (rows, cols / m), v (rows / m, cols) prove, what float64 may have lost of it, and every block's gap.
+        """The bound that u (rows, cols / m), v (rows / m, cols) prove, what float64 may have lost
+        of it, and every block's gap.
 
-        bound − objective is the sum of what contradicts the signs of r = S − u − v. These are computed in twice the precision of
-        float64, or duals as large as 1e20 would lose S.
+        bound − objective is the sum of what contradicts the signs of r = S − u − v. These are
+        computed in twice the precision of float64, or duals as large as 1e20 would lose S.
         """
         n, m, unit = self.pattern.n, self.pattern.m, self.pattern.rows
         rest, low = _less(self._grouped(self.S), u.reshape(-1, unit, u.shape[1], 1))
@@ -209,11 +243,15 @@ class _Task:
         apart = ((rows > 0) & (rows < limit[:, None])).any(axis=1)
         least = np.where(sizes > 0, sizes, np.inf).min(axis=(1, 3))
         least = np.where(np.isfinite(least), least, 0.0)
-        allowed: Array = np.where(apart, min(tolerance, FINE), tolerance) * np.maximum(size, least) + floor
+        allowed: Array = (
+            np.where(apart, min(tolerance, FINE), tolerance) * np.maximum(size, least) + floor
+        )
         return allowed
 
     def second_look(self, wrong: NDArray[np.bool_], gap: Array) -> Array:
-        """Smaller gaps of the blocks that are `wrong`, if there are any: from duals that are as good as float64 has them."""
+        """Smaller gaps of the blocks that are `wrong`, if there are any: from duals that are as
+        good as float64 has them.
+        """
         if not self.pattern.transposable or self.pattern.n == self.pattern.m:
             return gap
         from nmsolve.solvers.apart import codes
@@ -221,7 +259,10 @@ class _Task:
         m = self.pattern.m
         places = np.argwhere(wrong)
         blocks = [(slice(i * m, (i + 1) * m), slice(g * m, (g + 1) * m)) for i, g in places]
-        S, kept = np.concatenate([self.S[b] for b in blocks]), np.concatenate([self.kept[b] for b in blocks])
+        S, kept = (
+            np.concatenate([self.S[b] for b in blocks]),
+            np.concatenate([self.kept[b] for b in blocks]),
+        )
         chosen = _Task(S, kept, self.cut[wrong][:, None], self.pattern)
         u, v = _ascended(S, self.pattern, FINE / 4)
         if self.pattern.at_most:
@@ -232,12 +273,16 @@ class _Task:
             which = (masks[:, None] >> np.arange(16) & 1).astype(bool)
             for k, block in enumerate(S.reshape(-1, 16)):
                 best = max(math.fsum(block[mask]) for mask in which)
-                found[k] = min(found[k], max(0.0, best - math.fsum(block[kept[k * m : k * m + m].ravel()])))
+                found[k] = min(
+                    found[k], max(0.0, best - math.fsum(block[kept[k * m : k * m + m].ravel()]))
+                )
         return found
 
 
 def _potentials(S: Array, pattern: Pattern, scores: Scores) -> tuple[Array, Array | None]:
-    """Duals of a matrix (rows, cols) of whole blocks. Where they come from does not matter to what they prove."""
+    """Duals of a matrix (rows, cols) of whole blocks. Where they come from does not matter to what
+    they prove.
+    """
     n, m = pattern.n, pattern.m
     grouped = S.reshape(S.shape[0], -1, m)
     if not pattern.transposable or n == m:
@@ -261,7 +306,9 @@ def _ascended(S: NDArray[Any], pattern: Pattern, gap: float) -> tuple[Array, Arr
     block_rows, a_row = S.shape[0] // m, S.shape[1] // m
     u, v = np.zeros((block_rows * a_row, m)), np.zeros((block_rows * a_row, m))
     solve_range(S, np.zeros(S.shape, np.uint8), 0, block_rows, pattern, False, gap, (u, v))
-    return u.reshape(block_rows, a_row, m).transpose(0, 2, 1).reshape(S.shape[0], a_row), v.reshape(block_rows, S.shape[1])
+    return u.reshape(block_rows, a_row, m).transpose(0, 2, 1).reshape(S.shape[0], a_row), v.reshape(
+        block_rows, S.shape[1]
+    )
 
 
 def _solved_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[int, int]:
@@ -270,7 +317,9 @@ def _solved_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tup
     return -(-rows // pattern.rows) * pattern.rows, -(-cols // pattern.m) * pattern.m
 
 
-def _flat_duals(duals: Duals, shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[Array, Array | None]:
+def _flat_duals(
+    duals: Duals, shape: tuple[int, ...], pattern: Pattern, padding: str
+) -> tuple[Array, Array | None]:
     rows, cols = _solved_shape(shape, pattern, padding)
     expected = [(*shape[:-2], rows, cols // pattern.m)]
     found = [duals.rows]
@@ -278,19 +327,28 @@ def _flat_duals(duals: Duals, shape: tuple[int, ...], pattern: Pattern, padding:
         expected.append((*shape[:-2], rows // pattern.m, cols))
         found += [] if duals.columns is None else [duals.columns]
     shapes = [part.shape for part in found]
-    if shapes != expected or not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in found):
+    if shapes != expected or not all(
+        part.dtype.kind in "fiu" and np.isfinite(part).all() for part in found
+    ):
         what = ", ".join(f"{part.dtype} {part.shape}" for part in found)
-        raise SolverError(f"duals of pattern {pattern} on shape {shape} are finite real numbers of shapes {expected}, got {what}")
+        raise SolverError(
+            f"duals of pattern {pattern} on shape {shape} are finite real numbers of shapes "
+            f"{expected}, got {what}"
+        )
     batch = math.prod(shape[:-2])
     flat = [part.astype(np.float64, copy=False) for part in found]
-    return flat[0].reshape(batch * rows, cols // pattern.m), flat[1].reshape(batch * rows // pattern.rows, cols) if flat[
-        1:
-    ] else None
+    return flat[0].reshape(batch * rows, cols // pattern.m), flat[1].reshape(
+        batch * rows // pattern.rows, cols
+    ) if flat[1:] else None
 
 
 def _less(x: Array, y: Array) -> tuple[Array, Array]:
-    """x − y, and what rounding took from it (Knuth, The Art of Computer Programming, vol. 2, 4.2.2, Theorem B)."""
-    with np.errstate(over="ignore", invalid="ignore"):  # duals beyond float64 prove nothing, and say so by a gap that is no number
+    """x − y, and what rounding took from it (Knuth, The Art of Computer Programming, vol. 2, 4.2.2,
+    Theorem B).
+    """
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # duals beyond float64 prove nothing, and say so by a gap that is no number
         total = x - y
         second = total - x
         return total, (x - (total - second)) - (y + second)

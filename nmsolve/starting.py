@@ -1,7 +1,7 @@
 """Ctrl-C while the command line is still being imported: exit code 130 and no traceback.
 
-Imported before anything else, and does nothing unless this process is the command: in a user's program, Ctrl-C is theirs. It needs
-little itself, since until it is there Python answers.
+Imported before anything else, and does nothing unless this process is the command: in a user's
+program, Ctrl-C is theirs. It needs little itself, since until it is there Python answers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ INTERRUPTED = 130
 interrupted = False
 
 
-def leave(signum: int = signal.SIGINT, frame: FrameType | None = None, *, last: str = "") -> NoReturn:
-    """End the process here and now, as a kill would, which every file on the disk survives. last : for the terminal."""
+def leave(
+    signum: int = signal.SIGINT, frame: FrameType | None = None, *, last: str = ""
+) -> NoReturn:
+    """End the process here and now, as a kill would, which every file on the disk survives. last :
+    for the terminal.
+    """
     if sys.stderr is not None:  # without one, descriptor 2 may be a file of ours
         try:
             if select.select((), (2,), (), 0)[1]:  # or a pipe that nobody reads would be waited for
@@ -40,17 +44,24 @@ def is_command() -> bool:
     if first != "-m":  # which it is while a package is imported whose __main__ is to run
         return os.path.basename(first) == "nmsolve"
     given = sys.orig_argv
-    return "-mnmsolve" in given or ("-m" in given and given[given.index("-m") + 1 :][:1] == ["nmsolve"])
+    return "-mnmsolve" in given or (
+        "-m" in given and given[given.index("-m") + 1 :][:1] == ["nmsolve"]
+    )
 
 
 def end() -> None:
-    """What is called last of all: after it comes Python's own end, in which Ctrl-C would kill, with another exit code."""
-    if interrupted:  # Python may kill itself with SIGINT, if it has met that in code which was compiled from text
+    """What is called last of all: after it comes Python's own end, in which Ctrl-C would kill, with
+    another exit code.
+    """
+    # Python may kill itself with SIGINT, if it has met that in code which was compiled from text
+    if interrupted:
         os._exit(INTERRUPTED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # jobs in the background ignore it
+if (
+    is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):  # jobs in the background ignore it
     try:
         signal.signal(signal.SIGINT, leave)
         atexit.register(end)  # first, and so called last

@@ -9,11 +9,13 @@ _WIDTH = 120
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Rows under a head; columns named in `right` are flush right, the last one wraps within itself.
+    """Rows under a head; columns named in `right` are flush right, the last one wraps within
+    itself.
 
     Examples
     --------
-    >>> print(table(("layer", "weights", "reason"), [("fc", "64", ""), ("embed", "1024", "not a matrix")], {1}))
+    >>> rows = [("fc", "64", ""), ("embed", "1024", "not a matrix")]
+    >>> print(table(("layer", "weights", "reason"), rows, {1}))
     layer  weights  reason
     fc          64
     embed     1024  not a matrix
@@ -24,7 +26,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[
     lines = []
     for row, text in zip(cells, [last, *(row[-1] for row in rows)], strict=True):
         left = "  ".join(
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(w) if i in right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         wrapped = textwrap.wrap(text, max(20, _WIDTH - len(left) - 2)) or [""]
         lines.append(f"{left}  {wrapped[0]}".rstrip())
@@ -33,7 +36,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[
 
 
 def shortened(name: str, width: int = 40) -> str:
-    """A module path that is no wider than `width`, with its end kept, from a dot on if there is one.
+    """A module path that is no wider than `width`, with its end kept, from a dot on if there is
+    one.
 
     Examples
     --------

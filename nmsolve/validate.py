@@ -19,9 +19,11 @@ PADDINGS = ("error", "pad", "dense")
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What is maximised: an array (..., rows, cols), how its elements are stored, and whether signs are dropped.
+    """What is maximised: an array (..., rows, cols), how its elements are stored, and whether signs
+    are dropped.
 
-    kind: as `elements.kind_of` tells it; the array is as `elements.as_stored` views it, so that `elements.widen` gives its numbers.
+    kind: as `elements.kind_of` tells it; the array is as `elements.as_stored` views it, so that
+    `elements.widen` gives its numbers.
     """
 
     array: NDArray[Any]
@@ -39,8 +41,8 @@ def to_array(values: ArrayLike, name: str, purpose: str) -> NDArray[Any]:
     """Any array-like as an array; InputError for what NumPy cannot read and for masked arrays."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise InputError(
-            f"{name} is a masked array of shape {values.shape}, and {purpose} has no meaning for missing entries; "
-            f"fill them, for example with {name}.filled(0)"
+            f"{name} is a masked array of shape {values.shape}, and {purpose} has no meaning for "
+            f"missing entries; fill them, for example with {name}.filled(0)"
         )
     try:
         return np.asarray(values)
@@ -60,28 +62,33 @@ def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any]
     array = to_array(values, name, f"pattern {pattern}")
     if array.dtype == object:
         raise InputError(
-            f"{name} has dtype object and shape {array.shape}: pattern {pattern} needs numbers in rows of equal length; "
-            f"convert with np.asarray({name}, dtype=np.float32)"
+            f"{name} has dtype object and shape {array.shape}: pattern {pattern} needs numbers in "
+            f"rows of equal length; convert with np.asarray({name}, dtype=np.float32)"
         )
     kind = kind_of(array.dtype)
     if kind is None and array.dtype.kind == "V":
         raise InputError(
-            f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} needs to know what the bytes are; "
-            f"what lost its name (np.load does that) is viewed as what it was: {name}.view(nmsolve.bfloat16), or a float8 or int4 "
-            f"as {name}.view(ml_dtypes.float8_e4m3fn) and the like"
+            f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} needs to know "
+            "what the bytes are; what lost its name (np.load does that) is viewed as what it was: "
+            f"{name}.view(nmsolve.bfloat16), or a float8 or int4 as "
+            f"{name}.view(ml_dtypes.float8_e4m3fn) and the like"
         )
     if kind is None:
         raise InputError(
-            f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} takes float16, bfloat16, float32, "
-            f"float64, the float8, float6, float4 and int4 of ml_dtypes, and integers; convert with {name}.astype(np.float32)"
+            f"{name} has dtype {array.dtype}, shape {array.shape}: pattern {pattern} takes "
+            "float16, bfloat16, float32, float64, the float8, float6, float4 and int4 of "
+            f"ml_dtypes, and integers; convert with {name}.astype(np.float32)"
         )
     if array.ndim < 2:
         raise InputError(
-            f"{name} has shape {array.shape}: pattern {pattern} needs (..., rows, cols) with groups along the last axis; "
-            f"for one row pass {name}[None, :]"
+            f"{name} has shape {array.shape}: pattern {pattern} needs (..., rows, cols) with "
+            f"groups along the last axis; for one row pass {name}[None, :]"
         )
     if array.size == 0:
-        raise InputError(f"{name} has shape {array.shape}, without any element: pattern {pattern} has nothing to choose from")
+        raise InputError(
+            f"{name} has shape {array.shape}, without any element: pattern {pattern} has nothing "
+            "to choose from"
+        )
     return as_stored(array, kind), kind
 
 
@@ -91,29 +98,36 @@ def read_scores(weights: ArrayLike, scores: ArrayLike | None, pattern: Pattern) 
     Raises
     ------
     InputError
-        For a dtype, shape or size that cannot be worked with. Finiteness is checked by the solvers as they read.
+        For a dtype, shape or size that cannot be worked with. Finiteness is checked by the solvers
+        as they read.
     """
     array, kind = _array(weights, "weights", pattern)
     if scores is None:
         return Scores(array, kind, True, "weights")
     given, given_kind = _array(scores, "scores", pattern)
     if given.shape != array.shape:
-        raise InputError(f"scores have shape {given.shape}, weights {array.shape}: pattern {pattern} needs one score a weight")
+        raise InputError(
+            f"scores have shape {given.shape}, weights {array.shape}: pattern {pattern} needs one "
+            "score a weight"
+        )
     return Scores(given, given_kind, False, "scores")
 
 
 def check_divisible(shape: tuple[int, ...], pattern: Pattern, padding: str) -> None:
     """Raise InputError if the shape leaves a remainder that `padding` does not allow."""
     if not isinstance(padding, str) or padding not in PADDINGS:
-        raise InputError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
+        raise InputError(
+            f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}"
+        )
     if padding != "error":
         return
     for axis, size, unit in ((-2, shape[-2], pattern.rows), (-1, shape[-1], pattern.m)):
         if size % unit:
             what = "rows" if axis == -2 else "columns"
             raise InputError(
-                f"shape {shape} has {size} {what}, not a multiple of {unit}: pattern {pattern} leaves {size % unit} {what} from "
-                f"index {size - size % unit} on; pass padding='pad' (solve as if zeros followed) or padding='dense' (keep them)"
+                f"shape {shape} has {size} {what}, not a multiple of {unit}: pattern {pattern} "
+                f"leaves {size % unit} {what} from index {size - size % unit} on; pass "
+                "padding='pad' (solve as if zeros followed) or padding='dense' (keep them)"
             )
 
 
@@ -123,7 +137,11 @@ def first_non_finite(scores: Scores) -> tuple[int, ...] | None:
     step = max(1, 2**20 // max(1, array[0].size))
     for start in range(0, array.shape[0], step):
         part = array[start : start + step]
-        bad = (part & 0x7F80) == 0x7F80 if scores.kind == "bf16" else ~np.isfinite(widen(part, scores.kind))
+        bad = (
+            (part & 0x7F80) == 0x7F80
+            if scores.kind == "bf16"
+            else ~np.isfinite(widen(part, scores.kind))
+        )
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), part.shape)
             return (start + int(index[0]), *(int(i) for i in index[1:]))
@@ -134,8 +152,13 @@ def non_finite_error(scores: Scores, pattern: Pattern) -> InputError:
     """The error for scores that are not all finite, naming the first that is not."""
     index = first_non_finite(scores)
     if index is None:
-        return InputError(f"{scores.name} changed while pattern {pattern} was being solved: a value was not finite")
-    return non_finite_message(scores.name, index, value_at(scores, index), scores.array.shape, pattern)
+        return InputError(
+            f"{scores.name} changed while pattern {pattern} was being solved: a value was not "
+            "finite"
+        )
+    return non_finite_message(
+        scores.name, index, value_at(scores, index), scores.array.shape, pattern
+    )
 
 
 def value_at(scores: Scores, index: tuple[int, ...]) -> float:
@@ -143,7 +166,9 @@ def value_at(scores: Scores, index: tuple[int, ...]) -> float:
     return float(widen(np.asarray([scores.array[index]], scores.array.dtype), scores.kind)[0])
 
 
-def non_finite_message(name: str, index: tuple[int, ...], value: float, shape: tuple[int, ...], pattern: Pattern) -> InputError:
+def non_finite_message(
+    name: str, index: tuple[int, ...], value: float, shape: tuple[int, ...], pattern: Pattern
+) -> InputError:
     """The error for a score that is NaN or infinite, given where the first is."""
     place = ", ".join(map(str, index))
     return InputError(
@@ -155,11 +180,17 @@ def non_finite_message(name: str, index: tuple[int, ...], value: float, shape: t
 def thread_count(threads: int | None) -> int:
     """How many threads to use: as asked, or every processor this process may run on."""
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     try:
         count = operator.index(threads)
     except (TypeError, ValueError):
         count = 0
     if count < 1 or isinstance(threads, bool):
-        raise InputError(f"threads must be a positive integer or None (all processors), got {threads!r}")
+        raise InputError(
+            f"threads must be a positive integer or None (all processors), got {threads!r}"
+        )
     return count

@@ -13,16 +13,27 @@ import numpy as np
 def groups(n, m, at_most=False):
     """Every group of m bools with n (at most: ≤ n) of them True."""
     sizes = range(n + 1) if at_most else [n]
-    return tuple(tuple(j in chosen for j in range(m)) for size in sizes for chosen in combinations(range(m), size))
+    return tuple(
+        tuple(j in chosen for j in range(m))
+        for size in sizes
+        for chosen in combinations(range(m), size)
+    )
 
 
 @cache
 def blocks(n, m, at_most=False):
-    """Every m × m mask whose rows and columns keep n (at most: ≤ n), as an array (masks, m, m); for m ≤ 5."""
+    """Every m × m mask whose rows and columns keep n (at most: ≤ n), as an array (masks, m, m); for
+    m ≤ 5.
+    """
     rows = groups(n, m, at_most)
     found = [()]
     for _ in range(m):
-        found = [(*above, row) for above in found for row in rows if all(sum(r[j] for r in (*above, row)) <= n for j in range(m))]
+        found = [
+            (*above, row)
+            for above in found
+            for row in rows
+            if all(sum(r[j] for r in (*above, row)) <= n for j in range(m))
+        ]
     if not at_most:
         found = [mask for mask in found if all(sum(r[j] for r in mask) == n for j in range(m))]
     return np.array(found)

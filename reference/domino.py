@@ -1,6 +1,8 @@
-"""DominoSearch written out in loops over groups, for weights (out, in) and (out, in, kh, kw) as NumPy arrays.
+"""DominoSearch written out in loops over groups, for weights (out, in) and (out, in, kh, kw) as
+NumPy arrays.
 
-Sun et al. 2021, with what the authors' code does where the text is open. Nothing is fast here, and nothing is shared with nmsolve.
+Sun et al. 2021, with what the authors' code does where the text is open. Nothing is fast here, and
+nothing is shared with nmsolve.
 """
 
 import itertools
@@ -39,7 +41,10 @@ def thresholds_of(W, m):
 
 def share_below(W, thresholds, n, m):
     """The share of groups with fewer than n weights above their threshold."""
-    votes = [sum(abs(W[index]) > T for index in group) < n for group, T in zip(groups(W, m), thresholds, strict=True)]
+    votes = [
+        sum(abs(W[index]) > T for index in group) < n
+        for group, T in zip(groups(W, m), thresholds, strict=True)
+    ]
     return sum(votes) / len(votes)
 
 
@@ -51,7 +56,9 @@ def erk(shapes, density):
         return [min(1.0, epsilon * sum(shape) / np.prod(shape)) for shape in shapes]
 
     low, high = 0.0, 1.0
-    while sum(d * np.prod(s) for d, s in zip(densities(high), shapes, strict=True)) < wanted * (1 - 1e-12):
+    while sum(d * np.prod(s) for d, s in zip(densities(high), shapes, strict=True)) < wanted * (
+        1 - 1e-12
+    ):
         high *= 2
     for _ in range(200):
         middle = (low + high) / 2
@@ -93,7 +100,9 @@ def search(
     max_steps=100,
     candidates=None,
 ):
-    """gradients(step, masked weights, others) gives those of both. macs: multiply-adds of each dense layer."""
+    """gradients(step, masked weights, others) gives those of both. macs: multiply-adds of each
+    dense layer.
+    """
     beta1, beta2 = beta or ((0.8, 0.2) if by_macs else (0.5, 0.5))
     if candidates is None:
         candidates = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= m]
@@ -129,7 +138,9 @@ def search(
                         cost = sum(p * k / m for p, k in zip(price, n, strict=True))
                         history.append((step, i, n[i], cost))
                         if cost <= limit:
-                            return Run(n, history, weights, dense, others, seen, all_etas, walks, step + 1)
+                            return Run(
+                                n, history, weights, dense, others, seen, all_etas, walks, step + 1
+                            )
                         if layerwise:
                             etas = etas_of(macs, n, m, sparsity, beta1, beta2)
     return Run(n, history, weights, dense, others, seen, all_etas, walks, max_steps)

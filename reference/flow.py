@@ -9,17 +9,21 @@ import numpy as np
 
 
 def integers(block):
-    """Scores as Python integers and the denominator they share. Exact: every float is a fraction over a power of two."""
+    """Scores as Python integers and the denominator they share. Exact: every float is a fraction
+    over a power of two.
+    """
     fractions = [[Fraction(float(s)) for s in row] for row in block]
     denominator = max(f.denominator for row in fractions for f in row)
     return [[int(f * denominator) for f in row] for row in fractions], denominator
 
 
 def optimum(block, n, at_most=False):
-    """maximise Σ S_ij X_ij, every row and column of X ∈ {0, 1} sums to n (at most: ≤ n): mask (m, m) and objective.
+    """maximise Σ S_ij X_ij, every row and column of X ∈ {0, 1} sums to n (at most: ≤ n): mask (m,
+    m) and objective.
 
-    Rows supply n, columns demand n, every entry is an arc of capacity 1 and cost −S_ij; for at most, what a row
-    does not place goes to a node that fills the columns, at no cost. The objective is exact up to its last rounding.
+    Rows supply n, columns demand n, every entry is an arc of capacity 1 and cost −S_ij; for at
+    most, what a row does not place goes to a node that fills the columns, at no cost. The objective
+    is exact up to its last rounding.
     """
     costs, denominator = integers(block)
     m = len(costs)

@@ -1,6 +1,7 @@
 """The multiple-choice knapsack problem: every choice there is, and SciPy's HiGHS.
 
-Layer i has candidates with losses[i] and costs[i]; one is chosen for each, so that the costs sum to at most `limit`.
+Layer i has candidates with losses[i] and costs[i]; one is chosen for each, so that the costs sum to
+at most `limit`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from scipy.sparse import block_diag, coo_array
 
 
 def brute(losses, costs, limit):
-    """minimise the losses over every choice: (choices, loss), or None if none is within the limit; sums exact, rounded once."""
+    """minimise the losses over every choice: (choices, loss), or None if none is within the limit;
+    sums exact, rounded once.
+    """
     best = None
     for choices in itertools.product(*(range(len(row)) for row in losses)):
         if math.fsum(row[j] for row, j in zip(costs, choices, strict=True)) <= limit:
@@ -25,8 +28,12 @@ def brute(losses, costs, limit):
 
 
 def integer(losses, costs, limit):
-    """minimise Σ l x, Σ c x ≤ limit, Σ_j x_ij = 1, x ∈ {0, 1}, by branch and bound: choices and loss."""
-    loss, cost = (np.concatenate([np.asarray(row, np.float64) for row in rows]) for rows in (losses, costs))
+    """minimise Σ l x, Σ c x ≤ limit, Σ_j x_ij = 1, x ∈ {0, 1}, by branch and bound: choices and
+    loss.
+    """
+    loss, cost = (
+        np.concatenate([np.asarray(row, np.float64) for row in rows]) for rows in (losses, costs)
+    )
     # HiGHS has absolute tolerances, so its numbers must be about one.
     unit = np.abs(loss).max() or 1.0
     price = max(np.abs(cost).max(), 1e-300)

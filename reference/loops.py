@@ -1,4 +1,6 @@
-"""Plain Python loops over lists: rules, feasibility, objectives and bounds, each written as it is said."""
+"""Plain Python loops over lists: rules, feasibility, objectives and bounds, each written as it is
+said.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ import numpy as np
 
 
 def select(group, n, at_most=False):
-    """maximise Σ s_j x_j with Σ x_j = n (at most: ≤ n): the largest first, the lowest index first among equals."""
+    """maximise Σ s_j x_j with Σ x_j = n (at most: ≤ n): the largest first, the lowest index first
+    among equals.
+    """
     scores = [float(s) for s in group]
     kept = [False] * len(scores)
     for _ in range(n):
@@ -23,7 +27,9 @@ def select(group, n, at_most=False):
 
 
 def keep_greedy(block, n, at_most=True):
-    """Keep-greedy: heaviest first, kept if row and column have room. At most stops at the first score that is not positive."""
+    """Keep-greedy: heaviest first, kept if row and column have room. At most stops at the first
+    score that is not positive.
+    """
     m = len(block)
     rows, columns = [0] * m, [0] * m
     kept = [[False] * m for _ in range(m)]
@@ -38,7 +44,9 @@ def keep_greedy(block, n, at_most=True):
 
 
 def cover(block, n, at_most=True):
-    """Cover: lightest first, pruned if row or column has pruned fewer than m − n. At most prunes every negative score too."""
+    """Cover: lightest first, pruned if row or column has pruned fewer than m − n. At most prunes
+    every negative score too.
+    """
     m = len(block)
     rows, columns = [0] * m, [0] * m
     kept = [[True] * m for _ in range(m)]

@@ -1,6 +1,8 @@
-"""Masked training of one linear layer, written out: y = (E∘W) x, L = Σ (y − t)² / (2 batch), in float64 loops over groups.
+"""Masked training of one linear layer, written out: y = (E∘W) x, L = Σ (y − t)² / (2 batch), in
+float64 loops over groups.
 
-Equations: SR-STE (Zhou et al. 2021), LBC (Zhang et al. 2022, Eq. 5-12 and Alg. 1), SGD with momentum and AdamW as in their papers.
+Equations: SR-STE (Zhou et al. 2021), LBC (Zhang et al. 2022, Eq. 5-12 and Alg. 1), SGD with
+momentum and AdamW as in their papers.
 """
 
 import itertools
@@ -72,8 +74,12 @@ def train_fixed(W, batches, n, m, optimizer):
     return W, masks
 
 
-def train_ste(W, batches, n, m, optimizer, decay=0.0, decoupled=False, update_every=1, freeze_after=math.inf):
-    """STE, and with a decay SR-STE: W ← W − lr (g + λ (1 − E) W), the decay in the gradient or beside it."""
+def train_ste(
+    W, batches, n, m, optimizer, decay=0.0, decoupled=False, update_every=1, freeze_after=math.inf
+):
+    """STE, and with a decay SR-STE: W ← W − lr (g + λ (1 − E) W), the decay in the gradient or
+    beside it.
+    """
     mask = rowwise_mask(W, n, m)
     masks = [mask]
     for step, (x, t) in enumerate(batches, 1):
@@ -99,7 +105,9 @@ def removed(count, t, start, end, power=3):
     return math.ceil(exact - 1e-9)
 
 
-def train_lbc(W, batches, n, m, optimizer, t_i, t_f, criterion="learned", momentum=0.9, update_every=1):
+def train_lbc(
+    W, batches, n, m, optimizer, t_i, t_f, criterion="learned", momentum=0.9, update_every=1
+):
     """Alg. 1, with what is alive in a set of its own: removal is for good."""
     sets = list(itertools.combinations(range(m), n))
     groups = [(r, g) for r in range(W.shape[0]) for g in range(0, W.shape[1], m)]

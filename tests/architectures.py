@@ -1,8 +1,9 @@
-"""The architectures that transformers and timm build without memory, and what their modules say of a checkpoint's tensors.
+"""The architectures that transformers and timm build without memory, and what their modules say of
+a checkpoint's tensors.
 
-`python -m tests.architectures transformers 0 2` writes what is found in part 0 of 2 as JSON. timm stands in a folder of its own
-(`.venv/timm`), since beside the CPU build of PyTorch its torchvision lacks its operators, and a broken torchvision on the usual
-path would break imports of transformers.
+`python -m tests.architectures transformers 0 2` writes what is found in part 0 of 2 as JSON. timm
+stands in a folder of its own (`.venv/timm`), since beside the CPU build of PyTorch its torchvision
+lacks its operators, and a broken torchvision on the usual path would break imports of transformers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TIMM = Path(sys.prefix) / "timm"
 #: Of a model type's classes, the first that there is; one that has most heads and towers.
-TASKS = ("PRETRAINING", "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM")
+TASKS = (
+    "PRETRAINING",
+    "MULTIMODAL_LM",
+    "IMAGE_TEXT_TO_TEXT",
+    "CAUSAL_LM",
+    "SPEECH_SEQ_2_SEQ",
+    "SEQ_TO_SEQ_CAUSAL_LM",
+)
 PATTERNS = ("2:4", "2:4T")
 #: Of timm, beside one of every family: layers that standardise their weights.
 MORE = ("resnetv2_50x1_bit", "vit_base_r50_s16_224", "nf_resnet50", "nf_regnet_b0")
@@ -38,13 +46,21 @@ def of_transformers(part: int, parts: int) -> Iterator[tuple[str, Any]]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     transformers.logging.set_verbosity_error()
-    tables = [name for name in dir(auto) if name.startswith("MODEL_") and name.endswith("MAPPING_NAMES")]
-    tables.sort(key=lambda name: next((i for i, task in enumerate(TASKS) if f"FOR_{task}_MAPPING" in name), len(TASKS)))
+    tables = [
+        name for name in dir(auto) if name.startswith("MODEL_") and name.endswith("MAPPING_NAMES")
+    ]
+    tables.sort(
+        key=lambda name: next(
+            (i for i, task in enumerate(TASKS) if f"FOR_{task}_MAPPING" in name), len(TASKS)
+        )
+    )
     tables.sort(key=lambda name: name == "MODEL_MAPPING_NAMES")
     classes: dict[str, list[str]] = {}
     for table in tables:
         for kind, named in getattr(auto, table).items():
-            classes.setdefault(kind, []).extend(named if isinstance(named, (tuple, list)) else [named])
+            classes.setdefault(kind, []).extend(
+                named if isinstance(named, (tuple, list)) else [named]
+            )
     for kind in sorted(classes)[part::parts]:
         for name in dict.fromkeys(classes[kind]):
             try:
@@ -64,8 +80,12 @@ def of_timm(part: int, parts: int) -> Iterator[tuple[str, Any]]:
     found = importlib.util.find_spec("torchvision")
     assert found is not None
     text = (Path(found.submodule_search_locations[0]) / "_meta_registrations.py").read_text()  # type: ignore[index]
-    for operator in sorted(set(re.findall(r'register_(?:fake|meta)\("(?:torchvision::)?(\w+)"', text))):
-        if not hasattr(torch.ops.torchvision, operator):  # its compiled part does not load beside the CPU build of PyTorch
+    for operator in sorted(
+        set(re.findall(r'register_(?:fake|meta)\("(?:torchvision::)?(\w+)"', text))
+    ):
+        if not hasattr(
+            torch.ops.torchvision, operator
+        ):  # its compiled part does not load beside the CPU build of PyTorch
             library.define(f"{operator}(Tensor x) -> Tensor")
     import timm
 
@@ -79,14 +99,19 @@ def of_timm(part: int, parts: int) -> Iterator[tuple[str, Any]]:
 
 
 def facts(model: Any) -> dict[str, Any]:
-    """What a model's modules say: by their own names, and by those that transformers writes a checkpoint under."""
+    """What a model's modules say: by their own names, and by those that transformers writes a
+    checkpoint under.
+    """
     import nmsolve.torch as nmt
     from nmsolve.checkpoint.meta_model import _planned, told_by
 
     state = model.state_dict()
     planned = _planned(model)
     plans = {
-        pattern: {f"{e.name}.{e.parameter}".lstrip("."): e.axis for e in nmt.plan(model, pattern).planned} for pattern in PATTERNS
+        pattern: {
+            f"{e.name}.{e.parameter}".lstrip("."): e.axis for e in nmt.plan(model, pattern).planned
+        }
+        for pattern in PATTERNS
     }
     found = {
         "modules": _of_names({n: tuple(t.shape) for n, t in state.items()}, planned),
@@ -104,11 +129,15 @@ def facts(model: Any) -> dict[str, Any]:
 
 def _one_of_each(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Names that differ in more than their numbers."""
-    return list({(re.sub(r"\d+", "N", name), shape): name for name, shape in shapes.items()}.values())
+    return list(
+        {(re.sub(r"\d+", "N", name), shape): name for name, shape in shapes.items()}.values()
+    )
 
 
 def _of_names(shapes: dict[str, tuple[int, ...]], told: Any) -> list[Any]:
-    """For tensors that differ in more than their numbers: name, shape, what names say for each pattern, what the model says."""
+    """For tensors that differ in more than their numbers: name, shape, what names say for each
+    pattern, what the model says.
+    """
     from nmsolve.checkpoint.names import Names
     from nmsolve.checkpoint.planning import by_model, by_names, indivisible
     from nmsolve.pattern import Pattern
@@ -140,9 +169,24 @@ def every(source: str) -> dict[str, Any]:
     path = os.pathsep.join(([str(TIMM)] if source == "timm" else []) + [str(ROOT)])
 
     def ask(part: int) -> dict[str, Any]:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.architectures", source, str(part), "2"]
-        environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.architectures",
+            source,
+            str(part),
+            "2",
+        ]
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return dict(json.loads(done.stdout))
 

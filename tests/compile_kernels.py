@@ -1,13 +1,16 @@
-"""Compile every Triton kernel, as the engine launches it, for NVIDIA GPUs that need not be there, and count what it needs.
+"""Compile every Triton kernel, as the engine launches it, for NVIDIA GPUs that need not be there,
+and count what it needs.
 
-A program of its own, run by test_torch_kernels.py: Triton chooses compiler or interpreter when kernels are defined. A driver that
-only names a target makes Triton bind and specialise real calls on CPU tensors, compile them to machine code, and stop there.
+A program of its own, run by test_torch_kernels.py: Triton chooses compiler or interpreter when
+kernels are defined. A driver that only names a target makes Triton bind and specialise real calls
+on CPU tensors, compile them to machine code, and stop there.
 
-Prints a line of JSON a kernel. shares: how many lanes share a block; solves: how many groups a lane solves side by side; spills:
-loads from and stores to local memory in the machine code; loops: instructions and spills of every loop's body, the longest first;
-pipes: how many instructions go to each unit of a multiprocessor, in all and in the longest loop without a loop inside.
-Last, a line for each kernel of the ascent: how often it is compiled for all numbers of blocks.
-`python tests/compile_kernels.py 4:8T/float32 …` compiles cases of one's own for sm_90.
+Prints a line of JSON a kernel. shares: how many lanes share a block; solves: how many groups a lane
+solves side by side; spills: loads from and stores to local memory in the machine code; loops:
+instructions and spills of every loop's body, the longest first; pipes: how many instructions go to
+each unit of a multiprocessor, in all and in the longest loop without a loop inside. Last, a line
+for each kernel of the ascent: how often it is compiled for all numbers of blocks. `python
+tests/compile_kernels.py 4:8T/float32 …` compiles cases of one's own for sm_90.
 """
 
 import json
@@ -27,7 +30,8 @@ from nmsolve.pattern import Pattern
 from nmsolve.torch.device import triton as engine
 from nmsolve.torch.device.problem import Problem
 
-#: (pattern, dtype of X, its shape, compute capability). To the compiler 1 is a constant, and multiples of 16 are special.
+#: (pattern, dtype of X, its shape, compute capability). To the compiler 1 is a constant, and
+#: multiples of 16 are special.
 CASES = (
     ("2:4T", torch.bfloat16, (1, 64, 4096), 90),
     ("<=2:4T", torch.float32, (1, 4, 4), 80),
@@ -56,13 +60,17 @@ class Target:
 
 
 def disassembled(cubin):
-    """Registers a lane, shared memory, and the machine code: instructions, and by label which of them it stands before."""
+    """Registers a lane, shared memory, and the machine code: instructions, and by label which of
+    them it stands before.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         tools = triton.knobs.nvidia
         usage, code = (
-            subprocess.run([tool.path, flag, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [tool.path, flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for tool, flag in ((tools.cuobjdump, "-res-usage"), (tools.nvdisasm, "-c"))
         )
     registers, shared = map(int, re.search(r"REG:(\d+) .*?SHARED:(\d+)", usage).groups())
@@ -79,25 +87,48 @@ def spills(instructions):
     return sum(bool(re.match(r"(@!?U?P\d+ )?(STL|LDL)", text)) for text in instructions)
 
 
-#: Which unit executes an opcode; the integer unit, which also compares and selects, all that are not named.
+#: Which unit executes an opcode; the integer unit, which also compares and selects, all that are
+#: not named.
 PIPES = {
     **dict.fromkeys(("FADD", "FMUL", "FFMA", "IMAD"), "fma"),
     **dict.fromkeys(("DADD", "DMUL", "DFMA", "DSETP"), "fp64"),
     **dict.fromkeys(("F2F", "I2F", "F2I", "MUFU", "POPC", "FRND"), "conversion"),
     **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LDL", "STL", "SHFL"), "memory"),
-    **dict.fromkeys(("BRA", "BSSY", "BSYNC", "EXIT", "NOP", "CALL", "RET", "WARPSYNC", "BREAK", "LDC", "S2R", "BAR"), "control"),
+    **dict.fromkeys(
+        (
+            "BRA",
+            "BSSY",
+            "BSYNC",
+            "EXIT",
+            "NOP",
+            "CALL",
+            "RET",
+            "WARPSYNC",
+            "BREAK",
+            "LDC",
+            "S2R",
+            "BAR",
+        ),
+        "control",
+    ),
 }
 
 
 def pipes(instructions):
     """How many instructions go to each unit. Uniform ones have a data path of their own."""
     opcodes = (re.sub(r"^@!?U?P\d+ ", "", text).split()[0].split(".")[0] for text in instructions)
-    return dict(Counter("control" if code.startswith("U") else PIPES.get(code, "integer") for code in opcodes))
+    return dict(
+        Counter(
+            "control" if code.startswith("U") else PIPES.get(code, "integer") for code in opcodes
+        )
+    )
 
 
 def innermost(instructions, labels):
     """The longest loop that has no other inside."""
-    bodies = [body for body in loops(instructions, labels) if sum("BRA" in text for text in body) == 1]
+    bodies = [
+        body for body in loops(instructions, labels) if sum("BRA" in text for text in body) == 1
+    ]
     return max(bodies, key=len, default=[])
 
 
@@ -138,7 +169,10 @@ def steps(text, dtype, shape):
     n, m = pattern.n, pattern.m
     X = torch.zeros(shape, dtype=dtype)
     mask = torch.zeros((shape[0], -(-shape[1] // m) * m, -(-shape[2] // m) * m), dtype=torch.bool)
-    turned, turned_mask = X.transpose(1, 2), torch.zeros((shape[0], mask.shape[2], mask.shape[1]), dtype=torch.bool)
+    turned, turned_mask = (
+        X.transpose(1, 2),
+        torch.zeros((shape[0], mask.shape[2], mask.shape[1]), dtype=torch.bool),
+    )
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     if m <= 8:
         engine.keep_groups(X, mask, n, m, pattern.at_most, True, compute, False)
@@ -154,7 +188,9 @@ def steps(text, dtype, shape):
 
 
 def variants(launch):
-    """How many times Triton compiles the ascent's kernels for numbers of blocks of all kinds: a line of JSON a kernel."""
+    """How many times Triton compiles the ascent's kernels for numbers of blocks of all kinds: a
+    line of JSON a kernel.
+    """
     found = {}
 
     def run(self, *arguments, **options):
@@ -176,7 +212,10 @@ def variants(launch):
 def main():
     engine._lanes = lambda X, most=engine.LANES: most  # as for a tensor on a GPU
     launch = JITFunction.run
-    own = [(text, getattr(torch, dtype), (1, 64, 4096), 90) for text, dtype in (case.split("/") for case in sys.argv[1:])]
+    own = [
+        (text, getattr(torch, dtype), (1, 64, 4096), 90)
+        for text, dtype in (case.split("/") for case in sys.argv[1:])
+    ]
     for case in own or CASES:
         driver.set_active(Target(case[-1]))
         JITFunction.run = compile_only(launch, case)

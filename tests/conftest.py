@@ -24,14 +24,20 @@ settings.register_profile(
     max_examples=15,
     derandomize=bool(os.environ.get("CI")),
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
 settings.load_profile("nmsolve")
 
 
 @pytest.fixture
 def warned_already():
-    """For tests about other things than the warning that there is no GPU, which comes once a process."""
+    """For tests about other things than the warning that there is no GPU, which comes once a
+    process.
+    """
     from nmsolve.torch.dispatch.backends import _said
 
     _said.update({"no sparse GPU", "masked dense"})
@@ -39,7 +45,9 @@ def warned_already():
 
 @pytest.fixture(scope="module")
 def quick():
-    """Models this small spend their time on waking threads, and trainers on collecting garbage among all that is imported."""
+    """Models this small spend their time on waking threads, and trainers on collecting garbage
+    among all that is imported.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.freeze()

@@ -3,12 +3,15 @@
 import torch
 from torch import nn
 
-#: Quick enough for tests: the penalty does in a hundred iterations what it does in ten thousand by default.
+#: Quick enough for tests: the penalty does in a hundred iterations what it does in ten thousand by
+#: default.
 QUICK = {"decay": 4.0, "penalty_every": 2, "check_every": 3, "max_steps": 400}
 
 
 def mlp():
-    return nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 16, bias=False), nn.Tanh(), nn.Linear(16, 3)).double()
+    return nn.Sequential(
+        nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 16, bias=False), nn.Tanh(), nn.Linear(16, 3)
+    ).double()
 
 
 def conv():
@@ -25,7 +28,12 @@ def conv():
 
 
 NETS = {
-    "mlp": (mlp, ["0", "2", "4"], lambda g: torch.randn(12, 16, generator=g, dtype=torch.float64), {"0": 12, "2": 12, "4": 12}),
+    "mlp": (
+        mlp,
+        ["0", "2", "4"],
+        lambda g: torch.randn(12, 16, generator=g, dtype=torch.float64),
+        {"0": 12, "2": 12, "4": 12},
+    ),
     "conv": (
         conv,
         ["2", "4", "7"],
@@ -55,7 +63,9 @@ def stepper(inputs, seen=None, paths=()):
     def train_step(model):
         step = next(count)
         if seen is not None:
-            seen.append([model.get_submodule(path).weight.detach().clone().numpy() for path in paths])
+            seen.append(
+                [model.get_submodule(path).weight.detach().clone().numpy() for path in paths]
+            )
         return loss_of(model(inputs[step % len(inputs)]))
 
     return train_step

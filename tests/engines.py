@@ -1,4 +1,6 @@
-"""Where the device solvers can be tested on this machine: (device, engine) pairs, and solving on one of them."""
+"""Where the device solvers can be tested on this machine: (device, engine) pairs, and solving on
+one of them.
+"""
 
 import importlib
 
@@ -11,10 +13,14 @@ import nmsolve.torch as nmt
 from nmsolve.pattern import Pattern
 from nmsolve.torch import masks
 
-#: On a CPU Triton's interpreter runs the kernels (conftest.py); with a GPU the compiler does, on the GPU.
+#: On a CPU Triton's interpreter runs the kernels (conftest.py); with a GPU the compiler does, on
+#: the GPU.
 PLACES = [pytest.param(("cpu", "plain"), id="plain")]
 if torch.cuda.is_available():
-    PLACES += [pytest.param(("cuda", engine), id=f"cuda-{engine}", marks=pytest.mark.gpu) for engine in ("triton", "plain")]
+    PLACES += [
+        pytest.param(("cuda", engine), id=f"cuda-{engine}", marks=pytest.mark.gpu)
+        for engine in ("triton", "plain")
+    ]
 else:
     PLACES.append(pytest.param(("cpu", "triton"), id="interpreter"))
 TRITON = PLACES[1]
@@ -26,7 +32,11 @@ on_every_place = pytest.mark.parametrize("place", PLACES)
 def tensor(array: np.ndarray, device: str = "cpu") -> Tensor:
     """A NumPy array, of ml_dtypes' bfloat16 too, as a tensor."""
     if array.dtype.name == "bfloat16" or array.dtype.names:
-        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16).to(device)
+        return (
+            torch.from_numpy(np.ascontiguousarray(array).view(np.int16))
+            .view(torch.bfloat16)
+            .to(device)
+        )
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
@@ -38,4 +48,6 @@ def solve(place, weights, pattern, scores=None, padding="error", duals=False) ->
     """`nmt.solve` on a device, by a named engine; weights are moved there."""
     weights = weights.to(place[0])
     scores = None if scores is None else scores.to(place[0])
-    return masks.solve_on_device(weights, scores, Pattern.of(pattern), "exact", None, padding, duals, engine_of(place))
+    return masks.solve_on_device(
+        weights, scores, Pattern.of(pattern), "exact", None, padding, duals, engine_of(place)
+    )

@@ -1,4 +1,6 @@
-"""Score families, patterns and the plain checks that several test files use. Shares nothing with nmsolve but its dtype name."""
+"""Score families, patterns and the plain checks that several test files use. Shares nothing with
+nmsolve but its dtype name.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,22 @@ MIDDLE = ("5:12T", "8:16T", "<=8:16T")
 LARGE = ("10:20T", "16:32T", "31:64T")
 WHOLE = ("1:1T", "3:3T", "<=3:3T", "<=8:8T")
 TRANSPOSABLE = (*SMALL, *MIDDLE, *WHOLE)
-ROWWISE = ("1:1", "1:2", "2:3", "1:4", "2:4", "3:4", "<=2:4", "4:4", "3:5", "4:8", "<=4:8", "8:16", "<=7:20", "32:64")
+ROWWISE = (
+    "1:1",
+    "1:2",
+    "2:3",
+    "1:4",
+    "2:4",
+    "3:4",
+    "<=2:4",
+    "4:4",
+    "3:5",
+    "4:8",
+    "<=4:8",
+    "8:16",
+    "<=7:20",
+    "32:64",
+)
 HALF = ("2:4", "4:8", "<=4:8", "1:4T", "2:4T", "3:4T", "4:8T")
 
 seeds = st.integers(0, 2**32 - 1)
@@ -36,7 +53,9 @@ def _integers(low, high, dtype):
 
 
 def _zeros(share):
-    return lambda rng, shape: np.where(rng.random(shape) < share, 0, rng.standard_normal(shape)).astype(np.float32)
+    return lambda rng, shape: np.where(
+        rng.random(shape) < share, 0, rng.standard_normal(shape)
+    ).astype(np.float32)
 
 
 def _constant(rng, shape):
@@ -44,11 +63,15 @@ def _constant(rng, shape):
 
 
 def _rank_one(rng, shape):
-    return (rng.standard_normal((*shape[:-1], 1)) * rng.standard_normal((shape[0], 1, shape[2]))).astype(np.float32)
+    return (
+        rng.standard_normal((*shape[:-1], 1)) * rng.standard_normal((shape[0], 1, shape[2]))
+    ).astype(np.float32)
 
 
 def _column_scaled(rng, shape):
-    return (rng.standard_normal(shape) * np.exp(3 * rng.standard_normal((shape[0], 1, shape[2])))).astype(np.float32)
+    return (
+        rng.standard_normal(shape) * np.exp(3 * rng.standard_normal((shape[0], 1, shape[2])))
+    ).astype(np.float32)
 
 
 def _scaled(factor, dtype):
@@ -64,7 +87,9 @@ def _bf16_rounded(rng, shape):
 
 
 def _bf16_bits(rng, shape):
-    return rng.standard_normal(shape).astype(ml_dtypes.bfloat16).view(np.uint16).view(nmsolve.bfloat16)
+    return (
+        rng.standard_normal(shape).astype(ml_dtypes.bfloat16).view(np.uint16).view(nmsolve.bfloat16)
+    )
 
 
 def _heavy_tail(rng, shape):
@@ -88,7 +113,9 @@ def _nearly_equal64(rng, shape):
 
 
 def _magnitudes(rng, shape):
-    return (rng.standard_normal(shape) * 10.0 ** rng.uniform(-30, 30, (shape[0], 1, 1))).astype(np.float32)
+    return (rng.standard_normal(shape) * 10.0 ** rng.uniform(-30, 30, (shape[0], 1, 1))).astype(
+        np.float32
+    )
 
 
 def _one_large(rng, shape):
@@ -135,7 +162,11 @@ HALF_FAMILIES = {
     "bfloat16_bits": _bf16_bits,
     "float16_integers": _integers(-3, 3, np.float16),
 }
-NARROW = tuple(name for name in FAMILIES if FAMILIES[name](np.random.default_rng(0), (1, 2, 2)).dtype == np.float32)
+NARROW = tuple(
+    name
+    for name in FAMILIES
+    if FAMILIES[name](np.random.default_rng(0), (1, 2, 2)).dtype == np.float32
+)
 family_names = st.sampled_from(sorted(FAMILIES))
 
 
@@ -147,9 +178,9 @@ def draw(name, seed, shape):
 def matrix(blocks, a_row):
     """Blocks (blocks, rows, m) side by side, `a_row` of them in a row: one matrix."""
     count, rows, m = blocks.shape
-    return np.ascontiguousarray(blocks.reshape(count // a_row, a_row, rows, m).swapaxes(1, 2)).reshape(
-        count // a_row * rows, a_row * m
-    )
+    return np.ascontiguousarray(
+        blocks.reshape(count // a_row, a_row, rows, m).swapaxes(1, 2)
+    ).reshape(count // a_row * rows, a_row * m)
 
 
 def split(array, rows, m):
@@ -195,7 +226,9 @@ def total_of(S, mask):
 
 
 def assert_optimal(result, S, pattern, relative):
-    """Every block of the result is feasible and as good as the oracle's; the objective is the sum. S float64 scores."""
+    """Every block of the result is feasible and as good as the oracle's; the objective is the sum.
+    S float64 scores.
+    """
     assert result.mask.shape == S.shape
     assert result.mask.dtype == np.bool_
     blocks, masks = split(S, pattern.rows, pattern.m), split(result.mask, pattern.rows, pattern.m)
@@ -203,6 +236,8 @@ def assert_optimal(result, S, pattern, relative):
         assert feasible(mask, pattern)
         optimum, found = best(block, pattern), loops.objective(block, mask)
         size = max(abs(optimum), float(np.abs(block).max()))
-        assert optimum - found <= relative * size, f"{found!r} found, {optimum!r} is possible in {block!r}"
+        assert optimum - found <= relative * size, (
+            f"{found!r} found, {optimum!r} is possible in {block!r}"
+        )
         assert found - optimum <= 1e-15 * float(np.abs(block).sum())
     assert abs(result.objective - total_of(S, result.mask)) <= 1e-13 * float(np.abs(S).sum())

@@ -1,4 +1,6 @@
-"""What holds whatever a command is given, and the means to give it little: small disks, little memory, no rights."""
+"""What holds whatever a command is given, and the means to give it little: small disks, little
+memory, no rights.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ _MOUNTING = [["unshare", "-m"], ["unshare", "-rm"]]
 
 
 def snapshot(folder: Path, unfinished: bool = True) -> dict[str, tuple[object, ...]]:
-    """Everything below a folder: kind, rights and bytes by name; without unfinished runs, then without folders as such."""
+    """Everything below a folder: kind, rights and bytes by name; without unfinished runs, then
+    without folders as such.
+    """
     found: dict[str, tuple[object, ...]] = {}
     for parent, folders, files in os.walk(folder):
         if not unfinished:
@@ -47,7 +51,12 @@ def snapshot(folder: Path, unfinished: bool = True) -> dict[str, tuple[object, .
             if path.is_symlink():
                 found[str(path)] = ("link", os.readlink(path))
             elif path.is_file():
-                found[str(path)] = (status.st_mode, status.st_mtime_ns, status.st_ino, path.read_bytes())
+                found[str(path)] = (
+                    status.st_mode,
+                    status.st_mtime_ns,
+                    status.st_ino,
+                    path.read_bytes(),
+                )
             elif unfinished or not path.is_dir():
                 found[str(path)] = (status.st_mode,)
     return found
@@ -64,14 +73,18 @@ class Box:
         return self.path / name
 
     def run(self, *argv: object) -> tuple[int, str, str]:
-        """A command's exit code, stdout and stderr, which hold nothing that a terminal would obey."""
+        """A command's exit code, stdout and stderr, which hold nothing that a terminal would
+        obey.
+        """
         code = main([str(argument) for argument in argv])
         out, err = self.capsys.readouterr()
         assert not [c for c in out + err if not (c.isprintable() or c == "\n")]
         return code, out, err
 
     def refused(self, *argv: object, begun: bool = False) -> str:
-        """The one line that says why a command did nothing; with `begun`, nothing but an unfinished run."""
+        """The one line that says why a command did nothing; with `begun`, nothing but an unfinished
+        run.
+        """
         before = snapshot(self.path, not begun)
         code, out, err = self.run(*argv)
         line = error_line(code, out, err, begun)
@@ -80,7 +93,9 @@ class Box:
 
     def prune_refused(self, src: Path, *options: str, begun: bool = False) -> str:
         """As `refused`, for pruning to a place beside the source."""
-        dst = self.path / f"out{src.suffix if src.suffix in ('.safetensors', '.npy', '.npz') else ''}"
+        dst = (
+            self.path / f"out{src.suffix if src.suffix in ('.safetensors', '.npy', '.npz') else ''}"
+        )
         line = self.refused("prune", src, dst, *PATTERN, *options, begun=begun)
         assert begun or not dst.exists()
         return line
@@ -111,7 +126,9 @@ def error_line(code: int, out: str, err: str, begun: bool = False) -> str:
     assert line.startswith("nmsolve: error: "), err
     assert "Errno None" not in line
     assert begun or not progress, err
-    assert not any("Traceback" in text or "Warning" in text or text.startswith("nmsolve:") for text in progress), err
+    assert not any(
+        "Traceback" in text or "Warning" in text or text.startswith("nmsolve:") for text in progress
+    ), err
     return line
 
 
@@ -167,7 +184,12 @@ def ended() -> Iterator[None]:
 def sparse(box: Box) -> Path:
     """A pruned file, with an odd number of entries in a mask, and what is beside it."""
     write_weights(box / "dense.safetensors", **{"fc3.weight": weights(3, 3)})
-    checkpoint.prune(box / "dense.safetensors", box / "sparse.safetensors", {"fc3": "1:3", "*": "2:4T"}, threads=1)
+    checkpoint.prune(
+        box / "dense.safetensors",
+        box / "sparse.safetensors",
+        {"fc3": "1:3", "*": "2:4T"},
+        threads=1,
+    )
     return box / "sparse.safetensors"
 
 
@@ -176,7 +198,9 @@ def sparse(box: Box) -> Path:
 
 @dataclass
 class Outcome:
-    """What came of a command in a process of its own. escaped : the traceback of what was raised through `main`."""
+    """What came of a command in a process of its own. escaped : the traceback of what was raised
+    through `main`.
+    """
 
     code: int | None
     out: str
@@ -191,7 +215,10 @@ class Outcome:
 
 
 def _run(argv: Sequence[str]) -> Outcome:
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         code, escaped = None, ""
         try:
             code = main(argv)
@@ -209,13 +236,19 @@ def warm_up() -> None:
         checkpoint.report(f"{folder}/sparse", f"{folder}/page.html")
 
 
-def limited(commands: Sequence[Sequence[object]], *, memory: int = 2**28, file_size: int = 2**30) -> list[Outcome]:
-    """Commands in a process of their own that gets so much more memory than it began with, and no file larger than that."""
+def limited(
+    commands: Sequence[Sequence[object]], *, memory: int = 2**28, file_size: int = 2**30
+) -> list[Outcome]:
+    """Commands in a process of their own that gets so much more memory than it began with, and no
+    file larger than that.
+    """
     texts = [[str(argument) for argument in argv] for argv in commands]
     return [Outcome(**found) for found in _child("_with_limits", [], texts, memory, file_size)]
 
 
-def _with_limits(commands: Sequence[Sequence[str]], memory: int, file_size: int) -> list[dict[str, Any]]:
+def _with_limits(
+    commands: Sequence[Sequence[str]], memory: int, file_size: int
+) -> list[dict[str, Any]]:
     warm_up()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + memory
@@ -225,7 +258,9 @@ def _with_limits(commands: Sequence[Sequence[str]], memory: int, file_size: int)
 
 
 def _child(function: str, prefix: Sequence[str], *arguments: object) -> list[dict[str, Any]]:
-    code = f"import hostile, json, sys; print(json.dumps(hostile.{function}(*json.load(sys.stdin))))"
+    code = (
+        f"import hostile, json, sys; print(json.dumps(hostile.{function}(*json.load(sys.stdin))))"
+    )
     child = subprocess.run(
         [*prefix, sys.executable, "-c", code],
         input=json.dumps(arguments),
@@ -242,7 +277,9 @@ def _child(function: str, prefix: Sequence[str], *arguments: object) -> list[dic
 
 @dataclass
 class Filled:
-    """A run on a disk of so many bytes that was too small, and its --resume when it had grown. made : what was there then."""
+    """A run on a disk of so many bytes that was too small, and its --resume when it had grown. made
+    : what was there then.
+    """
 
     size: int
     first: Outcome
@@ -251,28 +288,51 @@ class Filled:
 
 
 def mounting() -> list[str] | None:
-    """The command with which a process may mount a disk of its own; None where the system allows none."""
+    """The command with which a process may mount a disk of its own; None where the system allows
+    none.
+    """
     for prefix in _MOUNTING:
         with contextlib.suppress(OSError):
-            probe = [*prefix, "mount", "-t", "tmpfs", "-o", "size=64k", "none", tempfile.gettempdir()]
+            probe = [
+                *prefix,
+                "mount",
+                "-t",
+                "tmpfs",
+                "-o",
+                "size=64k",
+                "none",
+                tempfile.gettempdir(),
+            ]
             if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
                 return prefix
     return None
 
 
-def on_small_disks(src: Path, folder: Path, name: str, step: int, mount: Sequence[str] | None) -> list[Filled]:
-    """Prune to a folder on disks of all sizes that are too small; without `mount`, no file may be larger than the disk would be."""
-    found = _child("_on_small_disks", mount or [], str(src), str(folder), name, step, mount is not None)
-    return [Filled(e["size"], Outcome(**e["first"]), Outcome(**e["second"]), e["made"]) for e in found]
+def on_small_disks(
+    src: Path, folder: Path, name: str, step: int, mount: Sequence[str] | None
+) -> list[Filled]:
+    """Prune to a folder on disks of all sizes that are too small; without `mount`, no file may be
+    larger than the disk would be.
+    """
+    found = _child(
+        "_on_small_disks", mount or [], str(src), str(folder), name, step, mount is not None
+    )
+    return [
+        Filled(e["size"], Outcome(**e["first"]), Outcome(**e["second"]), e["made"]) for e in found
+    ]
 
 
-def _on_small_disks(src: str, folder: str, name: str, step: int, mounted: bool) -> list[dict[str, Any]]:
+def _on_small_disks(
+    src: str, folder: str, name: str, step: int, mounted: bool
+) -> list[dict[str, Any]]:
     warm_up()
     no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     argv, found = ["prune", src, f"{folder}/{name}", *PATTERN], []
     for size in range(step, 400 * step, step):
         if mounted:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True
+            )
         else:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, no_limit))
         first = _run(argv)
@@ -283,7 +343,14 @@ def _on_small_disks(src: str, folder: str, name: str, step: int, mounted: bool) 
             resource.setrlimit(resource.RLIMIT_FSIZE, (no_limit, no_limit))
         if first.code != 0:
             second = _run([*argv, "--resume"])
-            found.append({"size": size, "first": asdict(first), "second": asdict(second), "made": contents(Path(folder, name))})
+            found.append(
+                {
+                    "size": size,
+                    "first": asdict(first),
+                    "second": asdict(second),
+                    "made": contents(Path(folder, name)),
+                }
+            )
         if mounted:
             subprocess.run(["umount", folder], check=True)
         else:
@@ -295,7 +362,9 @@ def _on_small_disks(src: str, folder: str, name: str, step: int, mounted: bool) 
 
 
 def caught(step: Callable[[], object]) -> str | None:
-    """The message of the error that something raises, of the kinds that are allowed; None if it does not."""
+    """The message of the error that something raises, of the kinds that are allowed; None if it
+    does not.
+    """
     try:
         step()
     except (nmsolve.NMSolveError, OSError) as error:
@@ -304,7 +373,9 @@ def caught(step: Callable[[], object]) -> str | None:
 
 
 def raised(src: Path, dst: Path, **options: Any) -> str:
-    """The message of the error that `prune` ends in; nothing but an unfinished run is left of it."""
+    """The message of the error that `prune` ends in; nothing but an unfinished run is left of
+    it.
+    """
     before = set(snapshot(dst.parent, unfinished=False))
     message = caught(lambda: checkpoint.prune(src, dst, "2:4T", threads=1, **options))
     assert message is not None, "it was pruned"

@@ -15,12 +15,16 @@ from checkpoint_files import weights
 from safetensors.numpy import save_file
 
 
-def tensor(shape: Sequence[object], first: object, last: object, dtype: object = "F32") -> dict[str, object]:
+def tensor(
+    shape: Sequence[object], first: object, last: object, dtype: object = "F32"
+) -> dict[str, object]:
     """An entry of a header."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
 
 
-def write_safetensors(path: Path, header: bytes | dict[str, Any], data: bytes = b"", length: int | None = None) -> Path:
+def write_safetensors(
+    path: Path, header: bytes | dict[str, Any], data: bytes = b"", length: int | None = None
+) -> Path:
     """A file with this very header, and a length that may lie."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
@@ -29,7 +33,15 @@ def write_safetensors(path: Path, header: bytes | dict[str, Any], data: bytes = 
 
 def write_weights(path: Path, **others: np.ndarray) -> Path:
     """A whole .safetensors file of two weights and a vector."""
-    save_file({"fc1.weight": weights(8, 8), "fc2.weight": weights(4, 16), "norm.weight": np.ones(4, np.float32), **others}, path)
+    save_file(
+        {
+            "fc1.weight": weights(8, 8),
+            "fc2.weight": weights(4, 16),
+            "norm.weight": np.ones(4, np.float32),
+            **others,
+        },
+        path,
+    )
     path.chmod(0o644)  # as a download would be; safetensors lets nobody else read
     return path
 
@@ -41,7 +53,9 @@ def write_shards(folder: Path) -> Path:
     for name, shard in names.items():
         save_file({name: weights(8, 8)}, folder / shard)
         (folder / shard).chmod(0o644)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": names})
+    )
     (folder / "config.json").write_text("{}")
     (folder / "more").mkdir()
     (folder / "more" / "vocab.txt").write_text("a")
@@ -55,10 +69,17 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def npy_header(text: str | bytes, data: bytes = bytes(256), version: tuple[int, int] = (1, 0), length: int | None = None) -> bytes:
+def npy_header(
+    text: str | bytes,
+    data: bytes = bytes(256),
+    version: tuple[int, int] = (1, 0),
+    length: int | None = None,
+) -> bytes:
     """A .npy file with this very header, and a length that may lie."""
     header = text if isinstance(text, bytes) else text.encode("latin1")
-    size = (len(header) if length is None else length).to_bytes(2 if version == (1, 0) else 4, "little")
+    size = (len(header) if length is None else length).to_bytes(
+        2 if version == (1, 0) else 4, "little"
+    )
     return b"\x93NUMPY" + bytes(version) + size + header + data
 
 
@@ -67,7 +88,9 @@ def described(shape: object, descr: object = "<f4", fortran: object = False) -> 
     return f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape}, }}\n"
 
 
-def write_npz(path: Path, members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> Path:
+def write_npz(
+    path: Path, members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED
+) -> Path:
     """An archive of these members, twice the same name if need be."""
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as archive:
         warnings.simplefilter("ignore")  # of names that are there twice
@@ -102,7 +125,10 @@ def each(**fields: object) -> Edit:
 
 def each_tensor(**fields: object) -> Edit:
     """With these fields in every tensor of a report that was pruned."""
-    return lambda whole: whole | {"tensors": [entry | fields if entry["pattern"] else entry for entry in whole["tensors"]]}
+    return lambda whole: (
+        whole
+        | {"tensors": [entry | fields if entry["pattern"] else entry for entry in whole["tensors"]]}
+    )
 
 
 def edit_json(path: Path, edit: Edit) -> None:
@@ -119,7 +145,8 @@ def edit_masks(path: Path, edit: Edit) -> None:
     write_safetensors(path, header, whole[end:])
 
 
-#: The bytes of one tensor, a header or JSON that is deep, a whole array, and all that an archive may be compressed by.
+#: The bytes of one tensor, a header or JSON that is deep, a whole array, and all that an archive
+#: may be compressed by.
 DATA = weights(8, 8).tobytes()
 DEEP = 100_000
 WHOLE = npy(weights(8, 8))

@@ -54,7 +54,9 @@ MODELS = {"bert": bert, "gpt2": gpt2}
 
 
 def examples(model, count=32):
-    """Sentences of eight tokens: whether the first is odd for BERT, a next token that is one more than the last for GPT-2."""
+    """Sentences of eight tokens: whether the first is odd for BERT, a next token that is one more
+    than the last for GPT-2.
+    """
     first = torch.randint(0, 32, (count, 1), generator=torch.Generator().manual_seed(0))
     ids = (first + torch.arange(8)) % 32
     labels = ids if isinstance(model, transformers.GPT2LMHeadModel) else ids[:, 0] % 2
@@ -65,11 +67,22 @@ class InOrder(transformers.Trainer):
     """The Trainer, without the shuffling."""
 
     def get_train_dataloader(self):
-        return self.accelerator.prepare(DataLoader(self.train_dataset, self.args.train_batch_size, collate_fn=self.data_collator))
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset, self.args.train_batch_size, collate_fn=self.data_collator
+            )
+        )
 
 
 def trainer_of(
-    model, folder, sparse=None, kind=transformers.Trainer, callbacks=(), optimizer=None, compute_metrics=None, **options
+    model,
+    folder,
+    sparse=None,
+    kind=transformers.Trainer,
+    callbacks=(),
+    optimizer=None,
+    compute_metrics=None,
+    **options,
 ):
     options = {
         "max_steps": 12,

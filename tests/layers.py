@@ -25,12 +25,17 @@ def mask_of(rows, cols, seed=0, pattern="2:4T"):
 def operands(tokens=5, rows=12, cols=8, dtype=torch.float32, device="cpu", seed=0):
     g = torch.Generator().manual_seed(seed)
     shape = tokens if isinstance(tokens, tuple) else (tokens,)
-    x, w, b = (torch.randn(s, generator=g).to(device, dtype).requires_grad_() for s in ((*shape, cols), (rows, cols), (rows,)))
+    x, w, b = (
+        torch.randn(s, generator=g).to(device, dtype).requires_grad_()
+        for s in ((*shape, cols), (rows, cols), (rows,))
+    )
     return x, w, mask_of(rows, cols, seed).to(device), b
 
 
 def reference(x, w, mask, b, straight_through=False):
-    """Dense autograd: the product with the mask as a constant, or a straight-through estimator of it."""
+    """Dense autograd: the product with the mask as a constant, or a straight-through estimator of
+    it.
+    """
     wm = w * mask
     if straight_through:
         wm = w + (wm - w).detach()
@@ -67,14 +72,21 @@ def masked_(model, pattern="2:4T"):
 
 def mlp():
     torch.manual_seed(0)
-    return masked_(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 8), nn.Linear(8, 10)))
+    return masked_(
+        nn.Sequential(
+            nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 8), nn.Linear(8, 10)
+        )
+    )
 
 
 def state_of(model):
     """Everything that must not change: modules, parameters, values, flags, hooks."""
     modules = dict(model.named_modules())
     return (
-        {name: (id(m), type(m), m.training, len(m._forward_pre_hooks), len(m._forward_hooks)) for name, m in modules.items()},
+        {
+            name: (id(m), type(m), m.training, len(m._forward_pre_hooks), len(m._forward_hooks))
+            for name, m in modules.items()
+        },
         {name: (id(p), p.clone(), p.requires_grad) for name, p in model.named_parameters()},
         {name: (id(b), b.clone()) for name, b in model.named_buffers()},
     )
@@ -88,7 +100,10 @@ def same(before, after):
             a[0] == b[0] and torch.equal(a[1], b[1]) and a[2] == b[2]
             for a, b in zip(before[1].values(), after[1].values(), strict=True)
         )
-        and all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(before[2].values(), after[2].values(), strict=True))
+        and all(
+            a[0] == b[0] and torch.equal(a[1], b[1])
+            for a, b in zip(before[2].values(), after[2].values(), strict=True)
+        )
     )
 
 

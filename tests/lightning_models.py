@@ -14,9 +14,13 @@ import nmsolve.torch as nmt
 MARKS = [
     pytest.mark.usefixtures("quick"),
     # Lightning's advice for machines with more cores: these datasets are eight batches.
-    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:The 'train_dataloader' does not have many workers:UserWarning"
+    ),
     # Lightning's own use of a name that torch has given up.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"
+    ),
 ]
 
 
@@ -38,7 +42,12 @@ def mlp():
 def conv():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
     )
 
 
@@ -87,7 +96,10 @@ def trainer_of(sparse=None, *callbacks, **options):
         "enable_model_summary": False,
         **options,
     }
-    return pl.Trainer(callbacks=[*([] if sparse is None else [nmt.LightningCallback(sparse)]), *callbacks], **options)
+    return pl.Trainer(
+        callbacks=[*([] if sparse is None else [nmt.LightningCallback(sparse)]), *callbacks],
+        **options,
+    )
 
 
 def fitted(module, sparse=None, *callbacks, ckpt_path=None, **options):

@@ -12,7 +12,9 @@ def made(method):
     model = nn.Sequential(nn.Linear(8, 8, bias=False))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = model[0].weight.detach().clone()
-    sparse = nmt.sparsify_(model, "2:4" if isinstance(method, nmt.LBC) else "2:4T", method).attach(optimizer)
+    sparse = nmt.sparsify_(model, "2:4" if isinstance(method, nmt.LBC) else "2:4T", method).attach(
+        optimizer
+    )
     return model, optimizer, sparse, before
 
 

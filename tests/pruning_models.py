@@ -14,7 +14,10 @@ def mlp():
 
 def same_after(first, second):
     """Two models hold the same numbers, whatever they call them."""
-    return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    return all(
+        torch.allclose(a, b, atol=1e-6)
+        for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 def refuses(call, *words):

@@ -8,7 +8,11 @@ def snapshot(model, optimizer=None):
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if optimizer is not None:
         for i, state in enumerate(optimizer.state_dict()["state"].values()):
-            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value).clone() for key, value in state.items() if value is not None}
+            tensors |= {
+                f"optimizer.{i}.{key}": torch.as_tensor(value).clone()
+                for key, value in state.items()
+                if value is not None
+            }
     return tensors
 
 

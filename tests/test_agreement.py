@@ -79,7 +79,18 @@ def test_sixteen_bits(text, name, seed):
 
 
 @pytest.mark.parametrize(
-    "name", ["normal32", "integers", "zeros60", "constant", "column_scaled", "bf16_rounded", "rank_one", "heavy_tail", "denormal32"]
+    "name",
+    [
+        "normal32",
+        "integers",
+        "zeros60",
+        "constant",
+        "column_scaled",
+        "bf16_rounded",
+        "rank_one",
+        "heavy_tail",
+        "denormal32",
+    ],
 )
 @pytest.mark.parametrize("text", LARGE)
 @settings(max_examples=1)
@@ -89,7 +100,11 @@ def test_large_blocks_against_the_linear_program(text, name, seed):
     W = matrix(draw(name, seed, (3, pattern.m, pattern.m)), 3)
     result = nmsolve.solve(W, pattern)
     assert result.status is nmsolve.Status.OPTIMAL
-    for block, mask in zip(split(magnitude(W), pattern.m, pattern.m), split(result.mask, pattern.m, pattern.m), strict=True):
+    for block, mask in zip(
+        split(magnitude(W), pattern.m, pattern.m),
+        split(result.mask, pattern.m, pattern.m),
+        strict=True,
+    ):
         assert feasible(mask, pattern)
         _, optimum, u, v = highs.linear(block, pattern.n, pattern.at_most)
         found = loops.objective(block, mask)
@@ -104,7 +119,11 @@ def test_exact_against_every_mask(text, seed, name):
     pattern = parse(text)
     W = matrix(draw(name, seed, (2, pattern.m, pattern.m)), 2)
     result = nmsolve.solve(W, pattern)
-    for block, mask in zip(split(magnitude(W), pattern.m, pattern.m), split(result.mask, pattern.m, pattern.m), strict=True):
+    for block, mask in zip(
+        split(magnitude(W), pattern.m, pattern.m),
+        split(result.mask, pattern.m, pattern.m),
+        strict=True,
+    ):
         if pattern.at_most:
             assert any(np.array_equal(mask, m) for m in brute.blocks(pattern.n, pattern.m, True))
         best = brute.optimum(block, pattern.n, pattern.at_most)[1]
@@ -112,11 +131,24 @@ def test_exact_against_every_mask(text, seed, name):
 
 
 @pytest.mark.parametrize("text", [*TRANSPOSABLE, *ROWWISE])
-@pytest.mark.parametrize("name", ["normal32", "normal64", "signed_integers", "zeros60", "column_scaled", "int64_ties", "constant"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "normal32",
+        "normal64",
+        "signed_integers",
+        "zeros60",
+        "column_scaled",
+        "int64_ties",
+        "constant",
+    ],
+)
 @settings(max_examples=1)
 @given(seed=seeds)
 def test_signed_scores(text, name, seed):
-    """scores= are maximised as they are: a negative score is a loss, and at most n leaves it out."""
+    """scores= are maximised as they are: a negative score is a loss, and at most n leaves it
+    out.
+    """
     pattern = parse(text)
     S = matrix(draw(name, seed, (A_ROW, pattern.rows, pattern.m)), A_ROW)
     S = -S if name == "constant" else S
@@ -138,16 +170,21 @@ def test_small_numbers_by_hypothesis(text, data):
     S = data.draw(arrays(np.int8, (pattern.m, pattern.m), elements=st.integers(-3, 3)))
     assert_optimal(nmsolve.solve(S, pattern), magnitude(S), pattern, 1e-12)
     assert_optimal(nmsolve.solve(S, pattern, scores=S), as_float(S), pattern, 1e-12)
-    assert_optimal(nmsolve.solve(S, pattern, scores=S.astype(np.float32)), as_float(S), pattern, 1e-6)
+    assert_optimal(
+        nmsolve.solve(S, pattern, scores=S.astype(np.float32)), as_float(S), pattern, 1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "method"), [(t, method) for t in (*TRANSPOSABLE, "2:4", "<=2:4") for method in nmsolve.methods(t)]
+    ("text", "method"),
+    [(t, method) for t in (*TRANSPOSABLE, "2:4", "<=2:4") for method in nmsolve.methods(t)],
 )
 @settings(max_examples=4)
 @given(name=st.sampled_from(sorted(set(FAMILIES) - {"large64"})), seed=seeds)
 def test_every_method(text, method, name, seed):
-    """Feasible, what it says it is, no better than the optimum and no worse than its status; bound above the optimum."""
+    """Feasible, what it says it is, no better than the optimum and no worse than its status; bound
+    above the optimum.
+    """
     pattern = parse(text)
     W = matrix(draw(name, seed, (5, pattern.rows, pattern.m)), 5)
     result = nmsolve.solve(W, pattern, method=method)
@@ -157,7 +194,9 @@ def test_every_method(text, method, name, seed):
     optimum = math.fsum(best(block, pattern) for block in blocks)
     assert result.objective <= optimum * (1 + 1e-13)
     assert result.bound >= optimum * (1 - 1e-13)
-    assert result.gap == pytest.approx((result.bound - result.objective) / result.bound if result.bound else 0.0, abs=1e-15)
+    assert result.gap == pytest.approx(
+        (result.bound - result.objective) / result.bound if result.bound else 0.0, abs=1e-15
+    )
     assert result.method == ("exact" if method == "auto" else method)
     if result.status is nmsolve.Status.OPTIMAL:
         assert result.objective >= optimum * (1 - tolerance(W))

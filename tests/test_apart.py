@@ -1,4 +1,6 @@
-"""Scores that lie far apart: huge penalties, and weights beside which the others are nothing; these are decided all the same."""
+"""Scores that lie far apart: huge penalties, and weights beside which the others are nothing; these
+are decided all the same.
+"""
 
 from fractions import Fraction
 
@@ -28,7 +30,9 @@ def penalized(text, seed, share, penalty, blocks=24, dtype=np.float32):
 
 
 def decided(S, pattern):
-    """The optimum of a block with penalties: as few of them as possible, and of the others as much."""
+    """The optimum of a block with penalties: as few of them as possible, and of the others as
+    much.
+    """
     high = np.abs(S[np.abs(S) < 1e6]).max(initial=1.0)
     clipped = np.maximum(S, -4.0 * pattern.n * pattern.m * high)
     return flow.optimum(clipped, pattern.n, pattern.at_most)[0].astype(bool)
@@ -38,7 +42,9 @@ def check_penalized(result, S, text):
     pattern = parse(text)
     assert result.status is nmsolve.Status.OPTIMAL
     for block, mask in zip(
-        split(as_float(S), pattern.m, pattern.m), split(np.asarray(result.mask), pattern.m, pattern.m), strict=True
+        split(as_float(S), pattern.m, pattern.m),
+        split(np.asarray(result.mask), pattern.m, pattern.m),
+        strict=True,
     ):
         assert feasible(mask, pattern)
         known = decided(block, pattern)
@@ -48,7 +54,9 @@ def check_penalized(result, S, text):
 
 
 @pytest.mark.parametrize("text", PENALIZED)
-@pytest.mark.parametrize(("share", "penalty"), [(0.02, -1e30), (0.02, -1e12), (None, -1e30), (0.3, -1e30)])
+@pytest.mark.parametrize(
+    ("share", "penalty"), [(0.02, -1e30), (0.02, -1e12), (None, -1e30), (0.3, -1e30)]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_huge_penalties(text, share, penalty, dtype):
     S = penalized(text, 1, share, penalty, dtype=dtype)
@@ -70,8 +78,12 @@ def test_modest_penalties_are_proven(text, penalty):
         result = nmsolve.solve(scores, text, scores=scores)
         assert result.status is nmsolve.Status.OPTIMAL
         assert result.verify(scores, scores).ok
-        for block, mask in list(zip(split(as_float(scores), 4, 4), split(result.mask, 4, 4), strict=True))[::7]:
-            assert block[mask].sum() >= best(block, pattern) - 1e-12 * (np.abs(block[mask]).sum() + 1)
+        for block, mask in list(
+            zip(split(as_float(scores), 4, 4), split(result.mask, 4, 4), strict=True)
+        )[::7]:
+            assert block[mask].sum() >= best(block, pattern) - 1e-12 * (
+                np.abs(block[mask]).sum() + 1
+            )
 
 
 def test_penalties_of_two_sizes():
@@ -89,16 +101,24 @@ def test_penalties_of_two_sizes():
         for size in (-1e30, -1e12):
             if (S[result.mask] == -1e30).any() and size == -1e12:
                 continue
-            fewest = min((S[mask.astype(bool)] == size).sum() for mask in brute.blocks(2, 4) if exact(S, mask) == most)
+            fewest = min(
+                (S[mask.astype(bool)] == size).sum()
+                for mask in brute.blocks(2, 4)
+                if exact(S, mask) == most
+            )
             assert (S[result.mask] == size).sum() == fewest
 
 
 @pytest.mark.parametrize("text", ["<=2:4T", "4:8T", "<=4:8T"])
 @pytest.mark.parametrize("exponent", [40, 60, 120])
 def test_wide_ranges_verify(text, exponent):
-    """What lies apart is told by scores as they are given, by solver and verify alike, with duals and without."""
+    """What lies apart is told by scores as they are given, by solver and verify alike, with duals
+    and without.
+    """
     rng = np.random.default_rng(exponent)
-    W = (rng.standard_normal((8, 1024)) * 2.0 ** rng.uniform(-exponent, exponent, (8, 1024))).astype(np.float32)
+    W = (
+        rng.standard_normal((8, 1024)) * 2.0 ** rng.uniform(-exponent, exponent, (8, 1024))
+    ).astype(np.float32)
     W[rng.random(W.shape) < 0.1] = np.finfo(np.float32).max
     W[rng.random(W.shape) < 0.1] = 0
     with_duals, without = nmsolve.solve(W, text, duals=True), nmsolve.solve(W, text)
@@ -106,7 +126,9 @@ def test_wide_ranges_verify(text, exponent):
     assert without.verify(W).ok
     if text == "<=2:4T" and without.status is nmsolve.Status.OPTIMAL:
         masks = [mask for mask in every_mask() if mask.sum(0).max() <= 2 and mask.sum(1).max() <= 2]
-        for block, mask in list(zip(split(as_float(np.abs(W)), 4, 4), split(without.mask, 4, 4), strict=True))[::50]:
+        for block, mask in list(
+            zip(split(as_float(np.abs(W)), 4, 4), split(without.mask, 4, 4), strict=True)
+        )[::50]:
             top = max(exact(block, other) for other in masks)
             assert top - exact(block, mask) <= Fraction(1e-12) * exact(block, mask)
 
@@ -115,7 +137,13 @@ def every_mask():
     """All 4 × 4 masks of at most two in a row."""
     rows = [bits for bits in range(16) if bits.bit_count() <= 2]
     lines = {bits: np.array([bits >> j & 1 for j in range(4)], bool) for bits in rows}
-    return [np.array([lines[a], lines[b], lines[c], lines[d]]) for a in rows for b in rows for c in rows for d in rows]
+    return [
+        np.array([lines[a], lines[b], lines[c], lines[d]])
+        for a in rows
+        for b in rows
+        for c in rows
+        for d in rows
+    ]
 
 
 def exact(S, mask):
@@ -123,7 +151,9 @@ def exact(S, mask):
 
 
 def test_scores_that_scaling_would_lose():
-    """Beyond 2^500 blocks are divided by a power of two, which takes what is far below; clipped ones are not that large."""
+    """Beyond 2^500 blocks are divided by a power of two, which takes what is far below; clipped
+    ones are not that large.
+    """
     S = np.random.default_rng(4).integers(1, 100, (8, 32)).astype(float)
     S[2, 5] = S[7, 20] = -1.7e308
     for scale in (1.0, 1e-200):
@@ -133,7 +163,10 @@ def test_scores_that_scaling_would_lose():
             assert result.status is nmsolve.Status.OPTIMAL
             assert result.verify(scores, scores).ok
             clipped = np.maximum(scores, -1e6 * scale)
-            assert abs(result.objective - nmsolve.solve(clipped, text, scores=clipped).objective) <= 1e-12 * result.objective
+            assert (
+                abs(result.objective - nmsolve.solve(clipped, text, scores=clipped).objective)
+                <= 1e-12 * result.objective
+            )
 
 
 @on_every_place
@@ -148,7 +181,9 @@ def test_huge_penalties_on_devices(place, text, penalty):
 
 
 def with_large(text, how, factor, dtype, seed=6, blocks=40):
-    """N(0, 1) blocks with one entry, a row, a column or a permutation of entries `factor` times as large."""
+    """N(0, 1) blocks with one entry, a row, a column or a permutation of entries `factor` times as
+    large.
+    """
     m = parse(text).m
     rng = np.random.default_rng(seed)
     S = np.abs(rng.standard_normal((blocks, m, m)))
@@ -163,14 +198,19 @@ def with_large(text, how, factor, dtype, seed=6, blocks=40):
 
 
 def check_rest(S, masks, text, limit):
-    """What is kept of the others is the most that masks with the same large entries keep of them."""
+    """What is kept of the others is the most that masks with the same large entries keep of
+    them.
+    """
     pattern = parse(text)
     for block, mask in zip(S.astype(np.float64), masks, strict=True):
         large = block > limit
         forced = np.where(large, np.where(mask, 1e3, -1e3), block)
         optimum = flow.optimum(forced, pattern.n, pattern.at_most)[0].astype(bool)
         assert (mask & large).sum() == (optimum & large).sum()
-        assert block[optimum & ~large].sum() - block[mask & ~large].sum() <= 1e-6 * block[optimum & ~large].sum()
+        assert (
+            block[optimum & ~large].sum() - block[mask & ~large].sum()
+            <= 1e-6 * block[optimum & ~large].sum()
+        )
 
 
 @pytest.mark.parametrize("text", ["2:4T", "1:4T", "3:4T", "<=2:4T", "4:8T", "<=4:8T", "2:4"])
@@ -193,7 +233,9 @@ def test_the_rest_of_a_block_is_optimal_for_itself(text, how, dtype):
 
 
 def test_integers_beside_one_large_entry():
-    """Ties are separated by offsets that are a share of the largest score, here of one that hides all the others."""
+    """Ties are separated by offsets that are a share of the largest score, here of one that hides
+    all the others.
+    """
     rng = np.random.default_rng(7)
     S = rng.integers(1, 100, (40, 8, 8)).astype(np.float32)
     for block in S:
@@ -224,7 +266,11 @@ def test_enumerating_exactly(n):
     assert len(codes(n, 4)) == len(masks)
     assert len(codes(n, 8)) == 0
     for trial in range(20):
-        S = rng.choice([-1, 1], (4, 4)) * 10.0 ** rng.uniform(-9, 9, (4, 4)) if trial % 2 else rng.integers(-3, 9, (4, 4)) * 1.0
+        S = (
+            rng.choice([-1, 1], (4, 4)) * 10.0 ** rng.uniform(-9, 9, (4, 4))
+            if trial % 2
+            else rng.integers(-3, 9, (4, 4)) * 1.0
+        )
         S[rng.integers(4), rng.integers(4)] *= 10.0 ** (trial % 10)
         kept = np.zeros((4, 4), np.uint8)
         enumerate_exactly(S, codes(n, 4), kept)
@@ -247,7 +293,9 @@ def test_what_is_clipped():
     S[1, 2] = 1e7
     assert 16 * 9 <= bound_above(S, 2, False, 0.0) < 1e7
     S[1, 0] = S[1, 1] = 2e7
-    assert bound_above(S, 2, False, 0.0) == np.inf, "three in a row, of different sizes: one has to go"
+    assert bound_above(S, 2, False, 0.0) == np.inf, (
+        "three in a row, of different sizes: one has to go"
+    )
     S[1, :3] = 1e7
     assert bound_above(S, 2, False, 0.0) < 1e7
     S[1, :3] = -1e7

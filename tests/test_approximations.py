@@ -1,8 +1,21 @@
-"""Keep-greedy and cover: their guarantees against the optimum, and their rules against plain loops."""
+"""Keep-greedy and cover: their guarantees against the optimum, and their rules against plain
+loops.
+"""
 
 import numpy as np
 import pytest
-from families import as_float, best, draw, family_names, feasible, magnitude, matrix, parse, seeds, split
+from families import (
+    as_float,
+    best,
+    draw,
+    family_names,
+    feasible,
+    magnitude,
+    matrix,
+    parse,
+    seeds,
+    split,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,9 +31,15 @@ def check_guarantee(W, text, method):
     pattern = parse(text)
     result = nmsolve.solve(W, text, method=method)
     S = magnitude(W)
-    for block, mask in zip(split(S, pattern.m, pattern.m), split(result.mask, pattern.m, pattern.m), strict=True):
+    for block, mask in zip(
+        split(S, pattern.m, pattern.m), split(result.mask, pattern.m, pattern.m), strict=True
+    ):
         assert feasible(mask, pattern)
-        optimum, kept, total = best(block, pattern), loops.objective(block, mask), float(block.sum())
+        optimum, kept, total = (
+            best(block, pattern),
+            loops.objective(block, mask),
+            float(block.sum()),
+        )
         slack = 1e-12 * total
         assert kept <= optimum + slack
         if method == "greedy":
@@ -36,7 +55,13 @@ def check_guarantee(W, text, method):
 @given(data=st.data())
 def test_guarantee_on_adversarial_blocks(text, method, data):
     m = parse(text).m
-    W = data.draw(arrays(np.float64, (m, m), elements=st.sampled_from([0.0, 1e-6, 0.5, 0.999, 1.0, 1.001, 2.0, 3.0, 100.0])))
+    W = data.draw(
+        arrays(
+            np.float64,
+            (m, m),
+            elements=st.sampled_from([0.0, 1e-6, 0.5, 0.999, 1.0, 1.001, 2.0, 3.0, 100.0]),
+        )
+    )
     check_guarantee(W, text, method)
 
 
@@ -52,30 +77,42 @@ def test_guarantee_on_families(text, method, name, seed):
 
 
 def test_greedy_is_nearly_as_bad_as_its_guarantee_somewhere():
-    """One heavy entry that blocks two nearly as heavy ones: the factor 1/2 is tight for at most n."""
+    """One heavy entry that blocks two nearly as heavy ones: the factor 1/2 is tight for at most
+    n.
+    """
     W = np.array([[1.0, 0.999], [0.999, 0.0]])
     result = check_guarantee(W, "<=1:2T", "greedy")
     assert result.objective == 1.0
     assert flow.optimum(W, 1, True)[1] == 1.998
 
 
-@pytest.mark.parametrize("text", ["<=1:2T", "<=2:3T", "<=1:4T", "<=2:4T", "<=3:4T", "<=2:5T", "<=4:8T", "<=8:16T"])
-@pytest.mark.parametrize(("method", "rule"), [("greedy", loops.keep_greedy), ("cover", loops.cover)])
+@pytest.mark.parametrize(
+    "text", ["<=1:2T", "<=2:3T", "<=1:4T", "<=2:4T", "<=3:4T", "<=2:5T", "<=4:8T", "<=8:16T"]
+)
+@pytest.mark.parametrize(
+    ("method", "rule"), [("greedy", loops.keep_greedy), ("cover", loops.cover)]
+)
 @settings(max_examples=10)
 @given(name=family_names, seed=seeds)
 def test_rules(text, method, rule, name, seed):
-    """At most n is what the rules themselves yield: bit for bit the loops' mask, ties by lowest index."""
+    """At most n is what the rules themselves yield: bit for bit the loops' mask, ties by lowest
+    index.
+    """
     pattern = parse(text)
     W = matrix(draw(name, seed, (4, pattern.m, pattern.m)), 2)
     found = split(nmsolve.solve(W, text, method=method).mask, pattern.m, pattern.m)
     signed = split(nmsolve.solve(W, text, scores=W, method=method).mask, pattern.m, pattern.m)
-    for block, mask, other in zip(split(as_float(W), pattern.m, pattern.m), found, signed, strict=True):
+    for block, mask, other in zip(
+        split(as_float(W), pattern.m, pattern.m), found, signed, strict=True
+    ):
         assert np.array_equal(mask, rule(np.abs(block), pattern.n, True))
         assert np.array_equal(other, rule(block, pattern.n, True))
 
 
 @pytest.mark.parametrize("text", PATTERNS)
-@pytest.mark.parametrize(("method", "rule"), [("greedy", loops.keep_greedy), ("cover", loops.cover)])
+@pytest.mark.parametrize(
+    ("method", "rule"), [("greedy", loops.keep_greedy), ("cover", loops.cover)]
+)
 @settings(max_examples=10)
 @given(name=family_names, seed=seeds)
 def test_a_rule_that_fills_every_line_is_left_alone(text, method, rule, name, seed):
@@ -83,7 +120,11 @@ def test_a_rule_that_fills_every_line_is_left_alone(text, method, rule, name, se
     W = matrix(draw(name, seed, (6, pattern.m, pattern.m)), 3)
     result = nmsolve.solve(W, text, method=method)
     complete = 0
-    for block, mask in zip(split(magnitude(W), pattern.m, pattern.m), split(result.mask, pattern.m, pattern.m), strict=True):
+    for block, mask in zip(
+        split(magnitude(W), pattern.m, pattern.m),
+        split(result.mask, pattern.m, pattern.m),
+        strict=True,
+    ):
         expected = rule(block, pattern.n, False)
         if loops.block_ok(expected, pattern.n):
             assert np.array_equal(mask, expected)
@@ -125,7 +166,10 @@ def test_the_two_rules_are_two():
     """The 2021 code calls keep-greedy its 2-approximation; they are different algorithms."""
     W = np.random.default_rng(0).standard_normal((256, 256))
     for text in ("<=4:8T", "<=8:16T"):
-        exact, greedy, cover = (nmsolve.solve(W, text, method=method).objective for method in ("exact", "greedy", "cover"))
+        exact, greedy, cover = (
+            nmsolve.solve(W, text, method=method).objective
+            for method in ("exact", "greedy", "cover")
+        )
         assert exact > greedy > cover
 
 

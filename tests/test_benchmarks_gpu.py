@@ -1,4 +1,6 @@
-"""`python -m benchmarks.gpu`: whatever a stage or a whole run dies of, what was measured before is found and the report says so."""
+"""`python -m benchmarks.gpu`: whatever a stage or a whole run dies of, what was measured before is
+found and the report says so.
+"""
 
 import os
 import signal
@@ -79,7 +81,8 @@ def measure(place):
     "poisons": """
 class Cuda:
     def is_initialized(self): return True
-    def synchronize(self): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    def synchronize(self): raise RuntimeError("CUDA error: an illegal memory access was
+    encountered")
 
 class Torch:
     cuda = Cuda()
@@ -87,7 +90,8 @@ class Torch:
 def measure(place):
     sys.modules["torch"] = Torch()
     yield Measurement("one", partial(figure, "one"))
-    yield Measurement("kernel", partial(fails, RuntimeError("CUDA error: an illegal memory access was encountered")))
+    yield Measurement("kernel", partial(fails, RuntimeError("CUDA error: an illegal memory access
+    was encountered")))
     yield Measurement("three", partial(figure, "three"))
 """,
     "waits": """
@@ -120,7 +124,8 @@ def counted(name, call):
                 call(args[0], args[1][:len(args[1]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         with (folder / "calls").open("a") as stream:
-            stream.write(name + " " + str((folder / "results.jsonl").read_bytes().count(b"\\n")) + "\\n")
+            stream.write(name + " " + str((folder / "results.jsonl").read_bytes().count(b"\\n")) +
+            "\\n")
         return call(*args)
     return instead
 
@@ -153,12 +158,26 @@ def measured(part):
 
 
 def drive(folder, *names, after=0):
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), str(after), *names], cwd=ROOT, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(folder), str(after), *names],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def test_a_stage_that_fails_costs_itself_alone(tmp_path, on_path):
-    """Whatever it dies of: what it measured before is there, the report says what happened, and the next stage runs."""
-    others = ("fine", "fails_once", "fails_between", "does_not_import", "dies", "dies_within_a_line", "poisons")
+    """Whatever it dies of: what it measured before is there, the report says what happened, and the
+    next stage runs.
+    """
+    others = (
+        "fine",
+        "fails_once",
+        "fails_between",
+        "does_not_import",
+        "dies",
+        "dies_within_a_line",
+        "poisons",
+    )
     # Those that hang take as long as they may: five seconds each.
     stages = [Stage(name, 10.0, name) for name in ("hangs", "hangs_on")]
     stages += [*(Stage(name, 20.0, name) for name in others), Stage("fine again", 50.0, "fine")]
@@ -178,7 +197,10 @@ def test_a_stage_that_fails_costs_itself_alone(tmp_path, on_path):
     }
     assert found["fails_once"].why == "memory: MemoryError: no memory"
     assert found["fails_between"].why == "the stage itself: ValueError: nothing more to measure"
-    assert "ModuleNotFoundError: No module named 'there_is_no_such_module'" in found["does_not_import"].why
+    assert (
+        "ModuleNotFoundError: No module named 'there_is_no_such_module'"
+        in found["does_not_import"].why
+    )
     assert found["dies"].why == "by signal 11 (SIGSEGV), while measuring two"
     assert found["dies_within_a_line"].why == "by signal 9 (SIGKILL), while measuring one"
     assert [row["what"] for row in found["poisons"].of("error")] == ["kernel", "CUDA, from here on"]
@@ -188,7 +210,9 @@ def test_a_stage_that_fails_costs_itself_alone(tmp_path, on_path):
     assert report == markdown(lines.read(tmp_path / lines.NAME))
     for part in found.values():
         assert part.why in report
-    assert all(row["target"] is None and row["passed"] is None for row in found["fine"].of("figure"))  # on a CPU
+    assert all(
+        row["target"] is None and row["passed"] is None for row in found["fine"].of("figure")
+    )  # on a CPU
     log = (tmp_path / "log.txt").read_text()
     assert "Fatal Python error: Segmentation fault" in log
     assert 'hangs.py", line' in log, "where it hung"
@@ -196,15 +220,25 @@ def test_a_stage_that_fails_costs_itself_alone(tmp_path, on_path):
 
 def undisturbed(rows):
     """Lines without what differs from run to run."""
-    return [{k: v for k, v in row.items() if k not in ("t", "date", "seconds", "limit_s")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("t", "date", "seconds", "limit_s")}
+        for row in rows
+    ]
 
 
 def test_a_run_killed_at_any_call_to_the_system_loses_nothing(tmp_path, on_path):
-    """SIGKILL before each of the calls by which the run writes: that is at every boundary of stages, and within a line."""
+    """SIGKILL before each of the calls by which the run writes: that is at every boundary of
+    stages, and within a line.
+    """
     assert drive_in(tmp_path / "whole") == 0
     whole = undisturbed(lines.read(tmp_path / "whole" / lines.NAME))
-    calls = [(name, int(count)) for name, count in map(str.split, (tmp_path / "whole" / "calls").read_text().splitlines())]
-    assert [name for name, _ in calls].count("write") == 5, "a run, and two stages that begin and end"
+    calls = [
+        (name, int(count))
+        for name, count in map(str.split, (tmp_path / "whole" / "calls").read_text().splitlines())
+    ]
+    assert [name for name, _ in calls].count("write") == 5, (
+        "a run, and two stages that begin and end"
+    )
     for number, (name, before) in enumerate(calls, 1):
         folder = tmp_path / str(number)
         assert drive_in(folder, number) == -signal.SIGKILL
@@ -213,7 +247,8 @@ def test_a_run_killed_at_any_call_to_the_system_loses_nothing(tmp_path, on_path)
         text = markdown(found)
         for part in parts(found):
             begun, ended = (
-                any(row["kind"] == kind and row["stage"] == part.name for row in found[1:]) for kind in ("begin", "end")
+                any(row["kind"] == kind and row["stage"] == part.name for row in found[1:])
+                for kind in ("begin", "end")
             )
             assert part.outcome == ("ok" if ended else "cut off" if begun else "not run")
             assert f"| {part.name} | {part.outcome if ended else f'**{part.outcome}**'} |" in text
@@ -223,7 +258,10 @@ def test_a_run_killed_at_any_call_to_the_system_loses_nothing(tmp_path, on_path)
     assert not (last / lines.NAME).read_bytes().endswith(b"\n")
     assert drive_in(last) == 0
     assert undisturbed(lines.read(last / lines.NAME))[:kept] == whole[:kept]
-    assert [(part.outcome, part.run["run"]) for part in by_name(last).values()] == [("ok", 2), ("ok", 2)]
+    assert [(part.outcome, part.run["run"]) for part in by_name(last).values()] == [
+        ("ok", 2),
+        ("ok", 2),
+    ]
 
 
 def drive_in(folder, after=0):
@@ -232,7 +270,9 @@ def drive_in(folder, after=0):
 
 
 def test_a_run_killed_within_a_stage(tmp_path, on_path):
-    """What was measured is there, the report says what was not, and the stage's process does not live on."""
+    """What was measured is there, the report says what was not, and the stage's process does not
+    live on.
+    """
     process = drive(tmp_path, "fine", "waits", "fails_once")
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
@@ -240,7 +280,11 @@ def test_a_run_killed_within_a_stage(tmp_path, on_path):
     process.wait()
     wait_for(lambda: not alive(pid))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.gpu", "--report", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = by_name(tmp_path)
     assert {name: (part.outcome, measured(part)) for name, part in found.items()} == {
@@ -256,7 +300,15 @@ def test_a_run_killed_within_a_stage(tmp_path, on_path):
 
 def test_a_stage_whose_run_is_gone_does_not_begin(tmp_path, planted):
     """It would hold the GPU, and nobody would end it."""
-    options = {"stage": "fine", "module": "fine", "device": "cpu", "folder": tmp_path, "run": 1, "parent": 1, "until": 1e9}
+    options = {
+        "stage": "fine",
+        "module": "fine",
+        "device": "cpu",
+        "folder": tmp_path,
+        "run": 1,
+        "parent": 1,
+        "until": 1e9,
+    }
     options = [f"--{name}={value}" for name, value in options.items()]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)])}
     program = [sys.executable, "-m", "benchmarks.gpu.process", *options]
@@ -281,7 +333,11 @@ def alive(pid):
 
 def command(*options):
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *map(str, options)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.gpu", *map(str, options)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -289,12 +345,25 @@ def test_the_stages_of_its_own(tmp_path):
     """A real stage from the command line, and its report once more from the lines alone."""
     done = command("--device", "cpu", "--stages", "environment", "--minutes", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "report.md", "results.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "log.txt",
+        "report.md",
+        "results.jsonl",
+    ]
     found = by_name(tmp_path)["environment"]
     assert found.outcome == "ok", found.why
     facts = {row["what"]: row["value"] for row in found.of("fact")}
     assert facts["torch"] == torch.__version__
-    assert {"numpy", "numba", "nmsolve", "python", "CPUs", "commit", "backend cusparselt", "cuSPARSELt, as loaded"} <= set(facts)
+    assert {
+        "numpy",
+        "numba",
+        "nmsolve",
+        "python",
+        "CPUs",
+        "commit",
+        "backend cusparselt",
+        "cuSPARSELt, as loaded",
+    } <= set(facts)
     assert measured(found) == ["device copy", "bf16 matmul, 256 × 256 × 256"]
     report = (tmp_path / "report.md").read_text()
     assert "# A smoke run of the GPU benchmarks on a CPU" in report
@@ -304,7 +373,17 @@ def test_the_stages_of_its_own(tmp_path):
 
 def test_two_runs_into_one_folder(tmp_path):
     """At the same time: each has a number of its own, and both end well."""
-    call = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--stages", "environment", "--out", str(tmp_path)]
+    call = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--device",
+        "cpu",
+        "--stages",
+        "environment",
+        "--out",
+        str(tmp_path),
+    ]
     runs = [subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     found = lines.read(tmp_path / lines.NAME)
@@ -315,7 +394,9 @@ def test_two_runs_into_one_folder(tmp_path):
 def test_a_real_stage_that_is_killed(tmp_path):
     """Killed as soon as a mask has been solved: that mask is in the lines."""
     options = ["--device", "cpu", "--stages", "smoke", "--minutes", "5", "--out", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *options], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu", *options], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     try:
         wait_for(lambda: any(row["kind"] == "solved" for row in lines.read(tmp_path / lines.NAME)))
     finally:
@@ -333,7 +414,10 @@ def test_without_a_gpu(tmp_path):
     done = command("--stages", "environment,smoke", "--minutes", 1, "--out", tmp_path)
     assert done.returncode == 1
     found = by_name(tmp_path)
-    told = f"the device: torch {torch.__version__} sees no CUDA device here; --device cpu shows that everything runs"
+    told = (
+        f"the device: torch {torch.__version__} sees no CUDA device here; --device cpu shows "
+        "that everything runs"
+    )
     assert found["environment"].why == told
     assert (found["smoke"].outcome, found["smoke"].why) == (
         "not run",
@@ -344,7 +428,10 @@ def test_without_a_gpu(tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--stages", "smoke,maks"], "no stage is called 'maks'; they are environment, smoke, profile, products, masks"),
+        (
+            ["--stages", "smoke,maks"],
+            "no stage is called 'maks'; they are environment, smoke, profile, products, masks",
+        ),
         (["--stages", ","], "no stage is named"),
         (["--minutes", "0"], "minutes are a positive number, not 0"),
         (["--report", "/there/is/no/such/folder"], "is no folder with a file results.jsonl"),
@@ -362,7 +449,9 @@ def test_time_that_a_stage_does_not_need_is_the_others():
         taken.append(limit(STAGES[k:], left))
         left -= taken[-1]
     assert left == pytest.approx(0.0, abs=1e-9)
-    assert [one / taken[0] for one in taken] == pytest.approx([stage.share / STAGES[0].share for stage in STAGES])
+    assert [one / taken[0] for one in taken] == pytest.approx(
+        [stage.share / STAGES[0].share for stage in STAGES]
+    )
     # The first took a second only: each of the others has more.
     assert limit(STAGES[1:], 99.0) == pytest.approx(taken[1] * 99.0 / (100.0 - taken[0]))
 
@@ -370,7 +459,9 @@ def test_time_that_a_stage_does_not_need_is_the_others():
 def test_no_stage_is_begun_without_time(tmp_path, on_path):
     """And it is no success."""
     assert run([Stage("fine", 1.0, "fine")], tmp_path, "cpu", 5.0) is False
-    assert [(part.outcome, part.why) for part in by_name(tmp_path).values()] == [("not run", "no time was left")]
+    assert [(part.outcome, part.why) for part in by_name(tmp_path).values()] == [
+        ("not run", "no time was left")
+    ]
 
 
 #: Imports everything with the named packages missing.
@@ -389,19 +480,26 @@ for name in {modules!r}:
     import_module(name)
 """
 MISSING = (
-    "ortools", "transformers", "accelerate", "sklearn", "matplotlib", "lightning", "pytorch_lightning", "safetensors", "rich",
+    "ortools", "transformers", "accelerate", "sklearn", "matplotlib", "lightning",
+    "pytorch_lightning", "safetensors", "rich",
     "click", "networkx", "ml_dtypes", "scipy", "pandas", "hypothesis", "pytest", "xdist",
 )  # fmt: skip
 
 
 def imported_without(modules):
     program = LEAN.format(missing=MISSING, modules=modules)
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_machine_needs_torch_and_numba_alone():
     folder = ROOT / "benchmarks" / "gpu"
-    files = [path.relative_to(ROOT).with_suffix("") for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py"]
+    files = [
+        path.relative_to(ROOT).with_suffix("")
+        for path in sorted(folder.rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
     modules = [".".join(path.parts) for path in files]
     assert {stage.module for stage in STAGES} < set(modules)
     done = imported_without(modules)
@@ -414,5 +512,8 @@ def test_the_check_of_imports_can_fail():
 
 def test_the_parent_never_loads_torch():
     """A process that holds no CUDA context is not lost with one."""
-    program = "import sys, benchmarks.gpu.__main__; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    program = (
+        "import sys, benchmarks.gpu.__main__; sys.exit('torch' in sys.modules or 'numpy' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

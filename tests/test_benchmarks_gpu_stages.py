@@ -1,4 +1,6 @@
-"""The stages of `python -m benchmarks.gpu`, at the sizes of a CPU: every measurement runs, and none accepts what is wrong."""
+"""The stages of `python -m benchmarks.gpu`, at the sizes of a CPU: every measurement runs, and none
+accepts what is wrong.
+"""
 
 import json
 import sys
@@ -21,16 +23,24 @@ from benchmarks.timing import WrongResult
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage.name != "tests"], ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    "stage", [stage for stage in STAGES if stage.name != "tests"], ids=lambda stage: stage.name
+)
 @pytest.mark.usefixtures("warned_already", "quick")
 def test_every_measurement(stage, tmp_path, capsys):
     """Each gives rows that can be saved and shown; of a GPU's sizes only the code is the same."""
-    found = [{"t": 0.0, "run": 1, "kind": "run", "stages": [stage.name], "device": "cpu", "date": ""}]
+    found = [
+        {"t": 0.0, "run": 1, "kind": "run", "stages": [stage.name], "device": "cpu", "date": ""}
+    ]
     found.append({"t": 0.0, "run": 1, "stage": stage.name, "kind": "begin", "limit_s": 1.0})
     names = []
-    for measurement in import_module(stage.module).measure(Place("cpu", time.monotonic() + 1000, tmp_path)):
+    for measurement in import_module(stage.module).measure(
+        Place("cpu", time.monotonic() + 1000, tmp_path)
+    ):
         rows = [row.line() for row in measurement.rows()]
-        found += [{"t": 0.0, "run": 1, "stage": stage.name, **json.loads(json.dumps(row))} for row in rows]
+        found += [
+            {"t": 0.0, "run": 1, "stage": stage.name, **json.loads(json.dumps(row))} for row in rows
+        ]
         names.append(measurement.what)
     assert len(set(names)) == len(names) > 2
     assert len(found) > len(names)
@@ -40,7 +50,10 @@ def test_every_measurement(stage, tmp_path, capsys):
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_measurements_of_a_gpu(stage, tmp_path):
     """What would be measured there can be listed anywhere, each under a name of its own."""
-    names = [measurement.what for measurement in import_module(stage.module).measure(Place("cuda", 0.0, tmp_path))]
+    names = [
+        measurement.what
+        for measurement in import_module(stage.module).measure(Place("cuda", 0.0, tmp_path))
+    ]
     assert len(set(names)) == len(names) > 0
 
 
@@ -58,7 +71,9 @@ def test_masks_that_are_not_optimal_are_refused(monkeypatch):
 def test_masks_that_change_are_refused(monkeypatch):
     drawn, solve = normal(64, 64, torch.float32, CPU), nmt.solve
     moved = iter([0.0, 1.0])
-    monkeypatch.setattr(nmt, "solve", lambda tensor, pattern: solve(tensor.roll(int(next(moved)), 1), pattern))
+    monkeypatch.setattr(
+        nmt, "solve", lambda tensor, pattern: solve(tensor.roll(int(next(moved)), 1), pattern)
+    )
     with pytest.raises(WrongResult, match="two runs returned different masks"):
         weights.checked(drawn, "2:4T")
 
@@ -73,7 +88,9 @@ def test_a_kernel_that_disagrees_is_refused():
 def test_products_that_are_wrong_are_refused(monkeypatch):
     """The default algorithm must be right; another that is wrong is named and not timed."""
     multiply = [lambda x, w: F.linear(x, w), lambda x, w: 1.5 * F.linear(x, w)]
-    monkeypatch.setattr(products, "by_backend", lambda weight, x, backend: (lambda k: multiply[k](x, weight), 2))
+    monkeypatch.setattr(
+        products, "by_backend", lambda weight, x, backend: (lambda k: multiply[k](x, weight), 2)
+    )
     (row,) = products.product(64, 64, 32, "some backend", CPU)
     assert list(row.algorithm_us) == [0]
     assert row.wrong[1].startswith("y is off by")
@@ -84,7 +101,9 @@ def test_products_that_are_wrong_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_layers_that_are_wrong_are_refused(monkeypatch, training):
-    monkeypatch.setattr(layers, "masked_linear", lambda x, weight, mask, backend="dense": 1.5 * F.linear(x, weight))
+    monkeypatch.setattr(
+        layers, "masked_linear", lambda x, weight, mask, backend="dense": 1.5 * F.linear(x, weight)
+    )
     with pytest.raises(WrongResult, match="y is off by"):
         list(layers.layer(64, 64, 32, "dense", training, CPU))
 
@@ -129,7 +148,11 @@ def test_tiles_that_are_wrong_are_told(monkeypatch):
         (torch.zeros_like(drawn), 1.0, "it keeps 0.0 %"),
         (right, 1.5, "y is off by"),
     ):
-        monkeypatch.setattr(rivals.rivals, "tile_pack", lambda weights, dense=dense, product=product: Tiles(dense, product))
+        monkeypatch.setattr(
+            rivals.rivals,
+            "tile_pack",
+            lambda weights, dense=dense, product=product: Tiles(dense, product),
+        )
         wrong = rivals.wrong_tiles(drawn)
         assert wrong is None if told is None else told in wrong
 

@@ -1,4 +1,6 @@
-"""One order of bits for every mask that is stored; what earlier versions stored is read as they meant it."""
+"""One order of bits for every mask that is stored; what earlier versions stored is read as they
+meant it.
+"""
 
 import copy
 import io
@@ -15,7 +17,8 @@ from nmsolve import checkpoint
 from nmsolve.bits import has_loose_bits, pack, packed_size, unpack
 from nmsolve.errors import InputError
 
-#: A 3 × 6 mask of 1:3, and how it is stored: by files at any time and by state dicts now; by state dicts before.
+#: A 3 × 6 mask of 1:3, and how it is stored: by files at any time and by state dicts now; by state
+#: dicts before.
 MASK = torch.tensor(
     [
         [True, False, False, True, False, False],
@@ -43,7 +46,11 @@ def net():
     return model, nmt.sparsify_(model, "1:3", nmt.STE())
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 2**32), st.sampled_from(["little", "big"]))
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(0, 2**32),
+    st.sampled_from(["little", "big"]),
+)
 def test_packing_is_a_bijection(shape, seed, order):
     mask = np.random.default_rng(seed).random(shape) < 0.5
     packed = pack(mask) if order == "little" else np.packbits(mask)
@@ -51,7 +58,10 @@ def test_packing_is_a_bijection(shape, seed, order):
     assert (unpack(packed, tuple(shape), order) == mask).all()
     assert not has_loose_bits(packed, mask.size, order)
     for index, kept in enumerate(mask.reshape(-1)):
-        assert bool(packed[index // 8] >> (index % 8 if order == "little" else 7 - index % 8) & 1) == kept
+        assert (
+            bool(packed[index // 8] >> (index % 8 if order == "little" else 7 - index % 8) & 1)
+            == kept
+        )
     for bit in range(8):
         beyond = (bit if order == "little" else 7 - bit) >= (mask.size % 8 or 8)
         packed[-1] ^= 1 << bit
@@ -69,14 +79,18 @@ def test_state_dicts_and_files_have_the_same_bits(tmp_path):
     sparse.layers[0].masked.mask.copy_(MASK)
     assert model.state_dict()["0.weight_mask"].tolist() == LITTLE == pack(MASK.numpy()).tolist()
     header = OLD_FILE.encode() + b" " * (-len(OLD_FILE) % 8)
-    (tmp_path / "old.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(LITTLE))
+    (tmp_path / "old.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(LITTLE)
+    )
     assert (checkpoint.open_masks(tmp_path / "old.safetensors")["w"] == MASK.numpy()).all()
     found = checkpoint.verify(tmp_path / "old.safetensors")
     assert found.ok
 
 
 def test_a_state_dict_of_today():
-    """As it was saved, bit by bit; and what is saved again is in the order of now, and is read as such."""
+    """As it was saved, bit by bit; and what is saved again is in the order of now, and is read as
+    such.
+    """
     model, sparse = net()
     model.load_state_dict(copy.deepcopy(OLD))
     masked = sparse.layers[0].masked
@@ -126,9 +140,15 @@ def test_distributed_checkpoints_of_today_and_before(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"0.weight_mask": torch.tensor([0x09, 0x25, 0x82], dtype=torch.uint8)}, "bits after its last entry"),
+        (
+            {"0.weight_mask": torch.tensor([0x09, 0x25, 0x82], dtype=torch.uint8)},
+            "bits after its last entry",
+        ),
         ({"0.weight_progress": OLD["0.weight_progress"]}, "bits after its last entry"),
-        ({"0.weight_progress": torch.tensor([2, -3, 0, 0, 0, 0, 0, 0, 0], dtype=torch.float64)}, "pattern 2:3, the plan 1:3"),
+        (
+            {"0.weight_progress": torch.tensor([2, -3, 0, 0, 0, 0, 0, 0, 0], dtype=torch.float64)},
+            "pattern 2:3, the plan 1:3",
+        ),
     ],
 )
 def test_what_is_in_neither_order_is_refused(change, message):

@@ -36,14 +36,20 @@ def block_bounds(S, duals, pattern):
     if not pattern.transposable:
         assert duals.columns is None
         assert duals.rows.shape == (*S.shape[:-1], S.shape[-1] // m)
-        return [loops.group_bound(g[0], u, pattern.n) for g, u in zip(split(S, 1, m), duals.rows.ravel(), strict=True)]
+        return [
+            loops.group_bound(g[0], u, pattern.n)
+            for g, u in zip(split(S, 1, m), duals.rows.ravel(), strict=True)
+        ]
     assert duals.rows.shape == (*S.shape[:-1], S.shape[-1] // m)
     assert duals.columns.shape == (*S.shape[:-2], S.shape[-2] // m, S.shape[-1])
     if pattern.at_most:
         assert (duals.rows >= 0).all()
         assert (duals.columns >= 0).all()
     rows, columns = split(duals.rows, m, 1)[..., 0], split(duals.columns, 1, m)[:, 0]
-    return [loops.dual_bound(b, u, v, pattern.n) for b, u, v in zip(split(S, m, m), rows, columns, strict=True)]
+    return [
+        loops.dual_bound(b, u, v, pattern.n)
+        for b, u, v in zip(split(S, m, m), rows, columns, strict=True)
+    ]
 
 
 def check_certificate(pattern, W, result, S):
@@ -54,7 +60,9 @@ def check_certificate(pattern, W, result, S):
         optimum, weight = best(block, pattern), float(np.abs(block).sum())
         assert bound >= optimum - 1e-13 * weight, "weak duality"
         # Duals are doubles: among denormal scores their own rounding is the limit.
-        slack = tolerance(W) * max(abs(optimum), float(np.abs(block).max())) + 5e-324 * pattern.m * (pattern.n + pattern.m)
+        slack = tolerance(W) * max(
+            abs(optimum), float(np.abs(block).max())
+        ) + 5e-324 * pattern.m * (pattern.n + pattern.m)
         assert bound - loops.objective(block, mask) <= slack, "strong duality"
     assert abs(result.bound - math.fsum(bounds)) <= 1e-12 * size
     assert result.bound >= result.objective
@@ -71,11 +79,15 @@ def test_duality(text, name, seed):
     result = nmsolve.solve(W, pattern, duals=True)
     check_certificate(pattern, W, result, magnitude(W))
     assert result.gap >= 0
-    assert result.bound - result.objective <= tolerance(W) * result.bound + 34 * 5e-324 * pattern.m * (pattern.n + pattern.m)
+    assert result.bound - result.objective <= tolerance(
+        W
+    ) * result.bound + 34 * 5e-324 * pattern.m * (pattern.n + pattern.m)
     assert result.verify(W).ok
 
 
-@pytest.mark.parametrize("name", ["normal32", "normal64", "integers", "zeros60", "column_scaled", "int8"])
+@pytest.mark.parametrize(
+    "name", ["normal32", "normal64", "integers", "zeros60", "column_scaled", "int8"]
+)
 @pytest.mark.parametrize("text", MIDDLE)
 @settings(max_examples=1)
 @given(seed=seeds)
@@ -85,7 +97,9 @@ def test_duality_of_middle_blocks(text, name, seed):
     check_certificate(pattern, W, nmsolve.solve(W, pattern, duals=True), magnitude(W))
 
 
-@pytest.mark.parametrize("text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T", "3:3T", "<=3:3T", "2:4", "<=2:4"])
+@pytest.mark.parametrize(
+    "text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T", "3:3T", "<=3:3T", "2:4", "<=2:4"]
+)
 @settings(max_examples=5)
 @given(seed=seeds)
 def test_duality_of_signed_scores(text, seed):
@@ -122,7 +136,11 @@ def test_bounds_hold_for_any_duals(text, name, seed):
     u, v = rng.uniform(-top, top, (2, pattern.m))
     if pattern.at_most:
         u, v = abs(u), abs(v)
-    bound = loops.dual_bound(S, u, v, pattern.n) if pattern.transposable else loops.group_bound(S[0], u[0], pattern.n)
+    bound = (
+        loops.dual_bound(S, u, v, pattern.n)
+        if pattern.transposable
+        else loops.group_bound(S[0], u[0], pattern.n)
+    )
     assert bound >= best(S, pattern) * (1 - 1e-13)
 
 
@@ -134,7 +152,10 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'duals' if case[1] else 'bare'}-{np.dtype(case[2]).name}")
+@pytest.fixture(
+    params=CASES,
+    ids=lambda case: f"{case[0]}-{'duals' if case[1] else 'bare'}-{np.dtype(case[2]).name}",
+)
 def solved(request):
     text, duals, dtype = request.param
     W = np.random.default_rng(7).standard_normal((16, 24)).astype(dtype)
@@ -187,7 +208,9 @@ def test_a_feasible_but_worse_mask_fails(solved):
     with pytest.raises(SolverError):
         replace(result, mask=mask, objective=value).verify(W)
     with pytest.raises(SolverError):
-        replace(result, mask=mask, objective=value, gap=(result.bound - value) / result.bound).verify(W)
+        replace(
+            result, mask=mask, objective=value, gap=(result.bound - value) / result.bound
+        ).verify(W)
     with pytest.raises(SolverError):
         replace(result, mask=mask, objective=value, bound=value, gap=0.0).verify(W)
     lie = replace(result, mask=mask, objective=value, bound=value, gap=0.0, duals=None)
@@ -195,18 +218,32 @@ def test_a_feasible_but_worse_mask_fails(solved):
         lie.verify(W)
     with pytest.raises(SolverError):
         replace(lie, status=Status.FEASIBLE).verify(W)
-    honest = replace(result, mask=mask, objective=value, gap=(result.bound - value) / result.bound, status=Status.FEASIBLE)
+    honest = replace(
+        result,
+        mask=mask,
+        objective=value,
+        gap=(result.bound - value) / result.bound,
+        status=Status.FEASIBLE,
+    )
     assert honest.verify(W).ok
 
 
 def test_a_mask_of_another_shape_or_dtype_fails(solved):
     W, result = solved
-    for mask in (result.mask[:8], result.mask.astype(np.uint8), result.mask.T.copy(), result.mask[None], np.ones_like(result.mask)):
+    for mask in (
+        result.mask[:8],
+        result.mask.astype(np.uint8),
+        result.mask.T.copy(),
+        result.mask[None],
+        np.ones_like(result.mask),
+    ):
         with pytest.raises(SolverError):
             replace(result, mask=mask).verify(W)
 
 
-@pytest.mark.parametrize("factor", [1.0001, 0.9999, 1 + 1e-9, 1 - 1e-9, 2.0, 0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "factor", [1.0001, 0.9999, 1 + 1e-9, 1 - 1e-9, 2.0, 0.0, -1.0, math.nan, math.inf]
+)
 def test_another_objective_fails(solved, factor):
     W, result = solved
     with pytest.raises(SolverError):
@@ -223,7 +260,9 @@ def test_another_bound_fails(solved, factor):
     with pytest.raises(SolverError):
         replace(result, bound=bound).verify(W)
     with pytest.raises(SolverError):
-        replace(result, bound=bound, gap=(bound - result.objective) / bound if bound else 0.0).verify(W)
+        replace(
+            result, bound=bound, gap=(bound - result.objective) / bound if bound else 0.0
+        ).verify(W)
 
 
 @pytest.mark.parametrize("factor", [0.9999, 0.5, -1.0])
@@ -231,7 +270,9 @@ def test_a_bound_below_the_optimum_fails_for_a_feasible_result_too(solved, facto
     W, result = solved
     bound = result.bound * factor
     with pytest.raises(SolverError):
-        replace(result, bound=bound, gap=(bound - result.objective) / bound, status=Status.FEASIBLE).verify(W)
+        replace(
+            result, bound=bound, gap=(bound - result.objective) / bound, status=Status.FEASIBLE
+        ).verify(W)
     with pytest.raises(SolverError):
         replace(result, bound=bound, gap=0.0, status=Status.FEASIBLE).verify(W)
 
@@ -253,7 +294,9 @@ def test_optimal_without_a_bound_fails(solved):
 
 
 def test_other_duals_fail(certified):
-    """Duals that prove another bound than the one claimed. (Small moves may leave the bound as it is: duals are not unique.)"""
+    """Duals that prove another bound than the one claimed. (Small moves may leave the bound as it
+    is: duals are not unique.)
+    """
     W, result = certified
     rows = result.duals.rows
     one = rows.copy()
@@ -263,7 +306,9 @@ def test_other_duals_fail(certified):
         columns = result.duals.columns
         one = columns.copy()
         one[1, 7] += 10
-        changed += [replace(result.duals, columns=other) for other in (columns + 10, columns - 10, one)]
+        changed += [
+            replace(result.duals, columns=other) for other in (columns + 10, columns - 10, one)
+        ]
     for duals in changed:
         with pytest.raises(SolverError):
             replace(result, duals=duals).verify(W)
@@ -271,12 +316,16 @@ def test_other_duals_fail(certified):
 
 @pytest.mark.parametrize("far", [1e17, 1e20, 1e300])
 def test_duals_that_are_shifted_far_away_prove_nothing(far):
-    """Rows up and columns down by the same: S − u − v is what it was, but for what floating point loses of S."""
+    """Rows up and columns down by the same: S − u − v is what it was, but for what floating point
+    loses of S.
+    """
     W = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
     result = nmsolve.solve(W, "2:4T", duals=True)
     worse = ~result.mask
     value = float(np.abs(W.astype(np.float64))[worse].sum())
-    moved = nmsolve.Duals(rows=np.full_like(result.duals.rows, far), columns=np.full_like(result.duals.columns, -far))
+    moved = nmsolve.Duals(
+        rows=np.full_like(result.duals.rows, far), columns=np.full_like(result.duals.columns, -far)
+    )
     lie = replace(result, mask=worse, objective=value, bound=value, gap=0.0, duals=moved)
     with pytest.raises(nmsolve.SolverError):
         lie.verify(W)
@@ -295,10 +344,16 @@ def test_a_bound_just_below_the_objective_fails():
 def test_duals_of_another_shape_or_nan_fail(certified):
     W, result = certified
     rows = result.duals.rows
-    changed = [replace(result.duals, rows=other) for other in (rows[:-1], rows.T, rows * math.nan, rows + math.inf)]
+    changed = [
+        replace(result.duals, rows=other)
+        for other in (rows[:-1], rows.T, rows * math.nan, rows + math.inf)
+    ]
     if result.duals.columns is not None:
         columns = result.duals.columns
-        changed += [replace(result.duals, columns=other) for other in (None, columns[:-1], columns * math.nan)]
+        changed += [
+            replace(result.duals, columns=other)
+            for other in (None, columns[:-1], columns * math.nan)
+        ]
     for duals in changed:
         with pytest.raises(SolverError):
             replace(result, duals=duals).verify(W)
@@ -329,9 +384,13 @@ def test_a_heuristic_relabelled_optimal_fails():
                 with pytest.raises(SolverError):
                     replace(result, status=Status.OPTIMAL).verify(W)
                 with pytest.raises(SolverError):
-                    replace(result, status=Status.OPTIMAL, bound=result.objective, gap=0.0).verify(W)
+                    replace(result, status=Status.OPTIMAL, bound=result.objective, gap=0.0).verify(
+                        W
+                    )
                 with pytest.raises(SolverError):
-                    replace(result, status=Status.OPTIMAL, bound=result.objective, gap=0.0, duals=None).verify(W)
+                    replace(
+                        result, status=Status.OPTIMAL, bound=result.objective, gap=0.0, duals=None
+                    ).verify(W)
 
 
 def test_verify_needs_what_was_solved():
@@ -345,14 +404,19 @@ def test_verify_needs_what_was_solved():
 
 
 def test_one_worse_block_among_many_fails():
-    """A small loss in one block of 4096 is above the tolerance only if the certificate is looked at closely."""
+    """A small loss in one block of 4096 is above the tolerance only if the certificate is looked at
+    closely.
+    """
     W = np.random.default_rng(5).standard_normal((256, 256))
     for duals in (False, True):
         result = nmsolve.solve(W, "2:4T", duals=duals)
         mask = result.mask.copy()
         S, current = magnitude(W), mask[128:132, 64:68]
         orders = [current[list(p)] for p in ((1, 0, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2))]
-        losses = [loops.objective(S[128:132, 64:68], current) - loops.objective(S[128:132, 64:68], o) for o in orders]
+        losses = [
+            loops.objective(S[128:132, 64:68], current) - loops.objective(S[128:132, 64:68], o)
+            for o in orders
+        ]
         loss, other = min((x, k) for k, x in enumerate(losses) if x > 0)
         mask[128:132, 64:68] = orders[other]
         value = loops.objective(S, mask)
@@ -362,7 +426,9 @@ def test_one_worse_block_among_many_fails():
 
 
 def test_enumeration_is_optimal_only_if_its_bound_closes(monkeypatch):
-    """A planted fault, a bound that allows for far too much rounding: the status must follow the numbers."""
+    """A planted fault, a bound that allows for far too much rounding: the status must follow the
+    numbers.
+    """
     from nmsolve.solvers import enumeration
 
     W = np.random.default_rng(2).standard_normal((64, 64)).astype(np.float32)
@@ -379,23 +445,35 @@ def test_enumeration_is_optimal_only_if_its_bound_closes(monkeypatch):
 @pytest.mark.parametrize("duals", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_worse_mask_of_one_tiny_block_fails(text, padding, scored, duals, dtype):
-    """Beside the whole matrix the loss is nothing, so that only a look at each block can tell; all else is stated consistently."""
+    """Beside the whole matrix the loss is nothing, so that only a look at each block can tell; all
+    else is stated consistently.
+    """
     pattern = parse(text)
     m, rows = pattern.m, pattern.rows
-    W = np.random.default_rng(9).standard_normal((3, 16, 24) if padding == "error" else (3, 21, 27)).astype(dtype)
+    W = (
+        np.random.default_rng(9)
+        .standard_normal((3, 16, 24) if padding == "error" else (3, 21, 27))
+        .astype(dtype)
+    )
     W = abs(W) if scored == "scores" else W
     block = (2, slice(8, 8 + rows), slice(16, 16 + m))
     W[block] *= 1e-9 if dtype is np.float32 else 1e-14
     given = (W, W) if scored == "scores" else (W,)
-    result = nmsolve.solve(W, text, scores=W if scored == "scores" else None, padding=padding, duals=duals)
+    result = nmsolve.solve(
+        W, text, scores=W if scored == "scores" else None, padding=padding, duals=duals
+    )
     assert result.verify(*given).ok
     mask = result.mask.copy()
     mask[block] = mask[block][:, ::-1]
-    values = [loops.objective(magnitude(W)[block], kept) for kept in (mask[block], result.mask[block])]
+    values = [
+        loops.objective(magnitude(W)[block], kept) for kept in (mask[block], result.mask[block])
+    ]
     assert values[0] < 0.95 * values[1]
     value = total_of(magnitude(W), mask)
     assert result.bound - value <= tolerance(W) * value, "within the tolerance of the whole"
-    lie = replace(result, mask=mask, objective=value, gap=max(0.0, (result.bound - value) / result.bound))
+    lie = replace(
+        result, mask=mask, objective=value, gap=max(0.0, (result.bound - value) / result.bound)
+    )
     with pytest.raises(SolverError, match=r"optimal.*block at index \[2, 8, 16\]"):
         lie.verify(*given)
     assert replace(lie, status=Status.FEASIBLE).verify(*given).ok
@@ -425,7 +503,9 @@ def test_an_edge_block_is_checked_too(text):
     part[...] = np.roll(part, 1, axis=1)
     value = total_of(magnitude(W), mask)
     with pytest.raises(SolverError, match=r"block at index \[16, 0\]"):
-        replace(result, mask=mask, objective=value, gap=(result.bound - value) / result.bound).verify(W)
+        replace(
+            result, mask=mask, objective=value, gap=(result.bound - value) / result.bound
+        ).verify(W)
 
 
 @pytest.mark.parametrize("duals", ["rows", "columns"])
@@ -454,7 +534,9 @@ def test_a_tally_says_what_is_open(number):
     (0, None, Status.FEASIBLE),
     (0, 1.001, Status.FEASIBLE),
 ])  # fmt: skip
-def test_optimal_is_what_a_solver_says_and_sums_do_not_contradict(still_open, bound, status, monkeypatch):
+def test_optimal_is_what_a_solver_says_and_sums_do_not_contradict(
+    still_open, bound, status, monkeypatch
+):
     """Greedy's masks, under a planted solver that states this and that of them."""
     from nmsolve import solvers
     from nmsolve.solvers import Tally, greedy
@@ -464,7 +546,9 @@ def test_optimal_is_what_a_solver_says_and_sums_do_not_contradict(still_open, bo
 
         def claim(*task):
             found = run(*task)
-            return Tally(found.objective, None if bound is None else bound * found.objective, still_open, {})
+            return Tally(
+                found.objective, None if bound is None else bound * found.objective, still_open, {}
+            )
 
         return claim
 

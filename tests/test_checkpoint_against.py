@@ -1,4 +1,6 @@
-"""`report --against`: a mask is held to its certificate block by block, whatever the whole matrix is worth."""
+"""`report --against`: a mask is held to its certificate block by block, whatever the whole matrix
+is worth.
+"""
 
 from pathlib import Path
 
@@ -25,7 +27,11 @@ def test_a_tiny_block_that_was_inverted(pattern: str, inverted: bool, tmp_path: 
         for other in tmp_path.glob("sparse.*json"):
             other.unlink()
         save_file({"fc.weight": W * kept}, tmp_path / "sparse.safetensors")
-    report = checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html", against=tmp_path / "dense.safetensors")
+    report = checkpoint.report(
+        tmp_path / "sparse.safetensors",
+        tmp_path / "page.html",
+        against=tmp_path / "dense.safetensors",
+    )
     (entry,) = report.pruned
     assert entry.gap is not None
     assert entry.gap < 1e-6

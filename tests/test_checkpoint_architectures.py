@@ -1,8 +1,10 @@
-"""What names say of a checkpoint's tensors against what the modules of every architecture say that is installed (`make check`).
+"""What names say of a checkpoint's tensors against what the modules of every architecture say that
+is installed (`make check`).
 
-Names may leave a weight dense that `nmsolve.torch.plan` would prune: `dense_by_name.txt` has every such name and the architectures
-that have it, by reason. They never prune one that it does not, nor along another axis. After a change that is meant,
-`python -m tests.test_checkpoint_architectures` writes the table anew.
+Names may leave a weight dense that `nmsolve.torch.plan` would prune: `dense_by_name.txt` has every
+such name and the architectures that have it, by reason. They never prune one that it does not, nor
+along another axis. After a change that is meant, `python -m tests.test_checkpoint_architectures`
+writes the table anew.
 """
 
 from __future__ import annotations
@@ -65,21 +67,33 @@ def as_text(different: dict[tuple[str, int, str], set[str]]) -> str:
 
 
 def is_tied(facts: dict[str, Any], why: object) -> bool:
-    """Whether a weight is tied to one that names leave dense: a checkpoint has it once, or twice with equal bytes, dense then."""
+    """Whether a weight is tied to one that names leave dense: a checkpoint has it once, or twice
+    with equal bytes, dense then.
+    """
     other = re.match(r"its weight is tied to (\S+), ", str(why))
-    beside = [e for part in ("modules", "written") for e in facts.get(part, ()) if other and other[1] in e["name"]]
-    return other is not None and all(entry[pattern][0] is None for entry in beside for pattern in PATTERNS)
+    beside = [
+        e
+        for part in ("modules", "written")
+        for e in facts.get(part, ())
+        if other and other[1] in e["name"]
+    ]
+    return other is not None and all(
+        entry[pattern][0] is None for entry in beside for pattern in PATTERNS
+    )
 
 
 def has_other_layout(architecture: str, part: str, name: str, why: object) -> bool:
-    """Whether a tensor's rows have another order in the model, or the model does not read it by the name that it is written under.
+    """Whether a tensor's rows have another order in the model, or the model does not read it by the
+    name that it is written under.
 
-    The experts of LongCat Flash are written one by one, and its modules do not say which way round they multiply by them: by their
-    code as (out, in).
+    The experts of LongCat Flash are written one by one, and its modules do not say which way round
+    they multiply by them: by their code as (out, in).
     """
     if part == "modules":
         return False
-    unread = why == "the model does not have it" and (architecture in UNREADABLE or "experts" in name)
+    unread = why == "the model does not have it" and (
+        architecture in UNREADABLE or "experts" in name
+    )
     return unread or why == "its rows are rearranged on loading, and blocks with them"
 
 
@@ -88,15 +102,22 @@ def test_names_prune_nothing_that_modules_do_not(source: str) -> None:
     wrong = []
     for architecture, part, pattern, entry in entries(source):
         (axis, _), (there, why), name = entry[pattern], entry[f"model {pattern}"], entry["name"]
-        excused = is_tied(found(source)[architecture], why) or has_other_layout(architecture, part, name, why)
+        excused = is_tied(found(source)[architecture], why) or has_other_layout(
+            architecture, part, name, why
+        )
         if axis is not None and axis != there and not excused:
-            wrong.append(f"{architecture}: {name} {entry['shape']} {pattern} along {axis}; the model: {there} {why}")
+            wrong.append(
+                f"{architecture}: {name} {entry['shape']} {pattern} along {axis}; the model: "
+                f"{there} {why}"
+            )
     assert wrong == []
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_asking_a_model_is_planning_it(source: str) -> None:
-    """What `plan_tensors` is told by a model is what `nmsolve.torch.plan` plans, tensor by tensor."""
+    """What `plan_tensors` is told by a model is what `nmsolve.torch.plan` plans, tensor by
+    tensor.
+    """
     wrong = []
     for architecture, facts in found(source).items():
         for pattern in PATTERNS:
@@ -104,7 +125,10 @@ def test_asking_a_model_is_planning_it(source: str) -> None:
             for entry in facts["modules"]:
                 axis = entry[f"model {pattern}"][0]
                 if axis != planned.get(entry["name"]):
-                    wrong.append(f"{architecture}: {entry['name']} {pattern}: {axis}, planned {planned.get(entry['name'])}")
+                    wrong.append(
+                        f"{architecture}: {entry['name']} {pattern}: {axis}, planned "
+                        f"{planned.get(entry['name'])}"
+                    )
     assert wrong == []
 
 

@@ -1,4 +1,6 @@
-"""The command line of checkpoints: what it prints, writes and returns, on a terminal and elsewhere."""
+"""The command line of checkpoints: what it prints, writes and returns, on a terminal and
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,39 @@ def dense(tmp_path: Path) -> Path:
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "nmsolve", *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False, **options
+        [sys.executable, "-m", "nmsolve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        **options,
     )  # type: ignore[call-overload, no-any-return]
 
 
-def test_prune_prints_a_table_and_plain_lines(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prune", str(dense), str(tmp_path / "out"), "--pattern", "2:4T", "--exclude", "lm_head", "--threads", "1"]) == 0
+def test_prune_prints_a_table_and_plain_lines(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "prune",
+                str(dense),
+                str(tmp_path / "out"),
+                "--pattern",
+                "2:4T",
+                "--exclude",
+                "lm_head",
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     assert re.search(
-        r"^model\.layers\.0\.mlp\.up_proj\.weight +BF16 +64×32 +2:4T +\d\d\.\d\d % +\S+ +optimal$", printed.out, re.MULTILINE
+        r"^model\.layers\.0\.mlp\.up_proj\.weight +BF16 +64×32 +2:4T +\d\d\.\d\d % +\S+ +optimal$",
+        printed.out,
+        re.MULTILINE,
     )
     assert "excluded" in printed.out
     assert "18 of 23 tensors pruned" in printed.out
@@ -55,11 +81,18 @@ def test_prune_prints_a_table_and_plain_lines(dense: Path, tmp_path: Path, capsy
 def test_prune_says_what_masks_by_magnitude_do_to_language_models(
     dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In its last lines, on stderr if stdout is JSON, and in its help: with what to do instead, which exists."""
+    """In its last lines, on stderr if stdout is JSON, and in its help: with what to do instead,
+    which exists.
+    """
     import nmsolve.torch as nmt
 
     for options in ([], ["--json"]):
-        assert main(["prune", str(dense), str(tmp_path / f"out{options}"), "--pattern", "2:4", *options]) == 0
+        assert (
+            main(
+                ["prune", str(dense), str(tmp_path / f"out{options}"), "--pattern", "2:4", *options]
+            )
+            == 0
+        )
         printed = capsys.readouterr()
         last = " ".join((printed.err if options else printed.out).splitlines()[-3:])
         assert last.startswith("Every mask keeps the largest |W|")
@@ -82,7 +115,11 @@ def test_prune_says_what_masks_by_magnitude_do_to_language_models(
 
 @pytest.mark.parametrize("rank", ["0", "3"])
 def test_a_rank_of_another_program_silences_nothing(
-    rank: str, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    rank: str,
+    dense: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -92,7 +129,20 @@ def test_a_rank_of_another_program_silences_nothing(
 
 def test_the_pattern_may_be_given_as_for_the_other_commands(dense: Path, tmp_path: Path) -> None:
     assert main(["prune", str(dense), str(tmp_path / "a"), "2:4", "--pattern", "*.mlp=2:4T"]) == 0
-    assert main(["prune", str(dense), str(tmp_path / "b"), "--pattern", "2:4", "--pattern", "*.mlp=2:4T"]) == 0
+    assert (
+        main(
+            [
+                "prune",
+                str(dense),
+                str(tmp_path / "b"),
+                "--pattern",
+                "2:4",
+                "--pattern",
+                "*.mlp=2:4T",
+            ]
+        )
+        == 0
+    )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -102,7 +152,10 @@ def test_json(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_options_reach_prune(dense: Path, tmp_path: Path) -> None:
-    line = "--pattern *.mlp=<=1:4T --pattern *.k_proj=dense --pattern 2:4 --method greedy --padding pad --include model.layers.0"
+    line = (
+        "--pattern *.mlp=<=1:4T --pattern *.k_proj=dense --pattern 2:4 --method greedy "
+        "--padding pad --include model.layers.0"
+    )
     line += " --include model.layers.1 --exclude *.o_proj --exclude *.v_proj --threads 2"
     assert main(["prune", str(dense), str(tmp_path / "out"), *line.split()]) == 0
     written = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -117,7 +170,11 @@ def test_options_reach_prune(dense: Path, tmp_path: Path) -> None:
     assert patterns == {
         f"model.layers.{layer}.{part}.weight": pattern
         for layer in (0, 1)
-        for part, pattern in {"self_attn.q_proj": "2:4", "mlp.up_proj": "<=1:4T", "mlp.down_proj": "<=1:4T"}.items()
+        for part, pattern in {
+            "self_attn.q_proj": "2:4",
+            "mlp.up_proj": "<=1:4T",
+            "mlp.down_proj": "<=1:4T",
+        }.items()
     }
 
 
@@ -136,7 +193,11 @@ def test_options_reach_prune(dense: Path, tmp_path: Path) -> None:
     ids=str,
 )
 def test_errors_are_one_line(
-    options: tuple[str, ...], message: str, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...],
+    message: str,
+    dense: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["prune", str(dense), str(tmp_path / "out"), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -149,15 +210,24 @@ def test_verify(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = tmp_path / "out"
     assert main(["prune", str(dense), str(out), "--pattern", "2:4T", "--exclude", "lm_head"]) == 0
     capsys.readouterr()
-    for options in ([], ["--pattern", "2:4T", "--exclude", "lm_head"], ["2:4", "--exclude", "lm_head"]):
+    for options in (
+        [],
+        ["--pattern", "2:4T", "--exclude", "lm_head"],
+        ["2:4", "--exclude", "lm_head"],
+    ):
         assert main(["verify", str(out), *options]) == 0
         printed = capsys.readouterr().out
         assert "18 of 23 tensors checked: all hold" in printed
-        assert re.search(r"^model\.layers\.0\.mlp\.up_proj\.weight +64×32 +2:4T? +0\.5000 +holds$", printed, re.MULTILINE)
+        assert re.search(
+            r"^model\.layers\.0\.mlp\.up_proj\.weight +64×32 +2:4T? +0\.5000 +holds$",
+            printed,
+            re.MULTILINE,
+        )
     assert main(["verify", str(out), "--pattern", "2:4T"]) == 1
     printed = capsys.readouterr().out
     assert re.search(
-        r"lm_head\.weight .* violated in 640 of 640 groups; the first, at \[0, 0\], keeps 4", " ".join(printed.split())
+        r"lm_head\.weight .* violated in 640 of 640 groups; the first, at \[0, 0\], keeps 4",
+        " ".join(printed.split()),
     )
     assert "19 of 23 tensors checked: 1 of them violated: lm_head.weight" in printed
     assert main(["verify", str(dense), "--pattern", "2:4"]) == 1
@@ -166,10 +236,15 @@ def test_verify(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "name one, such as 2:4T (--pattern 2:4T)" in capsys.readouterr().err
 
 
-def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_solve_writes_masks_alone(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["solve", str(dense), "--pattern", "2:4T"]) == 0
     checkpoint.prune(dense, tmp_path / "out", "2:4T")
-    masks, expected = checkpoint.open_masks(tmp_path / "dense-masks"), checkpoint.open_masks(tmp_path / "out")
+    masks, expected = (
+        checkpoint.open_masks(tmp_path / "dense-masks"),
+        checkpoint.open_masks(tmp_path / "out"),
+    )
     assert set(masks) == set(expected)
     assert all((masks[name] == expected[name]).all() for name in masks)
     assert not list((tmp_path / "dense-masks").glob("*.safetensors"))
@@ -180,9 +255,33 @@ def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["solve", str(tmp_path / "one.safetensors"), "1:4"]) == 0
     assert (checkpoint.open_masks(tmp_path / "one.safetensors")["fc.weight"].sum(axis=1) == 2).all()
     np.save(tmp_path / "array.npy", weights(8, 8))
-    assert main(["solve", str(tmp_path / "array.npy"), "--pattern", "1:4T", "--out", str(tmp_path / "array.safetensors")]) == 0
+    assert (
+        main(
+            [
+                "solve",
+                str(tmp_path / "array.npy"),
+                "--pattern",
+                "1:4T",
+                "--out",
+                str(tmp_path / "array.safetensors"),
+            ]
+        )
+        == 0
+    )
     assert checkpoint.open_masks(tmp_path / "array.safetensors")["arr_0"].sum() == 16
-    assert main(["solve", str(tmp_path / "array.npy"), "--pattern", "1:4T", "--out", str(tmp_path / "mask.npy")]) == 0
+    assert (
+        main(
+            [
+                "solve",
+                str(tmp_path / "array.npy"),
+                "--pattern",
+                "1:4T",
+                "--out",
+                str(tmp_path / "mask.npy"),
+            ]
+        )
+        == 0
+    )
     assert np.load(tmp_path / "mask.npy").sum() == 16
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "one.masks.safetensors")]) == 0
@@ -192,11 +291,15 @@ def test_solve_writes_masks_alone(dense: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["solve", str(tmp_path / "one.safetensors"), "2:4", "--scores", "s.npy"]) == 2
 
 
-def test_folders_may_be_named_by_dots(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_may_be_named_by_dots(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(dense)
     assert main(["solve", ".", "2:4T"]) == 0
     assert main(["prune", ".", "../out", "--pattern", "2:4T"]) == 0
-    assert set(checkpoint.open_masks(tmp_path / "dense-masks")) == set(checkpoint.open_masks(tmp_path / "out"))
+    assert set(checkpoint.open_masks(tmp_path / "dense-masks")) == set(
+        checkpoint.open_masks(tmp_path / "out")
+    )
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(["prune", "../dense", ".", "--pattern", "2:4T"]) == 0
@@ -225,7 +328,9 @@ def test_diversity_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_ends_in_examples_that_are_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_ends_in_examples_that_are_commands(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every example parses: its command and its options exist."""
     from nmsolve.cli import nmsolve_command
 
@@ -235,11 +340,19 @@ def test_help_ends_in_examples_that_are_commands(command: str, capsys: pytest.Ca
     examples = printed.partition("Examples:\n")[2].splitlines()
     assert examples
     for example in examples:
-        line = example.strip().removeprefix('eval "$(').replace(')" ', " ").partition("#")[0].partition(">")[0]
+        line = (
+            example.strip()
+            .removeprefix('eval "$(')
+            .replace(')" ', " ")
+            .partition("#")[0]
+            .partition(">")[0]
+        )
         words = shlex.split(line)
         words = words[words.index("nmsolve") + 1 :]
         assert words[0] == command
-        nmsolve_command.commands[command].make_context(command, words[1:])  # raises for what does not exist
+        nmsolve_command.commands[command].make_context(
+            command, words[1:]
+        )  # raises for what does not exist
 
 
 def test_completion_in_a_real_bash(tmp_path: Path) -> None:
@@ -253,7 +366,14 @@ COMP_WORDS=(nmsolve {words}); COMP_CWORD={at}; _nmsolve_completion nmsolve; echo
     def completed(*words: str) -> set[str]:
         script = ask.format(words=" ".join(words) or "''", at=max(1, len(words)))
         environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=100)
+        done = subprocess.run(
+            ["bash", "-c", script],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+            timeout=100,
+        )
         return set(done.stdout.split())
 
     assert completed("pr") == {"prune"}
@@ -275,7 +395,11 @@ def on_a_terminal(arguments: list[str], **environment: str) -> tuple[int, str]:
         stdin=other,
         stdout=other,
         stderr=other,
-        env={key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+        env={
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("NO_COLOR", "FORCE_COLOR")
+        }
         | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
         | environment,
     )
@@ -296,7 +420,9 @@ def on_a_terminal(arguments: list[str], **environment: str) -> tuple[int, str]:
 
 def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
     write_folder(tmp_path / "dense", layers=6, width=256)
-    code, shown = on_a_terminal(["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"])
+    code, shown = on_a_terminal(
+        ["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"]
+    )
     assert code == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"\d+/44 \S*proj\.weight [━╸╺]+ +\d+% \S+ Mw/s  \S+( s)? left", text)
@@ -307,14 +433,22 @@ def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
 
 def test_no_color(tmp_path: Path) -> None:
     write_folder(tmp_path / "dense")
-    code, shown = on_a_terminal(["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"], NO_COLOR="1")
+    code, shown = on_a_terminal(
+        ["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"], NO_COLOR="1"
+    )
     assert code == 0
-    assert not [code for code in re.findall(r"\x1b\[([0-9;]*)m", shown) if re.search(r"(^|;)(3\d|4\d|9\d|38)(;|$)", code)]
+    assert not [
+        code
+        for code in re.findall(r"\x1b\[([0-9;]*)m", shown)
+        if re.search(r"(^|;)(3\d|4\d|9\d|38)(;|$)", code)
+    ]
 
 
 def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
     write_folder(tmp_path / "dense")
-    code, shown = on_a_terminal(["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"], TERM="dumb")
+    code, shown = on_a_terminal(
+        ["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--pattern", "2:4T"], TERM="dumb"
+    )
     assert code == 0
     assert "\x1b" not in shown
     assert len(re.findall(r"^\d+/23  \S+  2:4T  ", shown, re.MULTILINE)) == 19
@@ -322,15 +456,32 @@ def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(tmp_path: Path) -> None:
     """SIGINT to a real process while it works; the command that it prints then finishes the run."""
-    write_folder(tmp_path / "a dense one", layers=24, width=256, dtype=np.dtype(np.float32), files=12)
+    write_folder(
+        tmp_path / "a dense one", layers=24, width=256, dtype=np.dtype(np.float32), files=12
+    )
     src, out = tmp_path / "a dense one", tmp_path / "out"
     reading, writing = os.pipe()
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)  # some 50 lines: it waits for us with the others, however slow we are
+    fcntl.fcntl(
+        writing, fcntl.F_SETPIPE_SZ, 4096
+    )  # some 50 lines: it waits for us with the others, however slow we are
     process = subprocess.Popen(
-        [sys.executable, "-m", "nmsolve", "prune", str(src), str(out), "--pattern", "2:4T", "--threads", "1"],
+        [
+            sys.executable,
+            "-m",
+            "nmsolve",
+            "prune",
+            str(src),
+            str(out),
+            "--pattern",
+            "2:4T",
+            "--threads",
+            "1",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=writing,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which jobs in the background ignore
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which jobs in the background ignore
     )
     os.close(writing)
     shown = b""
@@ -343,7 +494,11 @@ def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.wait(timeout=100) == 130
     rest = shown.decode()
     last = rest.splitlines()[-1]
-    found = re.fullmatch(r"nmsolve: stopped, with (\d+) of \d+ tensors done\. Go on with: (nmsolve prune .* --resume)", last)
+    found = re.fullmatch(
+        r"nmsolve: stopped, with (\d+) of \d+ tensors done\. Go on with: (nmsolve prune .* "
+        r"--resume)",
+        last,
+    )
     assert found, rest
     assert int(found[1]) >= 10
     assert "Traceback" not in rest
@@ -356,16 +511,31 @@ def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_source_files_of_any_kind_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_source_files_of_any_kind_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "w.npy", weights(8, 8))
     np.savez(tmp_path / "w.npz", a=weights(8, 8))
     save_file({"fc.weight": weights(8, 8)}, tmp_path / "w.safetensors")
     for suffix in (".npy", ".npz", ".safetensors"):
-        assert main(["prune", str(tmp_path / f"w{suffix}"), str(tmp_path / f"out{suffix}"), "--pattern", "2:4T"]) == 0
+        assert (
+            main(
+                [
+                    "prune",
+                    str(tmp_path / f"w{suffix}"),
+                    str(tmp_path / f"out{suffix}"),
+                    "--pattern",
+                    "2:4T",
+                ]
+            )
+            == 0
+        )
         assert main(["verify", str(tmp_path / f"out{suffix}"), "--pattern", "2:4T"]) == 0
         for path in tmp_path.glob("out.*.*"):
             path.unlink()
-    assert (load_file(tmp_path / "out.safetensors")["fc.weight"] == np.load(tmp_path / "out.npy")).all()
+    assert (
+        load_file(tmp_path / "out.safetensors")["fc.weight"] == np.load(tmp_path / "out.npy")
+    ).all()
     assert (np.load(tmp_path / "out.npz")["a"] == np.load(tmp_path / "out.npy")).all()
 
 
@@ -374,7 +544,18 @@ def test_without_the_packages_the_extra_is_named(
 ) -> None:
     save_file({"fc.weight": weights(8, 8)}, tmp_path / "w.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert main(["prune", str(tmp_path / "w.safetensors"), str(tmp_path / "out.safetensors"), "--pattern", "2:4"]) == 2
+    assert (
+        main(
+            [
+                "prune",
+                str(tmp_path / "w.safetensors"),
+                str(tmp_path / "out.safetensors"),
+                "--pattern",
+                "2:4",
+            ]
+        )
+        == 2
+    )
     assert "pip install 'nmsolve[checkpoint]'" in capsys.readouterr().err
 
 
@@ -395,6 +576,9 @@ def test_a_terminal_of_ascii(tmp_path: Path) -> None:
 
 
 def test_nmsolve_alone_is_enough_to_import() -> None:
-    code = "import nmsolve, sys; assert 'nmsolve.checkpoint' not in sys.modules; print(nmsolve.checkpoint.prune.__module__)"
+    code = (
+        "import nmsolve, sys; assert 'nmsolve.checkpoint' not in sys.modules; "
+        "print(nmsolve.checkpoint.prune.__module__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "nmsolve.checkpoint.pruning\n"

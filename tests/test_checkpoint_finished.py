@@ -1,4 +1,6 @@
-"""`resume` on a run that is finished, or whose parts are damaged: the same answer again, or none."""
+"""`resume` on a run that is finished, or whose parts are damaged: the same answer again, or
+none.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,17 @@ def done(box: Box) -> Path:
 
 def again(box: Box, *options: str) -> str:
     """Why resuming is refused."""
-    return box.refused("prune", box / "dense", box / "out", "--pattern", "2:4T", "--threads", "1", "--resume", *options)
+    return box.refused(
+        "prune",
+        box / "dense",
+        box / "out",
+        "--pattern",
+        "2:4T",
+        "--threads",
+        "1",
+        "--resume",
+        *options,
+    )
 
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -62,7 +74,9 @@ SHARD = "model-00001-of-00002.safetensors"
 
 def test_as_it_was(done: Path, box: Box) -> None:
     before = contents(box.path)
-    code, out, _ = box.run("prune", done, box / "out", "--pattern", "2:4T", "--threads", "1", "--resume")
+    code, out, _ = box.run(
+        "prune", done, box / "out", "--pattern", "2:4T", "--threads", "1", "--resume"
+    )
     assert code == 0
     assert "tensors pruned" in out
     assert contents(box.path) == before
@@ -74,14 +88,24 @@ def test_the_report_tells_what_a_shell_can_check(done: Path, box: Box) -> None:
     for entry in report["files"]:
         data, made = (done / entry["name"]).read_bytes(), (box / "out" / entry["name"]).read_bytes()
         length = 8 + int.from_bytes(data[:8], "little")
-        assert entry["header"] == hashlib.sha256(data[:length]).hexdigest() == hashlib.sha256(made[:length]).hexdigest()
+        assert (
+            entry["header"]
+            == hashlib.sha256(data[:length]).hexdigest()
+            == hashlib.sha256(made[:length]).hexdigest()
+        )
         assert (entry["source_size"], entry["size"]) == (len(data), len(made))
         assert entry["masks_size"] == (box / "out" / "masks" / entry["name"]).stat().st_size
-        tensors, masks = load_file(box / "out" / entry["name"]), load_file(box / "out" / "masks" / entry["name"])
+        tensors, masks = (
+            load_file(box / "out" / entry["name"]),
+            load_file(box / "out" / "masks" / entry["name"]),
+        )
         for tensor in (t for t in report["tensors"] if t["file"] == entry["name"]):
             assert tensor["digest"] == hashlib.sha256(tensors[tensor["name"]].tobytes()).hexdigest()
             if tensor["pattern"]:
-                assert tensor["mask_digest"] == hashlib.sha256(masks[tensor["name"]].tobytes()).hexdigest()
+                assert (
+                    tensor["mask_digest"]
+                    == hashlib.sha256(masks[tensor["name"]].tobytes()).hexdigest()
+                )
             else:
                 assert tensor["mask_digest"] is None
     assert {entry["name"] for entry in report["copied"]} == {
@@ -91,7 +115,9 @@ def test_the_report_tells_what_a_shell_can_check(done: Path, box: Box) -> None:
         data = (box / "out" / entry["name"]).read_bytes()
         assert (entry["size"], entry["digest"]) == (len(data), hashlib.sha256(data).hexdigest())
     times = json.loads((box / "out" / "times.json").read_text())
-    assert times["modified"] == {entry["name"]: (done / entry["name"]).stat().st_mtime_ns for entry in report["files"]}
+    assert times["modified"] == {
+        entry["name"]: (done / entry["name"]).stat().st_mtime_ns for entry in report["files"]
+    }
 
 
 CHANGED: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -100,8 +126,16 @@ CHANGED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "values, not the time": (SHARD, lambda path: seconds_ago(path, new_values)),
     "one bit, not the time": (SHARD, lambda path: seconds_ago(path, flip)),
     "size": (SHARD, lambda path: save_file(load_file(path) | {"more.weight": weights(8, 8)}, path)),
-    "header": (SHARD, lambda path: seconds_ago(path, lambda path: path.write_bytes(path.read_bytes().replace(b'"pt"', b'"np"')))),
-    "config": ("config.json", lambda path: seconds_ago(path, lambda path: path.write_text('{"model_type": "llamb"}'))),
+    "header": (
+        SHARD,
+        lambda path: seconds_ago(
+            path, lambda path: path.write_bytes(path.read_bytes().replace(b'"pt"', b'"np"'))
+        ),
+    ),
+    "config": (
+        "config.json",
+        lambda path: seconds_ago(path, lambda path: path.write_text('{"model_type": "llamb"}')),
+    ),
     "a file more": ("new.txt", lambda path: path.write_text("new")),
     "weights more": ("new.bin", lambda path: path.write_text("new")),
     "a file less": ("tokenizer.json", os.unlink),
@@ -119,7 +153,9 @@ def test_a_source_that_changed_since(case: str, done: Path, box: Box) -> None:
 
 
 def test_dropped_weights_that_changed_since(done: Path, box: Box) -> None:
-    """What is kept of them, and so all that was written, is as before; another mask is the best now."""
+    """What is kept of them, and so all that was written, is as before; another mask is the best
+    now.
+    """
     name = "model.layers.0.mlp.up_proj.weight"
     mask = checkpoint.open_masks(box / "out")[name]
     (path,) = (path for path in done.glob("*.safetensors") if name in load_file(path))
@@ -134,7 +170,10 @@ def test_dropped_weights_that_changed_since(done: Path, box: Box) -> None:
 DAMAGED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a bit of a weight": (SHARD, flip),
     "a bit of the header": (SHARD, lambda path: flip(path, 20)),
-    "dense again": (SHARD, lambda path: shutil.copyfile(path.parents[1] / "dense" / path.name, path)),
+    "dense again": (
+        SHARD,
+        lambda path: shutil.copyfile(path.parents[1] / "dense" / path.name, path),
+    ),
     "cut": (SHARD, lambda path: os.truncate(path, path.stat().st_size - 1)),
     "weights gone": (SHARD, os.unlink),
     "a folder": (SHARD, lambda path: (path.unlink(), path.mkdir())),
@@ -145,7 +184,10 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "index gone": ("model.safetensors.index.json", os.unlink),
     "index": ("model.safetensors.index.json", flip),
     "a folder's file": ("1_Pooling/config.json", lambda path: path.write_text("{ }")),
-    "a number of the report": ("report.json", lambda path: edit_json(path, each_tensor(objective=1.0))),
+    "a number of the report": (
+        "report.json",
+        lambda path: edit_json(path, each_tensor(objective=1.0)),
+    ),
     "times gone": ("times.json", os.unlink),
     "times empty": ("times.json", lambda path: path.write_text("{")),
 }
@@ -251,9 +293,21 @@ def test_masks_alone(box: Box) -> None:
 def test_every_process_is_refused(done: Path, box: Box) -> None:
     """Under torchrun the first rank looks, and all stop."""
     flip(box / "out" / SHARD)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nmsolve", "prune"]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "nmsolve",
+        "prune",
+    ]
     argv = [*start, str(done), str(box / "out"), "--pattern", "2:4T", "--threads", "1", "--resume"]
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")
+    } | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=50, env=kept, check=False)
     assert ran.returncode != 0
     assert sum(line.startswith("nmsolve: error: ") for line in ran.stderr.splitlines()) == 1
@@ -286,7 +340,9 @@ def test_parts_that_were_damaged_are_made_again(case: str, kind: str, tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         checkpoint.prune(src, tmp_path / "out", "2:4T", threads=1, progress=stop)
-    PARTS[case](tmp_path / "out" / ".nmsolve-unfinished" / kind / "model-00001-of-00001.safetensors")
+    PARTS[case](
+        tmp_path / "out" / ".nmsolve-unfinished" / kind / "model-00001-of-00001.safetensors"
+    )
     checkpoint.prune(src, tmp_path / "out", "2:4T", threads=1, resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -296,7 +352,9 @@ def test_a_config_that_changed_before_a_run_goes_on(tmp_path: Path) -> None:
     write_folder(tmp_path / "dense")
     interrupted(tmp_path / "dense", tmp_path / "out")
     (tmp_path / "dense" / "config.json").write_text('{"model_type": "other"}')
-    with pytest.raises(nmsolve.InputError, match=r"is another one \(config\.json has changed since\)"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"is another one \(config\.json has changed since\)"
+    ):
         checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4T", resume=True)
 
 
@@ -304,6 +362,11 @@ def test_a_plan_that_changed_before_a_run_goes_on(tmp_path: Path) -> None:
     write_folder(tmp_path / "dense")
     interrupted(tmp_path / "dense", tmp_path / "out")
     note = tmp_path / "out" / ".nmsolve-unfinished" / "run.json"
-    edit_json(note, lambda run: run | {"plan": run["plan"] | {"lm_head.weight": ["1:4", 0, "error", None]}})
-    with pytest.raises(nmsolve.InputError, match=r"lm_head\.weight: \['1:4', 0, 'error', None\] then, \['2:4T', 1"):
+    edit_json(
+        note,
+        lambda run: run | {"plan": run["plan"] | {"lm_head.weight": ["1:4", 0, "error", None]}},
+    )
+    with pytest.raises(
+        nmsolve.InputError, match=r"lm_head\.weight: \['1:4', 0, 'error', None\] then, \['2:4T', 1"
+    ):
         checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4T", resume=True)

@@ -1,4 +1,6 @@
-"""float8 checkpoints: weights that are pruned through their float32, and scales that decide whether their numbers compare."""
+"""float8 checkpoints: weights that are pruned through their float32, and scales that decide whether
+their numbers compare.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from nmsolve.checkpoint.stored import Stored
 from nmsolve.elements import as_type
 
 STORED = {
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 
 
@@ -48,11 +51,17 @@ def test_a_float8_weight_is_pruned_as_its_float32(dtype: str, text: str, tmp_pat
     assert sparse["fc.weight"].dtype == getattr(torch, STORED[dtype])
     assert np.array_equal(codes, np.where(best.mask, W.view(np.uint8), 0))  # +0, and no bit of −0
     assert all(torch.equal(sparse[name], value) for name, value in rest.items())
-    assert np.array_equal(checkpoint.open_masks(tmp_path / "sparse.safetensors")["fc.weight"], best.mask)
+    assert np.array_equal(
+        checkpoint.open_masks(tmp_path / "sparse.safetensors")["fc.weight"], best.mask
+    )
     assert checkpoint.verify(tmp_path / "sparse.safetensors").ok
     assert checkpoint.verify(tmp_path / "sparse.safetensors", text).ok
     assert not checkpoint.verify(tmp_path / "dense.safetensors", text).ok
-    checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html", against=tmp_path / "dense.safetensors")
+    checkpoint.report(
+        tmp_path / "sparse.safetensors",
+        tmp_path / "page.html",
+        against=tmp_path / "dense.safetensors",
+    )
 
 
 def test_what_is_no_number_is_named(tmp_path: Path) -> None:
@@ -86,12 +95,22 @@ def test_a_weight_that_strays_from_its_mask_is_seen(tmp_path: Path) -> None:
         ("F6_E3M2", [8, 32], "packed"),
     ],
 )
-def test_what_cannot_be_pruned_stays_dense(dtype: str, shape: list[int], word: str, tmp_path: Path) -> None:
+def test_what_cannot_be_pruned_stays_dense(
+    dtype: str, shape: list[int], word: str, tmp_path: Path
+) -> None:
     size = {"F8_E8M0": 64, "F4": 64}.get(dtype, 192)
-    header = {"fc1.weight": entry([8, 8], 0, 256), "fc2.weight": entry(shape, 256, 256 + size, dtype)}
+    header = {
+        "fc1.weight": entry([8, 8], 0, 256),
+        "fc2.weight": entry(shape, 256, 256 + size, dtype),
+    }
     data = weights(8, 8).tobytes() + bytes(range(size))
     write_safetensors(tmp_path / "dense.safetensors", header, data)
-    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4", include=["fc1", "fc2.weight"])
+    report = checkpoint.prune(
+        tmp_path / "dense.safetensors",
+        tmp_path / "sparse.safetensors",
+        "2:4",
+        include=["fc1", "fc2.weight"],
+    )
     assert [t.name for t in report.pruned] == ["fc1.weight"]
     (reason,) = (t.reason for t in report.dense)
     assert reason.startswith(f"dtype {dtype} is not solved; ")
@@ -111,7 +130,9 @@ def test_arrays_that_np_save_cannot_read_back_say_so(tmp_path: Path) -> None:
     np.save(tmp_path / "dense.npy", small("float8_e5m2", (8, 8), 5))
     np.savez(tmp_path / "dense.npz", known=weights(8, 8), lost=small("float8_e5m2", (8, 8), 5))
     for name in ("dense.npy", "dense.npz"):
-        with pytest.raises(nmsolve.InputError, match=rf"{name}.*it is a float8_e5m2.*save its float32"):
+        with pytest.raises(
+            nmsolve.InputError, match=rf"{name}.*it is a float8_e5m2.*save its float32"
+        ):
             checkpoint.prune(tmp_path / name, tmp_path / f"sparse-{name}", "2:4")
 
 
@@ -141,9 +162,25 @@ SCALES = {
 @pytest.mark.parametrize("case", SCALES)
 def test_scales_let_through_what_they_do_not_change(case: str, tmp_path: Path) -> None:
     shape, through = SCALES[case]
-    for name in ("fc.weight_scale", "fc.weight_scale_inv", "fc.scale_weight", "fc.weight._scale", "fc.scale", "fc.in_proj_scales"):
-        found = Companions({"fc.weight": (256, 384), "fc.bias": (256,), "fc.input_scale": (), name: shape})
-        weight = Stored(name="fc.weight", dtype="F8_E4M3", element=as_type("float8_e4m3fn"), shape=(256, 384), start=0, size=0)
+    for name in (
+        "fc.weight_scale",
+        "fc.weight_scale_inv",
+        "fc.scale_weight",
+        "fc.weight._scale",
+        "fc.scale",
+        "fc.in_proj_scales",
+    ):
+        found = Companions(
+            {"fc.weight": (256, 384), "fc.bias": (256,), "fc.input_scale": (), name: shape}
+        )
+        weight = Stored(
+            name="fc.weight",
+            dtype="F8_E4M3",
+            element=as_type("float8_e4m3fn"),
+            shape=(256, 384),
+            start=0,
+            size=0,
+        )
         for text in ROWWISE | BLOCKS:
             reason = found.reason(weight, 1, 0, nmsolve.Pattern.parse(text))
             assert (reason is None) == (text in through), (name, text, reason)
@@ -152,27 +189,45 @@ def test_scales_let_through_what_they_do_not_change(case: str, tmp_path: Path) -
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_where_scales_let_a_pattern_through_it_is_the_best_of_the_weights(data: st.DataObject) -> None:
-    """Blocks of any width that a power of two or an even division can have; the mask of q against that of q × s."""
+def test_where_scales_let_a_pattern_through_it_is_the_best_of_the_weights(
+    data: st.DataObject,
+) -> None:
+    """Blocks of any width that a power of two or an even division can have; the mask of q against
+    that of q × s.
+    """
     shape = data.draw(st.sampled_from([(24, 48), (32, 40), (16, 16), (40, 24)]))
     pattern = nmsolve.Pattern.parse(data.draw(st.sampled_from(["2:4", "4:8", "2:4T", "4:8T"])))
     axis = data.draw(st.sampled_from([0, 1]))
-    widths = [data.draw(st.sampled_from([w for w in range(1, size + 1) if size % w == 0 or w & (w - 1) == 0])) for size in shape]
+    widths = [
+        data.draw(
+            st.sampled_from([w for w in range(1, size + 1) if size % w == 0 or w & (w - 1) == 0])
+        )
+        for size in shape
+    ]
     scales = tuple(-(-size // width) for size, width in zip(shape, widths, strict=True))
     stored = scales[:1] if scales[1] == 1 and data.draw(st.booleans()) else scales
-    weight = Stored(name="w", dtype="F8_E5M2", element=as_type("float8_e5m2"), shape=shape, start=0, size=0)
-    if Companions({"w": shape, "w_scale": stored}).reason(weight, axis, 1 - axis, pattern) is not None:
+    weight = Stored(
+        name="w", dtype="F8_E5M2", element=as_type("float8_e5m2"), shape=shape, start=0, size=0
+    )
+    if (
+        Companions({"w": shape, "w_scale": stored}).reason(weight, axis, 1 - axis, pattern)
+        is not None
+    ):
         return
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     q, s = small("float8_e4m3fn", shape, 8).astype(float), 2.0 ** rng.integers(-9, 9, scales)
     dense = q * np.kron(s, np.ones(widths))[: shape[0], : shape[1]]
     given, wanted = (np.moveaxis(array, axis, -1) for array in (q, dense))
     mask = nmsolve.solve(given, pattern).mask
-    assert np.abs(wanted)[mask].sum() == pytest.approx(nmsolve.solve(wanted, pattern).objective, rel=1e-12)
+    assert np.abs(wanted)[mask].sum() == pytest.approx(
+        nmsolve.solve(wanted, pattern).objective, rel=1e-12
+    )
 
 
 def test_a_vector_of_scales_beside_a_square_weight_may_be_of_rows_or_of_columns() -> None:
-    weight = Stored(name="w", dtype="F8_E4M3", element=as_type("float8_e4m3fn"), shape=(8, 8), start=0, size=0)
+    weight = Stored(
+        name="w", dtype="F8_E4M3", element=as_type("float8_e4m3fn"), shape=(8, 8), start=0, size=0
+    )
     reason = Companions({"w": (8, 8), "w_scale": (8,)}).reason(weight, 1, 0, nmsolve.Pattern(2, 4))
     assert reason is not None
     assert "not known" in reason
@@ -187,7 +242,14 @@ def test_experts_have_scales_of_their_own() -> None:
     }
     found, pattern = Companions(shapes), nmsolve.Pattern.parse("2:4T")
     up, down = (
-        Stored(name=name, dtype="F8_E5M2", element=as_type("float8_e5m2"), shape=shapes[name], start=0, size=0)
+        Stored(
+            name=name,
+            dtype="F8_E5M2",
+            element=as_type("float8_e5m2"),
+            shape=shapes[name],
+            start=0,
+            size=0,
+        )
         for name in ("experts.up", "experts.down")
     )
     assert found.reason(up, 2, 1, pattern) is None
@@ -196,43 +258,82 @@ def test_experts_have_scales_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fc1.amax", "fc1.s", "fc1.w_absmax", "fc1_scale", "fc1_weight_scale", "weight_scale", "scales.fc1"]
+    "name",
+    [
+        "fc1.amax",
+        "fc1.s",
+        "fc1.w_absmax",
+        "fc1_scale",
+        "fc1_weight_scale",
+        "weight_scale",
+        "scales.fc1",
+    ],
 )
 def test_scales_under_any_name_keep_it_dense(name: str, tmp_path: Path) -> None:
-    """One number a column, which changes the best mask, beside the weight, above it, or somewhere else."""
-    made = {"fc1.weight": as_tensor(small("float8_e4m3fn", (8, 16), 6)), "fc2.weight": torch.from_numpy(weights(8, 8))}
+    """One number a column, which changes the best mask, beside the weight, above it, or somewhere
+    else.
+    """
+    made = {
+        "fc1.weight": as_tensor(small("float8_e4m3fn", (8, 16), 6)),
+        "fc2.weight": torch.from_numpy(weights(8, 8)),
+    }
     save_file({**made, name: torch.ones(1, 16)}, tmp_path / "dense.safetensors")
-    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
+    report = checkpoint.prune(
+        tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4"
+    )
     assert [t.name for t in report.pruned] == ["fc2.weight"]
     assert "dequantise it first" in {t.name: str(t.reason) for t in report.dense}["fc1.weight"]
 
 
-@pytest.mark.parametrize("name", ["weight_zero_point", "weight_bitmask", "weight.absmax", "weight_g_idx"])
+@pytest.mark.parametrize(
+    "name", ["weight_zero_point", "weight_bitmask", "weight.absmax", "weight_g_idx"]
+)
 def test_what_else_changes_a_weight_keeps_it_dense(name: str, tmp_path: Path) -> None:
-    made = {"fc1.weight": as_tensor(small("float8_e4m3fn", (8, 8), 6)), "fc2.weight": torch.from_numpy(weights(8, 8))}
+    made = {
+        "fc1.weight": as_tensor(small("float8_e4m3fn", (8, 8), 6)),
+        "fc2.weight": torch.from_numpy(weights(8, 8)),
+    }
     save_file({**made, f"fc1.{name}": torch.ones(8)}, tmp_path / "dense.safetensors")
-    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
+    report = checkpoint.prune(
+        tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4"
+    )
     assert [t.name for t in report.pruned] == ["fc2.weight"]
     assert "dequantise it first" in {t.name: str(t.reason) for t in report.dense}["fc1.weight"]
 
 
 def test_a_mask_of_stored_numbers_is_the_mask_of_the_weights(tmp_path: Path) -> None:
-    """A layer as DeepSeek stores it, and one with a scale a row: pruned, they are as their dequantised weights would be."""
+    """A layer as DeepSeek stores it, and one with a scale a row: pruned, they are as their
+    dequantised weights would be.
+    """
     q, r = small("float8_e4m3fn", (256, 256), 7), small("float8_e4m3fn", (256, 256), 8)
     rng = np.random.default_rng(7)
-    blocks, rows = rng.uniform(0.1, 9, (2, 2)).astype(np.float32), rng.uniform(0.1, 9, (256, 1)).astype(np.float32)
-    layers = {"fc1.weight": as_tensor(q), "fc1.weight_scale_inv": torch.from_numpy(blocks), "fc2.weight": as_tensor(r)}
+    blocks, rows = (
+        rng.uniform(0.1, 9, (2, 2)).astype(np.float32),
+        rng.uniform(0.1, 9, (256, 1)).astype(np.float32),
+    )
+    layers = {
+        "fc1.weight": as_tensor(q),
+        "fc1.weight_scale_inv": torch.from_numpy(blocks),
+        "fc2.weight": as_tensor(r),
+    }
     layers["fc2.weight_scale"] = torch.from_numpy(rows)
     (tmp_path / "dense").mkdir()
     save_file(layers, tmp_path / "dense" / "model.safetensors")
-    (tmp_path / "dense" / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
-    wide = {"fc1": np.kron(blocks.astype(np.float64), np.ones((128, 128))) * q.astype(float), "fc2": rows * r.astype(float)}
+    (tmp_path / "dense" / "config.json").write_text(
+        json.dumps({"quantization_config": {"quant_method": "fp8"}})
+    )
+    wide = {
+        "fc1": np.kron(blocks.astype(np.float64), np.ones((128, 128))) * q.astype(float),
+        "fc2": rows * r.astype(float),
+    }
     for text, pruned in (("2:4", {"fc1.weight", "fc2.weight"}), ("2:4T", {"fc1.weight"})):
         report = checkpoint.prune(tmp_path / "dense", tmp_path / text, text)
         assert {t.name for t in report.pruned} == pruned
         for name in pruned:
             mask = checkpoint.open_masks(tmp_path / text)[name]
             dequantised = np.abs(wide[name[:3]])
-            assert dequantised[mask].sum() == pytest.approx(nmsolve.solve(dequantised, text).objective, rel=1e-12)
+            assert dequantised[mask].sum() == pytest.approx(
+                nmsolve.solve(dequantised, text).objective, rel=1e-12
+            )
     reason = str({t.name: t.reason for t in report.dense}["fc2.weight"])
     assert reason.startswith("its scales fc2.weight_scale (256, 1) differ within blocks of 4")

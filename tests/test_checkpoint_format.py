@@ -17,7 +17,8 @@ import nmsolve
 from nmsolve import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Two weights: 2 × 8 values whose best 2:4 mask can be seen, and a 4 × 3 one that takes a byte and a half.
+#: Two weights: 2 × 8 values whose best 2:4 mask can be seen, and a 4 × 3 one that takes a byte and
+#: a half.
 TENSORS = {
     "fc.weight": np.array([[9, 8, 1, 1, 1, 8, 1, 9], [1, 1, 8, 9, 8, 1, 9, 1]], np.float32),
     "norm.weight": np.ones(3, np.float32),
@@ -38,7 +39,12 @@ BITS = bytes([0b10100011, 0b01011100, 0b01010100, 0b00001000])
 def pruned(tmp_path: Path) -> Path:
     save_file(TENSORS, tmp_path / "dense.safetensors")
     included = list(TENSORS)  # whose names alone do not say what they are
-    checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", {"fc": "2:4", "*": "1:3"}, include=included)
+    checkpoint.prune(
+        tmp_path / "dense.safetensors",
+        tmp_path / "sparse.safetensors",
+        {"fc": "2:4", "*": "1:3"},
+        include=included,
+    )
     return tmp_path / "sparse.safetensors"
 
 
@@ -62,7 +68,9 @@ def test_any_reader_of_safetensors_reads_masks(pruned: Path) -> None:
     with safe_open(path, "numpy") as file:
         described = json.loads(file.metadata()["masks"])
         for name, entry in described.items():
-            bits = np.unpackbits(file.get_tensor(name), bitorder="little", count=int(np.prod(entry["shape"])))
+            bits = np.unpackbits(
+                file.get_tensor(name), bitorder="little", count=int(np.prod(entry["shape"]))
+            )
             mask = bits.astype(bool).reshape(entry["shape"])
             assert (mask == nmsolve.solve(TENSORS[name], entry["pattern"]).mask).all()
 
@@ -75,7 +83,12 @@ def test_open_masks(pruned: Path) -> None:
         assert masks["fc.weight"].dtype == np.bool_
         assert (masks["out.weight"] == nmsolve.solve(TENSORS["out.weight"], "1:3").mask).all()
         entry = masks.described["fc.weight"]
-        assert (str(entry.pattern), entry.axis, entry.padding, entry.shape) == ("2:4", 1, "error", (2, 8))
+        assert (str(entry.pattern), entry.axis, entry.padding, entry.shape) == (
+            "2:4",
+            1,
+            "error",
+            (2, 8),
+        )
         with pytest.raises(KeyError):
             masks["norm.weight"]
     with pytest.raises(nmsolve.InputError, match=r"dense\.safetensors has no masks beside it"):
@@ -181,10 +194,14 @@ def test_report_and_times(pruned: Path) -> None:
     times = json.loads(pruned.with_name("sparse.times.json").read_text())
     assert list(times) == ["format", "version", "report", "seconds", "modified"]
     assert (times["format"], times["version"]) == ("nmsolve-times", 1)
-    assert times["report"] == sha256(pruned.with_name("sparse.report.json").read_bytes()).hexdigest()
+    assert (
+        times["report"] == sha256(pruned.with_name("sparse.report.json").read_bytes()).hexdigest()
+    )
     assert list(times["seconds"]) == list(TENSORS)
     assert all(seconds >= 0 for seconds in times["seconds"].values())
-    assert times["modified"] == {"dense.safetensors": pruned.with_name("dense.safetensors").stat().st_mtime_ns}
+    assert times["modified"] == {
+        "dense.safetensors": pruned.with_name("dense.safetensors").stat().st_mtime_ns
+    }
 
 
 def test_verify_finds_every_violation(pruned: Path) -> None:
@@ -207,8 +224,13 @@ def test_verify_finds_every_violation(pruned: Path) -> None:
 
 
 def test_nothing_to_verify_is_an_error(pruned: Path) -> None:
-    reasons = r"its axis 1 does not consist of groups of 5 \(2 tensors\); fewer than two axes \(1 tensors\)"
-    with pytest.raises(nmsolve.InputError, match=rf"no tensor of .*sparse\.safetensors can be checked: {reasons}"):
+    reasons = (
+        r"its axis 1 does not consist of groups of 5 \(2 tensors\); fewer than two axes \(1 "
+        r"tensors\)"
+    )
+    with pytest.raises(
+        nmsolve.InputError, match=rf"no tensor of .*sparse\.safetensors can be checked: {reasons}"
+    ):
         checkpoint.verify(pruned, "2:5", include=list(TENSORS))
 
 
@@ -226,7 +248,10 @@ def test_bfloat16_verifies(tmp_path: Path) -> None:
     import ml_dtypes
 
     tensor = weights(8, 8, dtype=np.dtype(ml_dtypes.bfloat16))
-    save_file({"fc1.weight": tensor, "fc2.weight": np.full((4, 4), -0.0, ml_dtypes.bfloat16)}, tmp_path / "dense.safetensors")
+    save_file(
+        {"fc1.weight": tensor, "fc2.weight": np.full((4, 4), -0.0, ml_dtypes.bfloat16)},
+        tmp_path / "dense.safetensors",
+    )
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4T")
     assert checkpoint.verify(tmp_path / "sparse.safetensors", "2:4T").ok
     assert not checkpoint.verify(tmp_path / "dense.safetensors", "2:4T").ok

@@ -1,4 +1,6 @@
-"""Any damage: what is read is pruned or shown as it should be, or an error names the file and nothing is there."""
+"""Any damage: what is read is pruned or shown as it should be, or an error names the file and
+nothing is there.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,27 @@ from nmsolve import checkpoint
 
 ended = hostile.ended
 
-BYTES = st.sampled_from([b"\0", b"\xff", b"9", b"-", b'"', b"{", b"]", b",", b"\n", b"\x80", b"PK\1\2", b"\xff" * 8, bytes(8)])
+BYTES = st.sampled_from(
+    [
+        b"\0",
+        b"\xff",
+        b"9",
+        b"-",
+        b'"',
+        b"{",
+        b"]",
+        b",",
+        b"\n",
+        b"\x80",
+        b"PK\1\2",
+        b"\xff" * 8,
+        bytes(8),
+    ]
+)
 EDITS = st.lists(
-    st.tuples(st.sampled_from(["flip", "put", "cut", "insert", "end"]), st.floats(0, 1), BYTES), min_size=1, max_size=4
+    st.tuples(st.sampled_from(["flip", "put", "cut", "insert", "end"]), st.floats(0, 1), BYTES),
+    min_size=1,
+    max_size=4,
 )
 NUMBERS = [-1, 0, 1, 3, 2**70, 10**400, float("inf"), float("nan"), 1e308]
 TEXTS = ["", "2:4", "1:3T", "é", "\ud800", "../../x", "\x1b[2J", "model-2.safetensors"]
@@ -63,7 +83,13 @@ def damaged(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) of a JSON value."""
-    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+    for key in (
+        list(value)
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    ):
         yield value, key
         yield from places(value[key])
 
@@ -85,7 +111,9 @@ def changed(data: st.DataObject, whole: Any) -> Any:
 
 
 def pruned_or_refused(src: Path) -> None:
-    """It is pruned, and holds; or an error names the file, and nothing is there. The source is as it was."""
+    """It is pruned, and holds; or an error names the file, and nothing is there. The source is as
+    it was.
+    """
     dst = src.with_name(f"out{src.suffix}")
     before = snapshot(src.parent)
     error = caught(lambda: checkpoint.prune(src, dst, "2:4T", threads=1))
@@ -99,7 +127,9 @@ def pruned_or_refused(src: Path) -> None:
 
 @FEW
 @given(EDITS)
-def test_any_damage_to_safetensors(tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, float, bytes]]) -> None:
+def test_any_damage_to_safetensors(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, float, bytes]]
+) -> None:
     src = write_weights(tmp_path_factory.mktemp("any") / "dense.safetensors")
     src.write_bytes(damaged(src.read_bytes(), edits))
     pruned_or_refused(src)
@@ -107,9 +137,15 @@ def test_any_damage_to_safetensors(tmp_path_factory: pytest.TempPathFactory, edi
 
 @FEW
 @given(st.data())
-def test_any_header_of_safetensors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_header_of_safetensors(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     src = tmp_path_factory.mktemp("any") / "dense.safetensors"
-    header = {"__metadata__": {"format": "pt"}, "fc1.weight": tensor([8, 8], 0, 256), "fc2.weight": tensor([8, 8], 256, 512)}
+    header = {
+        "__metadata__": {"format": "pt"},
+        "fc1.weight": tensor([8, 8], 0, 256),
+        "fc2.weight": tensor([8, 8], 256, 512),
+    }
     write_safetensors(src, changed(data, header), 2 * DATA)
     pruned_or_refused(src)
 
@@ -117,27 +153,45 @@ def test_any_header_of_safetensors(tmp_path_factory: pytest.TempPathFactory, dat
 @FEW
 @given(EDITS, st.sampled_from(["<f4", ">f8", "<f2", "|i1"]), st.booleans())
 def test_any_damage_to_npy(
-    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, float, bytes]], dtype: str, fortran: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    edits: list[tuple[str, float, bytes]],
+    dtype: str,
+    fortran: bool,
 ) -> None:
     src = tmp_path_factory.mktemp("any") / "dense.npy"
-    src.write_bytes(damaged(npy(np.asarray((20 * weights(8, 8)).astype(dtype), order="F" if fortran else "C")), edits))
+    src.write_bytes(
+        damaged(
+            npy(np.asarray((20 * weights(8, 8)).astype(dtype), order="F" if fortran else "C")),
+            edits,
+        )
+    )
     pruned_or_refused(src)
 
 
 @FEW
 @given(EDITS, st.sampled_from(COMPRESSIONS))
 def test_any_damage_to_npz(
-    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, float, bytes]], compression: int
+    tmp_path_factory: pytest.TempPathFactory,
+    edits: list[tuple[str, float, bytes]],
+    compression: int,
 ) -> None:
     src = tmp_path_factory.mktemp("any") / "dense.npz"
-    write_npz(src, [("a.npy", WHOLE), ("é.npy", npy(weights(4, 4))), ("bias.npy", npy(weights(3)))], compression)
+    write_npz(
+        src,
+        [("a.npy", WHOLE), ("é.npy", npy(weights(4, 4))), ("bias.npy", npy(weights(3)))],
+        compression,
+    )
     src.write_bytes(damaged(src.read_bytes(), edits))
     pruned_or_refused(src)
 
 
 @FEW
 @given(st.data(), EDITS)
-def test_any_index(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, edits: list[tuple[str, float, bytes]]) -> None:
+def test_any_index(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    edits: list[tuple[str, float, bytes]],
+) -> None:
     src = write_shards(tmp_path_factory.mktemp("any") / "dense")
     path = src / "model.safetensors.index.json"
     if data.draw(st.booleans()):
@@ -167,14 +221,22 @@ def shown_or_refused(sparse: Path) -> None:
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pruned")
     write_weights(folder / "dense.safetensors", **{"fc3.weight": weights(3, 3)})
-    checkpoint.prune(folder / "dense.safetensors", folder / "sparse.safetensors", {"fc3": "1:3", "*": "2:4T"}, threads=1)
+    checkpoint.prune(
+        folder / "dense.safetensors",
+        folder / "sparse.safetensors",
+        {"fc3": "1:3", "*": "2:4T"},
+        threads=1,
+    )
     return folder
 
 
 @FEW
 @given(st.data(), EDITS)
 def test_any_masks(
-    pruned: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, edits: list[tuple[str, float, bytes]]
+    pruned: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    edits: list[tuple[str, float, bytes]],
 ) -> None:
     folder = shutil.copytree(pruned, tmp_path_factory.mktemp("any") / "copy")
     path = folder / "sparse.masks.safetensors"
@@ -188,7 +250,11 @@ def test_any_masks(
 @FEW
 @given(st.data(), EDITS, st.sampled_from(["report", "report", "times"]))
 def test_any_report(
-    pruned: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, edits: list[tuple[str, float, bytes]], name: str
+    pruned: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    edits: list[tuple[str, float, bytes]],
+    name: str,
 ) -> None:
     folder = shutil.copytree(pruned, tmp_path_factory.mktemp("any") / "copy")
     path = folder / f"sparse.{name}.json"

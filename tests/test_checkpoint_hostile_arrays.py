@@ -1,4 +1,6 @@
-"""Damaged and hostile .npy and .npz files: one line says so, and nothing is written, unpacked or run."""
+"""Damaged and hostile .npy and .npz files: one line says so, and nothing is written, unpacked or
+run.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ NPYS = {
     "null in it": npy_header(b"{\0}", DATA),
     "deep": npy_header("(" * 9000, DATA),
     "no shape": npy_header("{'descr': '<f4', 'fortran_order': False}\n", DATA),
-    "more keys": npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 8), 'more': 1}\n", DATA),
+    "more keys": npy_header(
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (8, 8), 'more': 1}\n", DATA
+    ),
     "order no bool": npy_header(described((8, 8), fortran="no"), DATA),
     "shape no tuple": npy_header(described("[8, 8]"), DATA),
     "shape of fractions": npy_header(described((8.0, 8)), DATA),
@@ -71,7 +75,9 @@ def test_damaged_npy(case: str, box: Box) -> None:
     assert "dense.npy" in box.refused("solve", src, "2:4T", "--out", box / "m.safetensors")
 
 
-@pytest.mark.parametrize("case", [case for case in NPYS if case not in ("nothing", "vector", "scalar", "longer")])
+@pytest.mark.parametrize(
+    "case", [case for case in NPYS if case not in ("nothing", "vector", "scalar", "longer")]
+)
 def test_damaged_npy_in_an_archive(case: str, box: Box) -> None:
     src = write_npz(box / "dense.npz", [("some.npy", NPYS[case])])
     assert "dense.npz" in box.prune_refused(src)
@@ -79,7 +85,9 @@ def test_damaged_npy_in_an_archive(case: str, box: Box) -> None:
 
 
 def test_what_python_2_wrote_warns_of_nothing(box: Box) -> None:
-    (box / "dense.npy").write_bytes(npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (8L, 8L), }\n", DATA))
+    (box / "dense.npy").write_bytes(
+        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (8L, 8L), }\n", DATA)
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         box.survives("prune", box / "dense.npy", box / "sparse.npy", *PATTERN)
@@ -87,7 +95,9 @@ def test_what_python_2_wrote_warns_of_nothing(box: Box) -> None:
 
 
 def test_a_header_that_makes_python_warn_does_not(box: Box) -> None:
-    (box / "dense.npy").write_bytes(npy_header("{'descr': '\\d', 'fortran_order': False, 'shape': (8, 8), }\n", DATA))
+    (box / "dense.npy").write_bytes(
+        npy_header("{'descr': '\\d', 'fortran_order': False, 'shape': (8, 8), }\n", DATA)
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert "dense.npy" in box.prune_refused(box / "dense.npy")
@@ -152,8 +162,12 @@ def _with_a_size_that_lies(path: Path) -> None:
 ARCHIVES: dict[str, Callable[[Path], object]] = {
     "empty file": lambda path: path.write_bytes(b""),
     "no archive": lambda path: path.write_bytes(b"text" * 100),
-    "truncated": lambda path: write_npz(path, [("some.npy", WHOLE)]) and path.write_bytes(path.read_bytes()[:-30]),
-    "front cut off": lambda path: write_npz(path, [("some.npy", WHOLE)]) and path.write_bytes(path.read_bytes()[50:]),
+    "truncated": lambda path: (
+        write_npz(path, [("some.npy", WHOLE)]) and path.write_bytes(path.read_bytes()[:-30])
+    ),
+    "front cut off": lambda path: (
+        write_npz(path, [("some.npy", WHOLE)]) and path.write_bytes(path.read_bytes()[50:])
+    ),
     "name twice": lambda path: write_npz(path, [("some.npy", WHOLE), ("some.npy", WHOLE)]),
     "text": lambda path: write_npz(path, [("w.npy", WHOLE), ("some.txt", b"text")]),
     "folder": lambda path: write_npz(path, [("w.npy", WHOLE), ("some/", b"")]),
@@ -186,7 +200,11 @@ def test_data_that_is_damaged_in_an_archive(compression: int, dense: bool, box: 
     """Found only when it is read, be it to be pruned or to be copied."""
     src = box / "dense.npz"
     array = np.random.default_rng(0).integers(0, 255, (400, 400), np.uint8)
-    write_npz(src, [("first.npy", WHOLE), ("some.npy", npy(array.reshape(-1) if dense else array))], compression)
+    write_npz(
+        src,
+        [("first.npy", WHOLE), ("some.npy", npy(array.reshape(-1) if dense else array))],
+        compression,
+    )
     data = bytearray(src.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 30] = bytes(30)
     src.write_bytes(data)
@@ -194,7 +212,10 @@ def test_data_that_is_damaged_in_an_archive(compression: int, dense: bool, box: 
     assert "dense.npz" in line
     assert "some" in line
     if not dense:
-        for argv in (("verify", src, "--pattern", "2:4T"), ("report", src, "--out", box / "page.html")):
+        for argv in (
+            ("verify", src, "--pattern", "2:4T"),
+            ("report", src, "--out", box / "page.html"),
+        ):
             line = box.refused(*argv)
             assert "dense.npz" in line
             assert "some" in line
@@ -221,7 +242,11 @@ def test_a_header_that_unpacks_to_a_lot_of_memory_does_not(box: Box) -> None:
 
 def test_an_array_that_unpacks_to_a_lot_of_disk_is_refused_before_it_does(box: Box) -> None:
     """Its size is known beforehand, and room is made for it at once."""
-    src = write_npz(box / "dense.npz", [("a.npy", WHOLE), ("some.npy", npy(np.zeros(2**25, np.int8)))], zipfile.ZIP_DEFLATED)
+    src = write_npz(
+        box / "dense.npz",
+        [("a.npy", WHOLE), ("some.npy", npy(np.zeros(2**25, np.int8)))],
+        zipfile.ZIP_DEFLATED,
+    )
     assert src.stat().st_size < 2**17
     (found,) = limited([["prune", src, box / "out.npz", *PATTERN]], file_size=2**24)
     assert "File too large" in found.line

@@ -44,7 +44,10 @@ MAPS: dict[str, object] = {
     "to null characters": {"fc1.weight": "model-1\0.safetensors"},
     "to lines": {"fc1.weight": "model\n-1.safetensors"},
     "a long name": {"fc1.weight": "x" * 5000 + ".safetensors"},
-    "a tensor elsewhere": {"fc1.weight": "model-2.safetensors", "fc2.weight": "model-2.safetensors"},
+    "a tensor elsewhere": {
+        "fc1.weight": "model-2.safetensors",
+        "fc2.weight": "model-2.safetensors",
+    },
     "a tensor nowhere": {"fc1.weight": "model-1.safetensors", "c\x1b[2J": "model-2.safetensors"},
 }
 
@@ -61,7 +64,17 @@ def test_hostile_indexes(case: str, box: Box) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xff", b"[" * DEEP, b'{"weight_map":' * DEEP, b'{"weight_map": ' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xff",
+        b"[" * DEEP,
+        b'{"weight_map":' * DEEP,
+        b'{"weight_map": ' + b"9" * 5000 + b"}",
+    ],
     ids=lambda text: repr(text[:20]),
 )
 def test_files_that_are_no_index(text: bytes, box: Box) -> None:
@@ -74,7 +87,9 @@ def test_files_that_are_no_index(text: bytes, box: Box) -> None:
 def test_half_a_character_in_an_index(box: Box) -> None:
     """Standard error writes what it cannot encode as an escape, but not as pytest replaces it."""
     src = write_shards(box / "dense")
-    edit_json(src / "model.safetensors.index.json", put(weight_map={"fc1.weight": "\ud800.safetensors"}))
+    edit_json(
+        src / "model.safetensors.index.json", put(weight_map={"fc1.weight": "\ud800.safetensors"})
+    )
     found = limited([["prune", src, box / "out", *PATTERN]])[0]
     assert "index.json" in found.line
 
@@ -116,7 +131,16 @@ def test_folders_without_weights(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["absent", "absent.npy", "absent.safetensors", "absent.npz", "a/b.npy", "x" * 300, "dense/config.json/x"]
+    "name",
+    [
+        "absent",
+        "absent.npy",
+        "absent.safetensors",
+        "absent.npz",
+        "a/b.npy",
+        "x" * 300,
+        "dense/config.json/x",
+    ],
 )
 def test_what_is_not_there(name: str, box: Box) -> None:
     write_shards(box / "dense")
@@ -146,12 +170,18 @@ def test_links_as_in_a_cache(box: Box) -> None:
         (box / "snapshot" / file.name).symlink_to(f"../blobs/{number:064x}")
     before = snapshot(box.path)
     assert box.run("prune", box / "snapshot", box / "out", *PATTERN)[0] == 0
-    assert {name: entry for name, entry in snapshot(box.path).items() if not name.startswith(str(box / "out"))} == before
+    assert {
+        name: entry
+        for name, entry in snapshot(box.path).items()
+        if not name.startswith(str(box / "out"))
+    } == before
     assert not [path for path in (box / "out").rglob("*") if path.is_symlink()]
     assert (box / "out" / "config.json").read_text() == "{}"
     one = box / "snapshot" / "model-1.safetensors"
     assert box.run("prune", one, box / "one.safetensors", *PATTERN)[0] == 0
-    assert (box / "one.safetensors").read_bytes() == (box / "out" / "model-1.safetensors").read_bytes()
+    assert (box / "one.safetensors").read_bytes() == (
+        box / "out" / "model-1.safetensors"
+    ).read_bytes()
 
 
 def test_folders_that_are_links_are_not_entered(box: Box) -> None:
@@ -187,7 +217,14 @@ def test_hidden_files_and_folders_are_passed_by(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["masks", "report.json/a.txt", "times.json/a.txt", "masks/model-1.safetensors/a.txt", "model-1.safetensors.part"]
+    "name",
+    [
+        "masks",
+        "report.json/a.txt",
+        "times.json/a.txt",
+        "masks/model-1.safetensors/a.txt",
+        "model-1.safetensors.part",
+    ],
 )
 def test_companions_that_are_named_like_what_is_written(name: str, box: Box) -> None:
     src = write_shards(box / "dense")
@@ -216,7 +253,9 @@ def test_a_thousand_folders_in_one_another(box: Box) -> None:
         subprocess.run(["rm", "-rf", src], check=True)
 
 
-@pytest.mark.parametrize("place", ["source", "companion", "shard", "folder of companions", "destination", "left behind"])
+@pytest.mark.parametrize(
+    "place", ["source", "companion", "shard", "folder of companions", "destination", "left behind"]
+)
 def test_file_names_that_are_no_text(place: str, box: Box) -> None:
     """They are only bytes to the system, and come as half characters."""
     src = write_shards(box / "dense")
@@ -237,7 +276,14 @@ def test_file_names_that_are_no_text(place: str, box: Box) -> None:
         (src / f"{odd}.bin").write_text("theirs")
     before = snapshot(src)
     argv = [sys.executable, "-m", "nmsolve", "prune", src, out, *PATTERN]
-    ran = subprocess.run(argv, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=50, check=False)
+    ran = subprocess.run(
+        argv,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=50,
+        check=False,
+    )
     assert "Traceback" not in ran.stderr, ran.stderr
     assert snapshot(src) == before
     if ran.returncode:

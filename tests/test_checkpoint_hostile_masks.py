@@ -1,4 +1,6 @@
-"""Masks that are damaged, hostile or of other tensors: every command that reads them refuses them in one line."""
+"""Masks that are damaged, hostile or of other tensors: every command that reads them refuses them
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ MASKS: dict[str, Edit] = {
     "nothing": instead({}),
     "one less": without("fc1.weight"),
     "one more": lambda entries: entries | {"more": entries["fc1.weight"]},
-    "another name": lambda entries: {name.replace("f", "\ud800"): entry for name, entry in entries.items()},
+    "another name": lambda entries: {
+        name.replace("f", "\ud800"): entry for name, entry in entries.items()
+    },
     "entry a list": put(**{"fc1.weight": []}),
     "entry null": put(**{"fc1.weight": None}),
     "shape infinite": each(shape=[float("inf"), 8]),
@@ -102,7 +106,9 @@ def test_metadata_of_masks_that_is_no_json_or_missing(box: Box, sparse: Path) ->
     header = json.loads(whole[8:end])
     metadata = header["__metadata__"]
     for masks in ("", "{", "[" * DEEP, '{"a":' * DEEP, "9" * 5000, None):
-        header["__metadata__"] = {k: v for k, v in (metadata | {"masks": masks}).items() if v is not None}
+        header["__metadata__"] = {
+            k: v for k, v in (metadata | {"masks": masks}).items() if v is not None
+        }
         write_safetensors(path, header, whole[end:])
         for line in both_refused(box, sparse):
             assert "sparse.masks.safetensors" in line
@@ -123,7 +129,11 @@ def test_masks_that_shrink_between(box: Box, sparse: Path) -> None:
 def test_masks_of_other_tensors(case: str, reported: bool, box: Box, sparse: Path) -> None:
     tensors = load_file(sparse)
     tensor = tensors.pop("fc1.weight")
-    other = {"integers": tensor.astype(np.int32), "another shape": weights(4, 16), "another name": tensor}[case]
+    other = {
+        "integers": tensor.astype(np.int32),
+        "another shape": weights(4, 16),
+        "another name": tensor,
+    }[case]
     save_file({**tensors, "renamed" if case == "another name" else "fc1.weight": other}, sparse)
     if not reported:
         sparse.with_name("sparse.report.json").unlink()
@@ -135,7 +145,10 @@ def test_masks_of_other_tensors(case: str, reported: bool, box: Box, sparse: Pat
 
 def test_masks_of_one_tensor_in_two_files(box: Box) -> None:
     checkpoint.prune(write_shards(box / "dense"), box / "sparse", "2:4T", threads=1)
-    shutil.copy(box / "sparse" / "masks" / "model-1.safetensors", box / "sparse" / "masks" / "model-9.safetensors")
+    shutil.copy(
+        box / "sparse" / "masks" / "model-1.safetensors",
+        box / "sparse" / "masks" / "model-9.safetensors",
+    )
     with pytest.raises(nmsolve.InputError, match=r"'fc1\.weight'"):
         checkpoint.open_masks(box / "sparse")
     assert "'fc1.weight'" in box.refused("verify", box / "sparse")
@@ -153,5 +166,8 @@ def test_what_else_is_among_masks(kind: str, box: Box) -> None:
         write_weights(path)
     else:
         path.write_text("" if kind == "empty" else "text")
-    for argv in (("verify", box / "sparse"), ("report", box / "sparse", "--out", box / "page.html")):
+    for argv in (
+        ("verify", box / "sparse"),
+        ("report", box / "sparse", "--out", box / "page.html"),
+    ):
         assert "model-3.safetensors" in box.refused(*argv)

@@ -1,4 +1,6 @@
-"""Pipes and devices, places that are taken, links and rights: nothing waits, and nothing is overwritten."""
+"""Pipes and devices, places that are taken, links and rights: nothing waits, and nothing is
+overwritten.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import hostile
 import numpy as np
 import pytest
 from checkpoint_files import weights
-from hostile import PATTERN, Box, ended_after, error_line, limited, snapshot, warm_up, without_rights
+from hostile import (
+    PATTERN,
+    Box,
+    ended_after,
+    error_line,
+    limited,
+    snapshot,
+    warm_up,
+    without_rights,
+)
 from hostile_files import WHOLE, write_npz, write_shards, write_weights
 
 import nmsolve
@@ -65,7 +76,10 @@ def test_nothing_waits_for_a_pipe(case: str, box: Box, monkeypatch: pytest.Monke
 def test_no_companion_is_waited_for(case: str, box: Box) -> None:
     """It is no part of the checkpoint, and may be left out; or be refused."""
     src = write_shards(box / "dense")
-    os.mknod(box / "pipe" if case == "link" else src / "pipe", 0o600 | (stat.S_IFSOCK if case == "socket" else stat.S_IFIFO))
+    os.mknod(
+        box / "pipe" if case == "link" else src / "pipe",
+        0o600 | (stat.S_IFSOCK if case == "socket" else stat.S_IFIFO),
+    )
     if case == "link":
         (src / "pipe").symlink_to("../pipe")
     with ended_after(5):
@@ -78,7 +92,14 @@ def test_no_device_is_read_to_its_end(box: Box) -> None:
     for suffix in (".safetensors", ".npy", ".npz", ".bin", ""):
         (box / f"zero{suffix}").symlink_to("/dev/zero")
         commands.append(["prune", box / f"zero{suffix}", box / f"out{suffix}", *PATTERN])
-    for number, name in enumerate(("model-2.safetensors", "model.safetensors.index.json", "config.json", "model-3.safetensors")):
+    for number, name in enumerate(
+        (
+            "model-2.safetensors",
+            "model.safetensors.index.json",
+            "config.json",
+            "model-3.safetensors",
+        )
+    ):
         src = write_shards(box / f"dense{number}")
         (src / name).unlink(missing_ok=True)
         (src / name).symlink_to("/dev/zero")
@@ -117,7 +138,9 @@ LINKS: dict[str, Callable[[Path, Path], None]] = {
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".npz"])
-def test_a_file_is_not_pruned_into_itself(link: str, suffix: str, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_not_pruned_into_itself(
+    link: str, suffix: str, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
     src, other = box / f"dense{suffix}", box / f"other{suffix}"
     if suffix == ".safetensors":
         write_weights(src)
@@ -127,7 +150,16 @@ def test_a_file_is_not_pruned_into_itself(link: str, suffix: str, box: Box, monk
     (box / "link").symlink_to(box.path)
     LINKS[link](other, src)
     monkeypatch.chdir(box / "folder")
-    for dst in (src, other, box.path, box / "link", f"../{src.name}", f"../folder/../{src.name}", box / "link" / src.name, ".."):
+    for dst in (
+        src,
+        other,
+        box.path,
+        box / "link",
+        f"../{src.name}",
+        f"../folder/../{src.name}",
+        box / "link" / src.name,
+        "..",
+    ):
         assert "SRC" in box.refused("prune", src, dst, *PATTERN)
         assert "SRC" in box.refused("prune", src, dst, *PATTERN, "--resume")
     assert src.name in box.refused("prune", other, src, *PATTERN)
@@ -166,9 +198,21 @@ def test_nothing_that_exists_is_overwritten(box: Box) -> None:
     (box / "hidden").mkdir()
     (box / "hidden" / ".gitignore").write_text("mine")
     (box / "target").write_text("mine")
-    for name in ("file", "file.safetensors", "m.masks.safetensors", "r.report.json", "t.times.json"):
+    for name in (
+        "file",
+        "file.safetensors",
+        "m.masks.safetensors",
+        "r.report.json",
+        "t.times.json",
+    ):
         (box / name).write_text("mine")
-    for name in ("dangling", "dangling.safetensors", "d.masks.safetensors", "e.report.json", "f.times.json"):
+    for name in (
+        "dangling",
+        "dangling.safetensors",
+        "d.masks.safetensors",
+        "e.report.json",
+        "f.times.json",
+    ):
         (box / name).symlink_to("nothing")
     (box / "linked.safetensors").symlink_to("target")
     (box / "linked").symlink_to("full")
@@ -178,13 +222,17 @@ def test_nothing_that_exists_is_overwritten(box: Box) -> None:
             assert f"{name}." in line
         for name in ("file", "full", "hidden", "dangling", "linked"):
             assert name in box.refused("prune", folder, box / name, *PATTERN, *options)
-    assert "m.masks.safetensors" in box.refused("solve", src, *PATTERN, "--out", box / "m.masks.safetensors")
+    assert "m.masks.safetensors" in box.refused(
+        "solve", src, *PATTERN, "--out", box / "m.masks.safetensors"
+    )
     assert "full" in box.refused("solve", folder, *PATTERN, "--out", box / "full")
 
 
 @pytest.mark.parametrize("name", ["loop", "loop.safetensors"])
 def test_a_destination_that_is_a_link_to_itself(name: str, box: Box) -> None:
-    src = write_shards(box / "dense") if name == "loop" else write_weights(box / "dense.safetensors")
+    src = (
+        write_shards(box / "dense") if name == "loop" else write_weights(box / "dense.safetensors")
+    )
     (box / name).symlink_to(name)
     assert name in box.refused("prune", src, box / name, *PATTERN)
     assert name in box.refused("prune", box / name, box / "out.safetensors", *PATTERN)
@@ -204,7 +252,9 @@ def test_destinations_of_another_kind(box: Box) -> None:
     for dst in ("dense.npy", "dense.npy/x", "dense.npy/x/y", "x" * 300):
         assert dst in box.refused("prune", box / "dense", box / dst, *PATTERN)
     for dst in ("dense.npy/x.safetensors", "x" * 250 + ".safetensors"):
-        assert Path(dst).name in box.refused("prune", box / "dense.safetensors", box / dst, *PATTERN)
+        assert Path(dst).name in box.refused(
+            "prune", box / "dense.safetensors", box / dst, *PATTERN
+        )
 
 
 @pytest.mark.parametrize("src", ["dense.safetensors", "folder"])
@@ -223,12 +273,20 @@ def test_what_appears_at_the_destination_meanwhile_stays(src: str, box: Box) -> 
     assert theirs.name in box.refused("prune", box / src, dst, *PATTERN, "--resume", begun=True)
 
 
-PARTS = ["sparse.safetensors", "sparse.masks.safetensors", "sparse.report.json", "sparse.times.json", "dense.safetensors"]
+PARTS = [
+    "sparse.safetensors",
+    "sparse.masks.safetensors",
+    "sparse.report.json",
+    "sparse.times.json",
+    "dense.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_page_replaces_no_part_of_a_checkpoint(name: str, box: Box) -> None:
-    checkpoint.prune(write_weights(box / "dense.safetensors"), box / "sparse.safetensors", "2:4T", threads=1)
+    checkpoint.prune(
+        write_weights(box / "dense.safetensors"), box / "sparse.safetensors", "2:4T", threads=1
+    )
     argv = ("report", box / "sparse.safetensors", "--against", box / "dense.safetensors", "--out")
     assert name in box.refused(*argv, box / name)
     (box / "link.html").symlink_to(name)
@@ -242,7 +300,9 @@ def test_a_page_that_has_no_place(out: str, box: Box, monkeypatch: pytest.Monkey
     (box / "folder").mkdir()
     (box / "file").write_text("mine")
     monkeypatch.chdir(box / "folder")
-    box.refused("report", box / "dense.safetensors", "--out", out if set(out) <= {".", "/"} else box / out)
+    box.refused(
+        "report", box / "dense.safetensors", "--out", out if set(out) <= {".", "/"} else box / out
+    )
 
 
 # Rights.
@@ -282,13 +342,22 @@ def test_no_permission_to_write(open_box: Box) -> None:
             code, out, err = open_box.run(*argv)
         line = error_line(code, out, err)
         assert "Permission denied" in line
-        assert argv[0] == "report" or any(name in line for name in ("closed", "new", ".dense.masks"))
+        assert argv[0] == "report" or any(
+            name in line for name in ("closed", "new", ".dense.masks")
+        )
         assert snapshot(open_box.path) == before
     os.chmod(open_box.path, 0o755)
 
 
 @pytest.mark.parametrize(
-    "closed", ["dense.npy", "dense/model-2.safetensors", "dense/model.safetensors.index.json", "dense", "dense/more"]
+    "closed",
+    [
+        "dense.npy",
+        "dense/model-2.safetensors",
+        "dense/model.safetensors.index.json",
+        "dense",
+        "dense/more",
+    ],
 )
 def test_no_permission_to_read(closed: str, open_box: Box) -> None:
     np.save(open_box / "dense.npy", weights(8, 8))
@@ -299,7 +368,9 @@ def test_no_permission_to_read(closed: str, open_box: Box) -> None:
     src = open_box / closed.partition("/")[0]
     before = snapshot(open_box.path)
     with without_rights():
-        code, out, err = open_box.run("prune", src, open_box / "there" / f"out{src.suffix}", *PATTERN)
+        code, out, err = open_box.run(
+            "prune", src, open_box / "there" / f"out{src.suffix}", *PATTERN
+        )
     line = error_line(code, out, err)
     assert "Permission denied" in line
     assert Path(closed).name in line
@@ -307,7 +378,9 @@ def test_no_permission_to_read(closed: str, open_box: Box) -> None:
 
 
 @pytest.mark.parametrize("closed", ["config.json", "more/vocab.txt"])
-def test_a_companion_that_may_not_be_read_is_seen_at_the_beginning(closed: str, open_box: Box) -> None:
+def test_a_companion_that_may_not_be_read_is_seen_at_the_beginning(
+    closed: str, open_box: Box
+) -> None:
     """Rather than when hours of solving are over."""
     src = write_shards(open_box / "dense")
     (open_box / "there").mkdir()
@@ -322,14 +395,18 @@ def test_a_companion_that_may_not_be_read_is_seen_at_the_beginning(closed: str, 
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("closed", ["masks/model-2.safetensors", "report.json", "times.json", "masks"])
+@pytest.mark.parametrize(
+    "closed", ["masks/model-2.safetensors", "report.json", "times.json", "masks"]
+)
 def test_no_permission_to_read_what_was_pruned(closed: str, open_box: Box) -> None:
     checkpoint.prune(write_shards(open_box / "dense"), open_box / "sparse", "2:4T", threads=1)
     os.chmod(open_box / "sparse" / closed, 0)
     (open_box / "there").mkdir()
     os.chmod(open_box / "there", 0o777)
     with without_rights():
-        code, out, err = open_box.run("report", open_box / "sparse", "--out", open_box / "there" / "page.html")
+        code, out, err = open_box.run(
+            "report", open_box / "sparse", "--out", open_box / "there" / "page.html"
+        )
     line = error_line(code, out, err)
     assert "Permission denied" in line
     assert Path(closed).name in line

@@ -1,4 +1,6 @@
-"""Reports and times that are damaged, hostile or only odd, and reports against another checkpoint."""
+"""Reports and times that are damaged, hostile or only odd, and reports against another
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,15 @@ REPORTS: dict[str, Edit] = {
     "tensors numbers": put(tensors=[1, 2]),
     "tensors empty": put(tensors=[]),
     "a tensor less": lambda report: report | {"tensors": report["tensors"][1:]},
-    "a tensor more": lambda report: report | {"tensors": [*report["tensors"], report["tensors"][0] | {"name": "more\x1b[2J"}]},
-    "a tensor twice": lambda report: report | {"tensors": [*report["tensors"], report["tensors"][0]]},
-    "a field less": lambda report: report | {"tensors": [without("kept")(entry) for entry in report["tensors"]]},
+    "a tensor more": lambda report: (
+        report | {"tensors": [*report["tensors"], report["tensors"][0] | {"name": "more\x1b[2J"}]}
+    ),
+    "a tensor twice": lambda report: (
+        report | {"tensors": [*report["tensors"], report["tensors"][0]]}
+    ),
+    "a field less": lambda report: (
+        report | {"tensors": [without("kept")(entry) for entry in report["tensors"]]}
+    ),
     "a field more": each_tensor(**{"\x1b[2J": 1}),
     "settings null": put(settings=None),
     "left behind null": put(left_behind=None),
@@ -59,7 +67,9 @@ def test_hostile_reports(case: str, box: Box, sparse: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"\xff\xfe", b"null", b"[" * DEEP, b'{"a":' * DEEP, b"9" * 5000], ids=lambda text: repr(text[:10])
+    "text",
+    [b"", b"{", b"\xff\xfe", b"null", b"[" * DEEP, b'{"a":' * DEEP, b"9" * 5000],
+    ids=lambda text: repr(text[:10]),
 )
 @pytest.mark.parametrize("name", ["report", "times"])
 def test_files_that_are_no_report(name: str, text: bytes, box: Box, sparse: Path) -> None:
@@ -75,22 +85,29 @@ ODD: dict[str, Edit] = {
         report | {"tensors": [report["tensors"][0] | {"objective": 1e308}, *report["tensors"][1:]]}
     ),
     "a total that explains no objective": each_tensor(total=5e-324),
-    "infinite numbers": each_tensor(objective=float("inf"), bound=float("-inf"), total=float("inf")),
+    "infinite numbers": each_tensor(
+        objective=float("inf"), bound=float("-inf"), total=float("inf")
+    ),
     "infinity of both signs": lambda report: (
         report
         | {
             "tensors": [
-                entry | {"total": float("-inf" if "fc1" in entry["name"] else "inf"), "bound": 0} for entry in report["tensors"]
+                entry | {"total": float("-inf" if "fc1" in entry["name"] else "inf"), "bound": 0}
+                for entry in report["tensors"]
             ]
         }
     ),
     "no numbers": each_tensor(objective=float("nan"), bound=float("nan"), gap=float("nan")),
     "negative numbers": each_tensor(objective=-1, bound=-2, gap=-3, total=-4, kept=-5),
-    "unknown numbers": each_tensor(objective=None, bound=None, gap=None, total=None, kept=None, status=None),
+    "unknown numbers": each_tensor(
+        objective=None, bound=None, gap=None, total=None, kept=None, status=None
+    ),
     "half characters": each_tensor(status="\ud800", reason="\ud800", file="\udfff"),
     "half a character for a source": put(source="\ud800"),
     "half characters in settings": put(settings={"\ud800": "\ud800"}, left_behind=["\ud800"]),
-    "settings of other kinds": put(settings={"pattern": [1, {"a": None}], "include": 3, "exclude": {}}),
+    "settings of other kinds": put(
+        settings={"pattern": [1, {"a": None}], "include": 3, "exclude": {}}
+    ),
     "a deep setting": put(settings=json.loads('{"pattern":' + "[" * 300 + "]" * 300 + "}")),
     "markup": each_tensor(status="<script>alert(1)</script>", reason="<script>alert(1)</script>"),
     "escapes": each_tensor(status="\x1b[2J", dtype="\x1b[2J", file="\x1b[2J", reason="\x9b"),
@@ -141,6 +158,10 @@ def test_a_report_against_another_checkpoint(box: Box, sparse: Path) -> None:
     save_file({"x": weights(8, 8)}, box / "foreign.safetensors")
     (box / "empty.safetensors").write_bytes(b"")
     for name in ("other", "nan", "foreign", "empty", "absent"):
-        line = box.refused("report", sparse, "--against", box / f"{name}.safetensors", "--out", box / "page.html")
+        line = box.refused(
+            "report", sparse, "--against", box / f"{name}.safetensors", "--out", box / "page.html"
+        )
         assert f"{name}.safetensors" in line
-    assert "'fc3.weight'" in box.refused("report", sparse, "--against", box / "nan.safetensors", "--out", box / "page.html")
+    assert "'fc3.weight'" in box.refused(
+        "report", sparse, "--against", box / "nan.safetensors", "--out", box / "page.html"
+    )

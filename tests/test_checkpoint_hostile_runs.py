@@ -53,7 +53,8 @@ def _to_folder(path: Path) -> None:
 
 
 CHANGES = {
-    change.__name__.strip("_"): change for change in (_shrink, _empty, _grow, _touch_bytes, _replace, Path.unlink, _to_folder)
+    change.__name__.strip("_"): change
+    for change in (_shrink, _empty, _grow, _touch_bytes, _replace, Path.unlink, _to_folder)
 }
 
 
@@ -69,7 +70,10 @@ def once(change: Callable[[], object]) -> Callable[[Progress], None]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["dense.safetensors", "dense.npy", "dense.npz", "packed.npz", "dense/model-2.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense.safetensors", "dense.npy", "dense.npz", "packed.npz", "dense/model-2.safetensors"],
+)
 def test_weights_that_change_while_they_are_read(name: str, change: str, box: Box) -> None:
     write_weights(box / "dense.safetensors")
     np.save(box / "dense.npy", weights(8, 8))
@@ -89,7 +93,9 @@ def test_weights_that_change_while_they_are_read(name: str, change: str, box: Bo
 def test_companions_that_change_while_weights_are_read(name: str, change: str, box: Box) -> None:
     src = write_shards(box / "dense")
     if change == "replace" and name == "more/vocab.txt":  # no weight depends on it
-        checkpoint.prune(src, box / "out", "2:4T", threads=1, progress=once(lambda: _replace(src / name)))
+        checkpoint.prune(
+            src, box / "out", "2:4T", threads=1, progress=once(lambda: _replace(src / name))
+        )
         assert (box / "out" / name).read_bytes() == (src / name).read_bytes()
         return
     message = raised(src, box / "out", progress=once(lambda: CHANGES[change](src / name)))
@@ -134,7 +140,10 @@ def test_damaged_notes_of_an_unfinished_run(name: str, content: bytes, box: Box)
     src = write_weights(box / "dense.safetensors")
     work = begin_run(src, box / "out.safetensors")
     (work / name).write_bytes(content)
-    assert name in box.refused("prune", src, box / "out.safetensors", *PATTERN, "--resume", begun=True) or name == "run.json"
+    assert (
+        name in box.refused("prune", src, box / "out.safetensors", *PATTERN, "--resume", begun=True)
+        or name == "run.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,8 @@ def test_damaged_notes_of_an_unfinished_run(name: str, content: bytes, box: Box)
     [
         b'{"tensor": "fc1.weight"}',
         b'{"tensor": "fc1.weight", "color": "red"}',
-        b'{"tensor": "fc1.weight", "status": 1, "objective": "much", "bound": [], "gap": null, "total": 1, "kept": 1, '
+        b'{"tensor": "fc1.weight", "status": 1, "objective": "much", "bound": [], "gap": null, '
+        b'"total": 1, "kept": 1, '
         b'"digest": "", "mask_digest": "", "seconds": 1}',
         b'{"tensor": "fc1.weight", "name": "fc2.weight"}',
         b'{"tensor": "nothing", "kept": 3}',
@@ -182,7 +192,9 @@ def test_a_publication_moves_nothing_else(moves: object, box: Box) -> None:
     (box / "victim").write_text("mine")
     work = begin_run(src, box / "out.safetensors")
     (work / "publish.json").write_text(json.dumps(moves))
-    assert "publish.json" in box.refused("prune", src, box / "out.safetensors", *PATTERN, "--resume", begun=True)
+    assert "publish.json" in box.refused(
+        "prune", src, box / "out.safetensors", *PATTERN, "--resume", begun=True
+    )
 
 
 def test_an_unfinished_run_that_is_a_link_is_not_followed(box: Box) -> None:
@@ -204,7 +216,9 @@ def test_two_runs_do_not_write_the_same(box: Box) -> None:
     def again(event: Progress) -> None:
         if not lines:
             lines.append(box.refused("prune", src, box / "out.safetensors", *PATTERN, begun=True))
-            lines.append(box.refused("prune", src, box / "out.safetensors", *PATTERN, "--resume", begun=True))
+            lines.append(
+                box.refused("prune", src, box / "out.safetensors", *PATTERN, "--resume", begun=True)
+            )
 
     checkpoint.prune(src, box / "out.safetensors", "2:4T", threads=1, progress=again)
     assert all("out.safetensors" in line for line in lines)
@@ -220,5 +234,7 @@ def test_a_finished_run_whose_report_is_damaged(box: Box) -> None:
             whole = (box / name).read_bytes()
             (box / name).write_bytes(content)
             if not (name == "out.times.json" and content == b"{}"):
-                assert name in box.refused("prune", src, box / "out.safetensors", *PATTERN, "--resume")
+                assert name in box.refused(
+                    "prune", src, box / "out.safetensors", *PATTERN, "--resume"
+                )
             (box / name).write_bytes(whole)

@@ -1,4 +1,6 @@
-"""Damaged and hostile .safetensors files, and weights that are no numbers: one line says so, and nothing is written."""
+"""Damaged and hostile .safetensors files, and weights that are no numbers: one line says so, and
+nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ import numpy as np
 import pytest
 from checkpoint_files import weights
 from hostile import PATTERN, Box, ended_after
-from hostile_files import DATA, DEEP, described, npy, npy_header, tensor, write_npz, write_safetensors, write_weights
+from hostile_files import (
+    DATA,
+    DEEP,
+    described,
+    npy,
+    npy_header,
+    tensor,
+    write_npz,
+    write_safetensors,
+    write_weights,
+)
 from safetensors.numpy import load_file, save_file
 
 from nmsolve import checkpoint
@@ -52,7 +64,8 @@ HEADERS: dict[str, bytes | dict[str, Any]] = {
     "overlap": {"v": tensor([8, 8], 0, 256), "w": tensor([8, 8], 0, 256)},
     "gap": {"w": tensor([4, 8], 128, 256)},
     "rest": {"w": tensor([4, 8], 0, 128)},
-    "name twice": b'{"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"w":{"dtype":"U8","shape":[248],"data_offsets":[8,256]}}',
+    "name twice": b'{"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},'
+    b'"w":{"dtype":"U8","shape":[248],"data_offsets":[8,256]}}',
 }
 
 
@@ -111,46 +124,80 @@ CONTROLS = ["w\n", "\x1b[2Jw", "w\x00", "\x7f", "\x9b2Jw", "w\x85", "w\u2028v", 
 @pytest.mark.parametrize("name", PATHS + CONTROLS, ids=ascii)
 def test_names_that_leave_a_folder_or_drive_a_terminal(name: str, box: Box) -> None:
     src = write_safetensors(
-        box / "dense.safetensors", {"v.weight": tensor([8, 8], 0, 256), name: tensor([8, 8], 256, 512)}, 2 * DATA
+        box / "dense.safetensors",
+        {"v.weight": tensor([8, 8], 0, 256), name: tensor([8, 8], 256, 512)},
+        2 * DATA,
     )
     for line in box.all_refused(src):
         assert "dense.safetensors" in line
         assert repr(name) in line
     if "\0" not in name and name.isascii():
-        src = write_npz(box / "dense.npz", [("v.npy", npy(weights(8, 8))), (f"{name}.npy", npy(weights(8, 8)))])
+        src = write_npz(
+            box / "dense.npz", [("v.npy", npy(weights(8, 8))), (f"{name}.npy", npy(weights(8, 8)))]
+        )
         for line in box.all_refused(src):
             assert "dense.npz" in line
             assert repr(name) in line
 
 
 def test_names_that_are_only_odd_are_names(box: Box) -> None:
-    names = ["", ".", "a b", "é.權重.weight", "a/b/c", "x" * 3000, "<script>", "%s", "{0}", "~", "-w", "*", "[1]", "$HOME", "w..v"]
-    save_file({name: weights(8, 8, seed=seed) for seed, name in enumerate(names)}, box / "dense.safetensors")
+    names = [
+        "",
+        ".",
+        "a b",
+        "é.權重.weight",
+        "a/b/c",
+        "x" * 3000,
+        "<script>",
+        "%s",
+        "{0}",
+        "~",
+        "-w",
+        "*",
+        "[1]",
+        "$HOME",
+        "w..v",
+    ]
+    save_file(
+        {name: weights(8, 8, seed=seed) for seed, name in enumerate(names)},
+        box / "dense.safetensors",
+    )
     named = [f"--include={name}" for name in names]
-    code, _, _ = box.run("prune", box / "dense.safetensors", box / "sparse.safetensors", *PATTERN, *named)
+    code, _, _ = box.run(
+        "prune", box / "dense.safetensors", box / "sparse.safetensors", *PATTERN, *named
+    )
     assert code == 0
     assert set(checkpoint.open_masks(box / "sparse.safetensors")) == set(names)
     assert box.run("report", box / "sparse.safetensors", "--out", box / "page.html")[0] == 0
-    assert "<script>" not in (box / "page.html").read_text().partition("<table")[2].partition("</table")[0]
+    assert (
+        "<script>"
+        not in (box / "page.html").read_text().partition("<table")[2].partition("</table")[0]
+    )
 
 
 @pytest.mark.parametrize("kind", NAN)
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", ">f8"])
-def test_weights_that_are_no_numbers_are_named_with_their_place(kind: str, dtype: str, box: Box) -> None:
+def test_weights_that_are_no_numbers_are_named_with_their_place(
+    kind: str, dtype: str, box: Box
+) -> None:
     wrong = weights(8, 16).astype(dtype)
     wrong[5, 11] = NAN[kind]
     np.savez(box / "dense.npz", first=weights(8, 8), wrong=wrong, last=weights(8, 8))
     line = box.prune_refused(box / "dense.npz", begun=True)
     for part in ("dense.npz", "'wrong'", "[5, 11]", str(NAN[kind]), "(8, 16)"):
         assert part in line
-    box.refused("solve", box / "dense.npz", *PATTERN, "--out", box / "masks.safetensors", begun=True)
+    box.refused(
+        "solve", box / "dense.npz", *PATTERN, "--out", box / "masks.safetensors", begun=True
+    )
 
 
 def test_a_weight_that_is_no_number_in_bfloat16_and_a_convolution(box: Box) -> None:
     bits = np.full((8, 4, 3, 3), 0x3F80, "<u2")
     bits[6, 3, 2, 1] = 0x7FC1
     src = write_safetensors(
-        box / "dense.safetensors", {"conv2d.weight": tensor(bits.shape, 0, bits.nbytes, "BF16")}, bits.tobytes()
+        box / "dense.safetensors",
+        {"conv2d.weight": tensor(bits.shape, 0, bits.nbytes, "BF16")},
+        bits.tobytes(),
     )
     line = box.prune_refused(src, begun=True)
     for part in ("dense.safetensors", "'conv2d.weight'", "[6, 3, 2, 1]", "nan", "(8, 4, 3, 3)"):

@@ -20,7 +20,8 @@ import nmsolve
 from nmsolve import checkpoint
 from nmsolve.checkpoint import disk, job, resuming, unfinished
 
-#: What a process asks of the system to change what is on the disk. A kill falls between two of these, or within one.
+#: What a process asks of the system to change what is on the disk. A kill falls between two of
+#: these, or within one.
 CALLS = (
     "open",
     "write",
@@ -38,7 +39,19 @@ CALLS = (
 
 
 def command(src: Path, dst: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "nmsolve", "prune", str(src), str(dst), "--pattern", "2:4T", "--threads", "1", *options]
+    return [
+        sys.executable,
+        "-m",
+        "nmsolve",
+        "prune",
+        str(src),
+        str(dst),
+        "--pattern",
+        "2:4T",
+        "--threads",
+        "1",
+        *options,
+    ]
 
 
 def assert_whole(dst: Path, whole: dict[str, str]) -> None:
@@ -50,25 +63,35 @@ def assert_whole(dst: Path, whole: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], float]:
-    """A checkpoint that takes a while, what comes of it, and for how long a process runs that prunes it."""
+    """A checkpoint that takes a while, what comes of it, and for how long a process runs that
+    prunes it.
+    """
     folder = tmp_path_factory.mktemp("kills")
     write_folder(
         folder / "dense", layers=24, width=256, dtype=np.dtype(np.float32), files=24
     )  # a file is synced when the next begins
-    subprocess.run(command(folder / "dense", folder / "first"), check=True, capture_output=True)  # kernels are compiled
+    subprocess.run(
+        command(folder / "dense", folder / "first"), check=True, capture_output=True
+    )  # kernels are compiled
     began = time.monotonic()
     subprocess.run(command(folder / "dense", folder / "whole"), check=True, capture_output=True)
     return folder / "dense", contents(folder / "whole"), time.monotonic() - began
 
 
 @pytest.mark.parametrize("seed", range(32))
-def test_a_random_kill(large: tuple[Path, dict[str, str], float], seed: int, tmp_path: Path) -> None:
+def test_a_random_kill(
+    large: tuple[Path, dict[str, str], float], seed: int, tmp_path: Path
+) -> None:
     """Killed at random once, then resumed and killed again, then resumed to the end."""
     src, whole, seconds = large
     draw = random.Random(seed)
     before = contents(src)
     for options in ((), ("--resume",)):
-        process = subprocess.Popen(command(src, tmp_path / "out", *options), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(src, tmp_path / "out", *options),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0.3, 1.05) * seconds)
         process.send_signal(signal.SIGKILL)
@@ -85,7 +108,9 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def killing(after: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Let so many calls through that change the disk; the next is done by half, or not at all, and so is none after it."""
+    """Let so many calls through that change the disk; the next is done by half, or not at all, and
+    so is none after it.
+    """
     count = [0]
 
     def counted(name: str, call: Callable[..., object]) -> Callable[..., object]:
@@ -110,7 +135,9 @@ def killing(after: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])
-def test_a_kill_at_every_call_to_the_system(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_every_call_to_the_system(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not at random: a kill at every single one of the calls that change the disk."""
     monkeypatch.setattr(unfinished, "SYNC_BYTES", 0)  # every tensor is synced and journalled
     if kind == "folder":
@@ -172,7 +199,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4T", progress=stop)
     rest: list[checkpoint.Progress] = []
-    checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4T", resume=True, progress=rest.append)
+    checkpoint.prune(
+        tmp_path / "dense", tmp_path / "out", "2:4T", resume=True, progress=rest.append
+    )
     again = [event.report.name for event in rest if event.report is not None]
     assert sorted(seen + again) == sorted(tensors)
     assert {event.before for event in rest} == {8}
@@ -192,14 +221,22 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     src, dst = tmp_path / "dense", tmp_path / "out"
     write_folder(src)
     interrupted(src, dst)
-    with pytest.raises(nmsolve.InputError, match=r"an unfinished run is in .*out/\.nmsolve-unfinished: go on with it"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match=r"an unfinished run is in .*out/\.nmsolve-unfinished: go on with it",
+    ):
         checkpoint.prune(src, dst, "2:4T")
-    with pytest.raises(nmsolve.InputError, match=r"is another one \(pattern: '2:4T' then, '2:4' now"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"is another one \(pattern: '2:4T' then, '2:4' now"
+    ):
         checkpoint.prune(src, dst, "2:4", resume=True)
     with pytest.raises(nmsolve.InputError, match=r"exclude: \[\] then, \['lm_head'\] now"):
         checkpoint.prune(src, dst, "2:4T", exclude="lm_head", resume=True)
     os.utime(src / "model-00001-of-00002.safetensors", ns=(1, 1))
-    with pytest.raises(nmsolve.InputError, match=r"is another one \(model-00001-of-00002\.safetensors has changed since\)"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match=r"is another one \(model-00001-of-00002\.safetensors has changed since\)",
+    ):
         checkpoint.prune(src, dst, "2:4T", resume=True)
 
 
@@ -212,7 +249,10 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in dst.rglob("*")} == stamps
     assert again.to_json() == first.to_json()
     assert [t.seconds is None for t in again] == [False] * len(again)
-    with pytest.raises(nmsolve.InputError, match=r"is another one \(pattern: '2:4T' then, '2:4' now\): name another DST"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match=r"is another one \(pattern: '2:4T' then, '2:4' now\): name another DST",
+    ):
         checkpoint.prune(src, dst, "2:4", resume=True)
 
 

@@ -1,4 +1,6 @@
-"""Masks, weights, times and shards that are not the ones that report.json tells of: `report` and `verify` say so, or refuse."""
+"""Masks, weights, times and shards that are not the ones that report.json tells of: `report` and
+`verify` say so, or refuse.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,14 @@ TRAINED = "other values than those of the pruning (trained since, or of another 
 
 @pytest.fixture
 def done(box: Box) -> Path:
-    """A pruned file beside the dense one: a weight that is pruned, another, and a bias that is not."""
-    tensors = {"fc1.weight": weights(16, 16), "fc2.weight": weights(8, 16, seed=1), "fc1.bias": weights(16)}
+    """A pruned file beside the dense one: a weight that is pruned, another, and a bias that is
+    not.
+    """
+    tensors = {
+        "fc1.weight": weights(16, 16),
+        "fc2.weight": weights(8, 16, seed=1),
+        "fc1.bias": weights(16),
+    }
     save_file(tensors, box / "dense.safetensors")
     checkpoint.prune(box / "dense.safetensors", box / "sparse.safetensors", "2:4", threads=1)
     return box / "sparse.safetensors"
@@ -42,7 +50,9 @@ def set_mask(path: Path, name: str, mask: np.ndarray) -> None:
     save_file(load_file(masks) | {name: pack(mask)}, masks, metadata=metadata)
 
 
-def change_weights(path: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+def change_weights(
+    path: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+) -> None:
     tensors = load_file(path)
     save_file(tensors | change(tensors), path)
 
@@ -83,8 +93,13 @@ def test_the_complement_of_a_mask_is_not_certified(done: Path, box: Box) -> None
 
 
 def test_another_run_of_the_same_shapes(done: Path, box: Box) -> None:
-    save_file({name: t[::-1].copy() for name, t in load_file(box / "dense.safetensors").items()}, box / "second.safetensors")
-    checkpoint.prune(box / "second.safetensors", box / "run" / "sparse.safetensors", "2:4", threads=1)
+    save_file(
+        {name: t[::-1].copy() for name, t in load_file(box / "dense.safetensors").items()},
+        box / "second.safetensors",
+    )
+    checkpoint.prune(
+        box / "second.safetensors", box / "run" / "sparse.safetensors", "2:4", threads=1
+    )
     for name in ("sparse.safetensors", "sparse.masks.safetensors"):
         shutil.copy(box / "run" / name, box / name)
     assert checkpoint.verify(done).ok
@@ -113,7 +128,9 @@ def test_kept_weights_with_other_values(factor: float, done: Path, box: Box) -> 
 
 @pytest.mark.parametrize("fortran", [False, True])
 def test_arrays_of_either_order(fortran: bool, box: Box) -> None:
-    """What is compared are the bytes of the file, in the order in which they are there; −0 is what masking leaves."""
+    """What is compared are the bytes of the file, in the order in which they are there; −0 is what
+    masking leaves.
+    """
     W = weights(8, 16)
     np.save(box / "dense.npy", np.asfortranarray(W) if fortran else W)
     checkpoint.prune(box / "dense.npy", box / "sparse.npy", "2:4", threads=1)
@@ -128,15 +145,24 @@ def test_as_it_was_there_is_nothing_to_note(done: Path, box: Box) -> None:
     assert checkpoint.report(done, box / "page.html").notes == ()
     change_weights(done, lambda tensors: {"fc1.bias": tensors["fc1.bias"] + 1})
     (note,) = checkpoint.report(done, box / "page.html").notes
-    assert note == "1 tensor (fc1.bias) has other values than when the checkpoint was pruned; no mask is applied there."
+    assert (
+        note
+        == "1 tensor (fc1.bias) has other values than when the checkpoint was pruned; no mask is "
+        "applied there."
+    )
 
 
 def test_times_of_another_run_are_not_shown(done: Path, box: Box) -> None:
     edit_json(box / "sparse.times.json", lambda times: times | {"report": "0" * 64})
     found = checkpoint.report(done, box / "page.html")
     assert {t.seconds for t in found} == {None}
-    assert "sparse.times.json is not of the run that sparse.report.json tells of, so no times are shown." in text(box)
-    edit_json(box / "sparse.times.json", lambda times: times["seconds"])  # as earlier versions wrote it
+    assert (
+        "sparse.times.json is not of the run that sparse.report.json tells of, so no times are "
+        "shown." in text(box)
+    )
+    edit_json(
+        box / "sparse.times.json", lambda times: times["seconds"]
+    )  # as earlier versions wrote it
     assert None not in {t.seconds for t in checkpoint.report(done, box / "page.html")}
 
 
@@ -155,8 +181,15 @@ def shards(box: Box) -> Path:
 
 def test_a_shard_whose_masks_are_gone_is_no_shard_that_holds(shards: Path, box: Box) -> None:
     line = box.refused("verify", shards)
-    gone = [t["name"] for t in json.loads((shards / "report.json").read_text())["tensors"] if t["file"] == SHARD and t["pattern"]]
-    assert f"calls {len(gone)} tensors pruned that have no mask now: {gone[0]!r}, {gone[1]!r}, {gone[2]!r}, …;" in line
+    gone = [
+        t["name"]
+        for t in json.loads((shards / "report.json").read_text())["tensors"]
+        if t["file"] == SHARD and t["pattern"]
+    ]
+    assert (
+        f"calls {len(gone)} tensors pruned that have no mask now: {gone[0]!r}, {gone[1]!r}, "
+        f"{gone[2]!r}, …;" in line
+    )
     assert "report.json" in line
     assert "--pattern" in line
     assert box.run("verify", shards, "--pattern", "2:4")[0] == 1
@@ -185,5 +218,7 @@ def test_masks_alone_of_which_a_file_is_gone(box: Box) -> None:
     checkpoint.solve(box / "dense", box / "out", "2:4", threads=1)
     assert checkpoint.verify(box / "out").ok
     (box / "out" / "masks" / SHARD).unlink()
-    with pytest.raises(nmsolve.InputError, match=r"report\.json calls 7 tensors pruned that have no mask now"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"report\.json calls 7 tensors pruned that have no mask now"
+    ):
         checkpoint.verify(box / "out")

@@ -1,4 +1,6 @@
-"""The page of `nmsolve report` as text: escaped, deterministic, whole for reports of every size, and small."""
+"""The page of `nmsolve report` as text: escaped, deterministic, whole for reports of every size,
+and small.
+"""
 
 import os
 import re
@@ -41,7 +43,9 @@ def test_reports_of_every_size_are_documents(case):
     assert text.startswith("<!doctype html>")
     assert (outline.open, outline.errors) == ([], [])
     assert ("No tensor was pruned." in text) == (not SMALL[case].pruned)
-    assert ("Nowhere: every tensor is pruned." in text) == (bool(SMALL[case].tensors) and not SMALL[case].dense)
+    assert ("Nowhere: every tensor is pruned." in text) == (
+        bool(SMALL[case].tensors) and not SMALL[case].dense
+    )
     assert "nan" not in text.split("<body>")[1].split("<footer>")[0]
 
 
@@ -54,7 +58,11 @@ def test_hostile_text_stays_text():
     assert not tags & {"img", "iframe", "base", "object", "embed", "form"}
     assert sum(tag == "script" for tag, _ in outline.elements) == 1
     for tag, attributes in outline.elements:
-        assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "autofocus", "srcdoc")], tag
+        assert not [
+            name
+            for name in attributes
+            if name.startswith("on") or name in ("src", "style", "autofocus", "srcdoc")
+        ], tag
         assert attributes.get("href", "#").startswith(("#", "data:,"))
 
 
@@ -70,7 +78,11 @@ def test_the_script_and_the_style_are_those_of_the_package():
 
 def test_the_policy_forbids_to_load_anything():
     outline = Outline(page(SMALL["one"], {}, title=""))
-    policies = [given["content"] for _, given in outline.elements if given.get("http-equiv") == "Content-Security-Policy"]
+    policies = [
+        given["content"]
+        for _, given in outline.elements
+        if given.get("http-equiv") == "Content-Security-Policy"
+    ]
     allowed = dict(rule.split(" ", 1) for rule in policies[0].split("; "))
     inline, nothing = "'unsafe-inline'", "'none'"
     assert allowed == {
@@ -81,22 +93,38 @@ def test_the_policy_forbids_to_load_anything():
         "base-uri": nothing,
         "form-action": nothing,
     }
-    assert [tag for tag, _ in outline.elements][:4] == ["html", "head", "meta", "meta"]  # a policy holds for what follows it
+    assert [tag for tag, _ in outline.elements][:4] == [
+        "html",
+        "head",
+        "meta",
+        "meta",
+    ]  # a policy holds for what follows it
 
 
 def test_the_page_is_deterministic():
     again = page(MIXED_REPORT, dict(reversed(CORNERS.items())), title="net")
     assert page(MIXED_REPORT, CORNERS, title="net") == again
-    program = "import page_reports as r; print(r.page(r.MIXED_REPORT, r.CORNERS, title='net').encode())"
-    seeded = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    other = subprocess.run([sys.executable, "-c", program], env=seeded, capture_output=True, check=True, text=True).stdout
+    program = (
+        "import page_reports as r; print(r.page(r.MIXED_REPORT, r.CORNERS, title='net').encode())"
+    )
+    seeded = os.environ | {
+        "PYTHONHASHSEED": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
+    other = subprocess.run(
+        [sys.executable, "-c", program], env=seeded, capture_output=True, check=True, text=True
+    ).stdout
     assert other.strip() == repr(again.encode())
 
 
 def test_unknown_values_are_dashes_that_say_so():
     text = page(SMALL["unknown"], {}, title="")
     cells = re.findall('<td [^>]*data-label="([^"]*)"[^>]*>(.*?)</td>', text)
-    dashes = {label: title for label, cell in cells for title in re.findall('<abbr class="unknown" title="(.*?)">–</abbr>', cell)}
+    dashes = {
+        label: title
+        for label, cell in cells
+        for title in re.findall('<abbr class="unknown" title="(.*?)">–</abbr>', cell)
+    }
     assert dashes == {
         "Mask": "mask: not known",
         "Density": "density: not known",
@@ -110,9 +138,23 @@ def test_unknown_values_are_dashes_that_say_so():
 
 CAPTIONS = [
     ((64, 128), 1, (32, 32), "2:4T", "The top-left 32 × 32 of 64×128", ", lines between blocks"),
-    ((64, 128), 0, (32, 32), "2:4", "The top-left 32 × 32 of 64×128, with groups along rows", ", lines between groups"),
+    (
+        (64, 128),
+        0,
+        (32, 32),
+        "2:4",
+        "The top-left 32 × 32 of 64×128, with groups along rows",
+        ", lines between groups",
+    ),
     ((8, 16), 1, (8, 16), "2:4", "All 8 × 16 entries of 8×16", ", lines between groups"),
-    ((16, 8), 0, (8, 16), "2:4", "All 8 × 16 entries of 16×8, with groups along rows", ", lines between groups"),
+    (
+        (16, 8),
+        0,
+        (8, 16),
+        "2:4",
+        "All 8 × 16 entries of 16×8, with groups along rows",
+        ", lines between groups",
+    ),
     (
         (8, 16, 3),
         1,
@@ -138,5 +180,9 @@ def test_captions_say_which_entries_are_shown(shape, axis, sides, pattern, part,
 
 def test_a_checkpoint_of_400_layers_stays_small():
     names = [f"model.layers.{i // 7}.a_projection_{i % 7}.weight" for i in range(400)]
-    text = page(report(*map(tensor, names)), {name: corner(i) for i, name in enumerate(names)}, title="large")
+    text = page(
+        report(*map(tensor, names)),
+        {name: corner(i) for i, name in enumerate(names)},
+        title="large",
+    )
     assert len(text.encode()) < 2_500_000

@@ -13,9 +13,10 @@ from page_reports import CORNERS, HOSTILE, MIXED_REPORT, SMALL, hostile_page, re
 
 from nmsolve.checkpoint.page import page
 
-# What a page does in answer to a click or a key is not done when that call returns: it may take any time where all cores are
-# busy. So tests wait for the state that must come, by `expect`, before they read others that come with it. Nothing below
-# sleeps: an upper bound this large costs time only where a test fails.
+# What a page does in answer to a click or a key is not done when that call returns: it may take any
+# time where all cores are busy. So tests wait for the state that must come, by `expect`, before
+# they read others that come with it. Nothing below sleeps: an upper bound this large costs time
+# only where a test fails.
 WAIT = 30_000  # milliseconds
 LAUNCH = 120_000  # the first start reads the whole browser from disk
 
@@ -30,7 +31,9 @@ def browser():
     def without(why):
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
 
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if program is None:
         without("no Chromium or Chrome is installed")
     try:
@@ -38,31 +41,41 @@ def browser():
     except ImportError:
         without("playwright is not installed: pip install 'nmsolve[dev]'")
     with sync_playwright() as tools:
-        running = tools.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=LAUNCH)
+        running = tools.chromium.launch(
+            executable_path=program, args=["--no-sandbox"], timeout=LAUNCH
+        )
         yield running
         running.close()
 
 
 @pytest.fixture
 def expect(browser):
-    """Assertions that are tried again until they hold or `WAIT` is over; imported late, since `browser` skips without it."""
+    """Assertions that are tried again until they hold or `WAIT` is over; imported late, since
+    `browser` skips without it.
+    """
     from playwright.sync_api import expect
 
     expect.set_options(timeout=WAIT)
     return expect
 
 
-FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+FRAMES = (
+    "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+)
 
 
 def settle(opened):
-    """Let the page do what it does of itself by its next frames: what must not happen has no state to wait for."""
+    """Let the page do what it does of itself by its next frames: what must not happen has no state
+    to wait for.
+    """
     opened.evaluate(FRAMES)
 
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Open a page's text; at the end there must have been no error in it, and no request but the one for itself."""
+    """Open a page's text; at the end there must have been no error in it, and no request but the
+    one for itself.
+    """
     contexts, scripted, errors, requests, numbers = [], [], [], [], itertools.count()
 
     def open_(text, width=1280, height=900, **options):
@@ -115,14 +128,18 @@ def test_hostile_text_does_nothing(visit, expect):
     names = [opened.locator(f"#t{i + 1} .c-name").text_content() for i in range(len(HOSTILE))]
     assert names == [shown(text) for text in HOSTILE]
     assert opened.title() == f"{shown(HOSTILE[3])}: sparsity report"
-    assert sorted(opened.locator("h3").all_text_contents()) == sorted([*map(shown, HOSTILE), "Files left behind"])
+    assert sorted(opened.locator("h3").all_text_contents()) == sorted(
+        [*map(shown, HOSTILE), "Files left behind"]
+    )
 
 
 PRUNED = MIXED_REPORT.pruned
 RANKS = ["1:4", "2:4", "2:4T", "4:8T"]
 KEYS = {
     "#": lambda i: i,
-    "Tensor": lambda i: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", PRUNED[i].name)],
+    "Tensor": lambda i: [
+        int(part) if part.isdigit() else part for part in re.split(r"(\d+)", PRUNED[i].name)
+    ],
     "File": lambda i: PRUNED[i].file,
     "Pattern": lambda i: RANKS.index(str(PRUNED[i].pattern)),
     "Shape": lambda i: PRUNED[i].weights,
@@ -137,18 +154,29 @@ KEYS = {
 
 def arranged(order, key, reverse):
     """Stable, the unknown last."""
-    known = [i for i in order if key(i) is not None and key(i) not in (float("inf"),) and key(i) == key(i)]
+    known = [
+        i
+        for i in order
+        if key(i) is not None and key(i) not in (float("inf"),) and key(i) == key(i)
+    ]
     return sorted(known, key=key, reverse=reverse) + [i for i in order if i not in known]
 
 
 def rows(opened):
-    return [int(name[1:]) - 1 for name in opened.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.id)")]
+    return [
+        int(name[1:]) - 1
+        for name in opened.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.id)")
+    ]
 
 
-SORTED = "[...document.querySelectorAll('th[aria-sort]')].map(head => [head.textContent, head.ariaSort])"
+SORTED = (
+    "[...document.querySelectorAll('th[aria-sort]')].map(head => [head.textContent, head.ariaSort])"
+)
 
 
-@pytest.mark.parametrize(("by", "width"), [("click", 1280), ("click", 375), ("Enter", 1280), ("Space", 375)])
+@pytest.mark.parametrize(
+    ("by", "width"), [("click", 1280), ("click", 375), ("Enter", 1280), ("Space", 375)]
+)
 def test_every_heading_sorts(visit, expect, mixed, by, width):
     opened = visit(mixed, width=width)
     assert opened.locator("th button").all_inner_texts() == list(KEYS)
@@ -157,8 +185,12 @@ def test_every_heading_sorts(visit, expect, mixed, by, width):
         button = opened.get_by_role("button", name=label, exact=True)
         heading = opened.locator("th").filter(has=button)
         for again in (False, True):
-            reverse = again != (label == "#")  # the page begins in the order of #, so that one is reversed first
-            direction = "descending" if reverse else "ascending"  # never what it was before, so waiting for it is waiting
+            reverse = again != (
+                label == "#"
+            )  # the page begins in the order of #, so that one is reversed first
+            direction = (
+                "descending" if reverse else "ascending"
+            )  # never what it was before, so waiting for it is waiting
             button.click() if by == "click" else button.press(by)
             expect(heading).to_have_attribute("aria-sort", direction)
             order = arranged(order, key, reverse)
@@ -182,20 +214,30 @@ def test_the_filter_leaves_names_that_contain_it(visit, expect, mixed):
     opened.fill("#filter", "LAYERS.2")
     expect(opened.locator("#found")).to_have_text(f"3 of {len(PRUNED)}")
     visible = opened.locator("tbody tr:visible")
-    assert visible.locator(".c-name").all_text_contents() == ["layers.2.q", "layers.2.k", "layers.2.v"]
+    assert visible.locator(".c-name").all_text_contents() == [
+        "layers.2.q",
+        "layers.2.k",
+        "layers.2.v",
+    ]
     link = opened.locator("figcaption a").first
     row = opened.locator(link.get_attribute("href"))
-    for again in (False, True):  # the second time the hash is the row's already, and does not change
+    for again in (
+        False,
+        True,
+    ):  # the second time the hash is the row's already, and does not change
         opened.fill("#filter", "layers.2")
         expect(row).to_be_hidden()
-        link.click()  # to a row that is filtered out: it is the target at once, and shown when the page hears of it
+        # to a row that is filtered out: it is the target at once, and shown when the page hears of
+        # it
+        link.click()
         expect(row.and_(opened.locator("tbody tr:target")), f"again: {again}").to_be_visible()
         expect(row).to_be_in_viewport()
         expect(opened.locator("#filter")).to_have_value("")
         expect(visible).to_have_count(len(PRUNED))
 
 
-IN_STROKE = """(path, [rows, columns]) => [...Array(rows).keys()].map(y => [...Array(columns).keys()].map(
+IN_STROKE = """(path, [rows,
+columns]) => [...Array(rows).keys()].map(y => [...Array(columns).keys()].map(
     x => path.isPointInStroke(new DOMPoint(x + 0.5, y))))"""
 
 
@@ -204,7 +246,10 @@ def pixels(png, rows, columns):
     from matplotlib.image import imread
 
     image = imread(io.BytesIO(png))[..., :3].mean(axis=-1)
-    y, x = (((np.arange(k) + 0.5) * size / k).astype(int) for k, size in zip((rows, columns), image.shape, strict=True))
+    y, x = (
+        ((np.arange(k) + 0.5) * size / k).astype(int)
+        for k, size in zip((rows, columns), image.shape, strict=True)
+    )
     return image[np.ix_(y, x)] < 0.5
 
 
@@ -219,7 +264,9 @@ def test_thumbnails_show_the_masks(visit, mixed):
         np.testing.assert_array_equal(drawn, mask)
         small = opened.locator(f"#t{number} .thumb svg")
         box = small.bounding_box()
-        assert (box["height"], box["width"]) == tuple(side * 64 // max(mask.shape) for side in mask.shape)
+        assert (box["height"], box["width"]) == tuple(
+            side * 64 // max(mask.shape) for side in mask.shape
+        )
         np.testing.assert_array_equal(pixels(small.screenshot(), *mask.shape), mask)
 
 
@@ -233,8 +280,12 @@ def test_masks_are_enlarged_by_tap_and_by_key(visit, expect, mixed, width):
     box = large.bounding_box()
     assert 0 <= box["x"] <= box["x"] + box["width"] <= width
     assert large.locator("svg").bounding_box()["width"] > 200
-    np.testing.assert_array_equal(pixels(large.locator("svg").screenshot(), 32, 32), CORNERS[PRUNED[0].name])
-    assert f"The top-left 32 × 32 of {PRUNED[0].shape[0]}×{PRUNED[0].shape[1]}" in large.inner_text()
+    np.testing.assert_array_equal(
+        pixels(large.locator("svg").screenshot(), 32, 32), CORNERS[PRUNED[0].name]
+    )
+    assert (
+        f"The top-left 32 × 32 of {PRUNED[0].shape[0]}×{PRUNED[0].shape[1]}" in large.inner_text()
+    )
     opened.keyboard.press("Escape")
     expect(large).to_be_hidden()
     opened.locator("#t1 .thumb").press("Enter")
@@ -245,7 +296,8 @@ def test_masks_are_enlarged_by_tap_and_by_key(visit, expect, mixed, width):
 
 NARROW = """() => [...document.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => {
     const box = cell.getBoundingClientRect(), label = getComputedStyle(cell, '::before');
-    return {label: label.content.slice(1, -1), display: label.display, given: cell.dataset.label, text: cell.innerText.trim(),
+    return {label: label.content.slice(1, -1), display: label.display, given: cell.dataset.label,
+    text: cell.innerText.trim(),
             mask: !!cell.querySelector('svg'), left: box.left, right: box.right, height: box.height,
             clipped: cell.scrollWidth > cell.clientWidth}; }))"""
 
@@ -276,19 +328,26 @@ def test_wide_screens_do_not_scroll_sideways_either(visit, width):
 
 CONTRASTS = """() => {
     const rgb = text => text.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    const light = ([r, g, b]) => [r, g,
+    b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const ground = node => { for (let e = node; e; e = e.parentElement) {
-        const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] === 1) return c; } return [255, 0, 255]; };
-    const contrast = (node, colour) => { const [a, b] = [light(rgb(colour)), light(ground(node))].sort((x, y) => y - x);
+        const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 ||
+        c[3] === 1) return c; } return [255, 0, 255]; };
+    const contrast = (node, colour) => { const [a, b] = [light(rgb(colour)),
+    light(ground(node))].sort((x, y) => y - x);
         return (a + 0.05) / (b + 0.05); };
-    const texts = [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && !e.closest('script, title') &&
+    const texts = [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
+    !e.closest('script, title') &&
         [...e.childNodes].some(c => c.nodeType === 3 && c.data.trim()));
     const marks = [...document.querySelectorAll('.definitions path')];
-    return {texts: texts.map(e => [contrast(e, getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color']), e.textContent]),
-            labels: [...document.querySelectorAll('td')].map(e => [contrast(e, getComputedStyle(e, '::before').color), '']),
+    return {texts: texts.map(e => [contrast(e,
+    getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color']), e.textContent]),
+            labels: [...document.querySelectorAll('td')].map(e => [contrast(e, getComputedStyle(e,
+            '::before').color), '']),
             marks: marks.map(e => [contrast(document.body, getComputedStyle(e).fill), e.id]),
-            masks: [...document.querySelectorAll('svg.cells')].map(e => [contrast(e, getComputedStyle(e).stroke), '']),
+            masks: [...document.querySelectorAll('svg.cells')].map(e => [contrast(e,
+            getComputedStyle(e).stroke), '']),
             ground: getComputedStyle(document.body).backgroundColor}; }"""
 
 
@@ -315,7 +374,9 @@ def test_without_javascript_everything_is_there(visit, expect, mixed):
     opened = visit(mixed, java_script_enabled=False)
     assert rows(opened) == list(range(len(PRUNED)))
     assert opened.locator("tbody tr:visible").count() == len(PRUNED)
-    assert not opened.locator("#filter").is_visible()  # it would do nothing, and so would the headings
+    assert not opened.locator(
+        "#filter"
+    ).is_visible()  # it would do nothing, and so would the headings
     assert opened.locator("th button:enabled").count() == 0
     opened.locator(".thumb").first.click()
     expect(opened.locator("#z1")).to_be_visible()
@@ -329,27 +390,44 @@ def test_without_javascript_everything_is_there(visit, expect, mixed):
 @pytest.mark.parametrize("count", [1, 5, 401])
 def test_the_chart_puts_marks_where_they_belong(visit, count, width):
     shares = np.random.default_rng(count).uniform(0.5, 0.9, count).tolist()
-    tensors = [tensor(f"t{i}", "2:4T" if i % 2 else "2:4", share=share) for i, share in enumerate(shares)]
+    tensors = [
+        tensor(f"t{i}", "2:4T" if i % 2 else "2:4", share=share) for i, share in enumerate(shares)
+    ]
     opened = visit(page(report(*tensors), {}, title=""), width=width)
-    boxes = "(selector) => [...document.querySelectorAll(selector)].map(e => e.getBoundingClientRect().toJSON())"
+    boxes = (
+        "(selector) => [...document.querySelectorAll(selector)].map(e => "
+        "e.getBoundingClientRect().toJSON())"
+    )
     plot, marks = opened.evaluate(boxes, "svg.chart")[0], opened.evaluate(boxes, ".chart use")
-    x, y = (np.array([mark[low] + mark[size] / 2 for mark in marks]) for low, size in (("x", "width"), ("y", "height")))
+    x, y = (
+        np.array([mark[low] + mark[size] / 2 for mark in marks])
+        for low, size in (("x", "width"), ("y", "height"))
+    )
     assert len(marks) == count
-    np.testing.assert_allclose(x, plot["x"] + plot["width"] * (np.arange(count) + 0.5) / count, atol=1)
+    np.testing.assert_allclose(
+        x, plot["x"] + plot["width"] * (np.arange(count) + 0.5) / count, atol=1
+    )
     assert plot["y"] - 1 <= y.min() <= y.max() <= plot["bottom"] + 1
     if count > 1:
         slope, start = np.polyfit(shares, y, 1)
         np.testing.assert_allclose(y, slope * np.array(shares) + start, atol=1)
         assert slope < 0
         ticks = {
-            float(text[:-1]) / 100: i for i, text in enumerate(opened.locator(".chart text").all_text_contents()) if "%" in text
+            float(text[:-1]) / 100: i
+            for i, text in enumerate(opened.locator(".chart text").all_text_contents())
+            if "%" in text
         }
         texts = opened.evaluate(boxes, ".chart text")
         heights = [texts[i]["y"] + texts[i]["height"] / 2 for i in ticks.values()]
         np.testing.assert_allclose(heights, slope * np.array(list(ticks)) + start, atol=3)
     texts = opened.evaluate(boxes, ".chart text")
     for a, b in itertools.combinations(texts, 2):
-        apart = a["right"] < b["x"] or b["right"] < a["x"] or a["bottom"] <= b["y"] or b["bottom"] <= a["y"]
+        apart = (
+            a["right"] < b["x"]
+            or b["right"] < a["x"]
+            or a["bottom"] <= b["y"]
+            or b["bottom"] <= a["y"]
+        )
         assert apart, (a, b)
     assert all(text["x"] >= 0 and text["right"] <= width for text in texts)
     assert opened.locator("figure .legend").count() == (count > 1)
@@ -368,10 +446,16 @@ def test_print_has_no_controls_and_opens_what_is_closed(visit, expect, mixed):
 
 
 def test_numbers_on_the_page_are_the_reports(visit):
-    tensors = (tensor("a", share=0.9, gap=1e-3, status="feasible", seconds=1.5), tensor("b", None, (8192,)))
+    tensors = (
+        tensor("a", share=0.9, gap=1e-3, status="feasible", seconds=1.5),
+        tensor("b", None, (8192,)),
+    )
     whole = report(*tensors, tensor("c", "1:4", share=0.5, seconds=75.0))
     opened = visit(page(replace(whole, left_behind=("x.bin",)), {}, title="net"))
-    tiles = [tile.inner_text().replace("\u202f", " ").split("\n") for tile in opened.locator(".tiles > div").all()]
+    tiles = [
+        tile.inner_text().replace("\u202f", " ").split("\n")
+        for tile in opened.locator(".tiles > div").all()
+    ]
     assert tiles == [
         ["Weights", "24.6 K", "24,576"],
         ["Tensors pruned", "2", "of 3, with 66.7 % of the weights"],
@@ -381,7 +465,12 @@ def test_numbers_on_the_page_are_the_reports(visit):
         ["Time", "1 min 17 s", "summed over tensors"],
     ]
     group = opened.locator(".reasons > li")
-    assert group.locator("p").inner_text().replace("\u202f", " ") == "1 tensor, 8,192 weights, 33.33 % of all"
-    bar, rect = (group.locator(selector).bounding_box()["width"] for selector in (".bar", ".bar rect"))
+    assert (
+        group.locator("p").inner_text().replace("\u202f", " ")
+        == "1 tensor, 8,192 weights, 33.33 % of all"
+    )
+    bar, rect = (
+        group.locator(selector).bounding_box()["width"] for selector in (".bar", ".bar rect")
+    )
     assert abs(rect / bar - 1 / 3) < 0.01
     assert opened.get_by_text("x.bin").is_visible()

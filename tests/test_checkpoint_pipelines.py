@@ -1,4 +1,6 @@
-"""Folders with models in folders of their own, or with several files of one: all is pruned, or named, or refused."""
+"""Folders with models in folders of their own, or with several files of one: all is pruned, or
+named, or refused.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,33 @@ box, ended = hostile.box, hostile.ended
 def write_pipeline(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """As diffusers saves one, with a module of sentence-transformers in it: tensors by file."""
     files = {
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors": {"conv_in.weight": weights(8, 4, 3, 3, seed=1)},
-        "unet/diffusion_pytorch_model-00002-of-00002.safetensors": {"mid_block.to_q.weight": weights(16, 16, seed=2)},
-        "text_encoder/model.safetensors": {"shared.weight": weights(16, 16, seed=3), "encoder.wi.weight": weights(32, 16, seed=4)},
-        "2_Dense/model.safetensors": {"linear.weight": weights(8, 16, seed=5), "linear.bias": weights(8)},
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors": {
+            "conv_in.weight": weights(8, 4, 3, 3, seed=1)
+        },
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors": {
+            "mid_block.to_q.weight": weights(16, 16, seed=2)
+        },
+        "text_encoder/model.safetensors": {
+            "shared.weight": weights(16, 16, seed=3),
+            "encoder.wi.weight": weights(32, 16, seed=4),
+        },
+        "2_Dense/model.safetensors": {
+            "linear.weight": weights(8, 16, seed=5),
+            "linear.bias": weights(8),
+        },
     }
     for name, tensors in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / name)
-    index = {tensor: os.path.basename(name) for name, tensors in files.items() if "unet" in name for tensor in tensors}
-    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    index = {
+        tensor: os.path.basename(name)
+        for name, tensors in files.items()
+        if "unet" in name
+        for tensor in tensors
+    }
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index})
+    )
     (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet"]}')
     for name in ("unet", "text_encoder", "2_Dense", "scheduler"):
         (folder / name).mkdir(exist_ok=True)
@@ -52,7 +71,12 @@ def pipeline(tmp_path: Path) -> Path:
     return tmp_path / "dense"
 
 
-PRUNED = {"unet/conv_in.weight", "unet/mid_block.to_q.weight", "text_encoder/encoder.wi.weight", "2_Dense/linear.weight"}
+PRUNED = {
+    "unet/conv_in.weight",
+    "unet/mid_block.to_q.weight",
+    "text_encoder/encoder.wi.weight",
+    "2_Dense/linear.weight",
+}
 
 
 def test_a_pipeline_is_pruned_folder_by_folder(pipeline: Path, tmp_path: Path) -> None:
@@ -89,18 +113,28 @@ def test_every_command_takes_it(pipeline: Path, box: Box) -> None:
     assert all(t.status == "optimal" for t in report.pruned)
     assert box.run("solve", pipeline, *PATTERN, "--out", box / "masks")[0] == 0
     assert checkpoint.verify(box / "masks").ok  # masks alone
-    assert {name: tuple(mask.shape) for name, mask in checkpoint.open_masks(box / "masks").items()}.keys() == PRUNED
-    code, _, _ = box.run("prune", pipeline, box / "part", *PATTERN, "--exclude", "unet", "--exclude", "*/linear")
+    assert {
+        name: tuple(mask.shape) for name, mask in checkpoint.open_masks(box / "masks").items()
+    }.keys() == PRUNED
+    code, _, _ = box.run(
+        "prune", pipeline, box / "part", *PATTERN, "--exclude", "unet", "--exclude", "*/linear"
+    )
     assert code == 0
-    assert {t.name for t in checkpoint.report(box / "part", box / "part.html").pruned} == {"text_encoder/encoder.wi.weight"}
-    assert "'*/linear'" in box.refused("prune", pipeline, box / "more", *PATTERN, "--exclude", "linear")
+    assert {t.name for t in checkpoint.report(box / "part", box / "part.html").pruned} == {
+        "text_encoder/encoder.wi.weight"
+    }
+    assert "'*/linear'" in box.refused(
+        "prune", pipeline, box / "more", *PATTERN, "--exclude", "linear"
+    )
 
 
 def test_its_violations_are_found(pipeline: Path, tmp_path: Path) -> None:
     checkpoint.prune(pipeline, tmp_path / "out", "2:4T")
     place = tmp_path / "out" / "2_Dense" / "model.safetensors"
     save_file(load_file(pipeline / "2_Dense" / "model.safetensors"), place)
-    assert [check.name for check in checkpoint.verify(tmp_path / "out") if not check.ok] == ["2_Dense/linear.weight"]
+    assert [check.name for check in checkpoint.verify(tmp_path / "out") if not check.ok] == [
+        "2_Dense/linear.weight"
+    ]
 
 
 def test_it_is_resumed(pipeline: Path, tmp_path: Path) -> None:
@@ -119,13 +153,24 @@ def test_it_is_resumed(pipeline: Path, tmp_path: Path) -> None:
 
 
 def test_rules_are_those_of_each_folder_s_model(tmp_path: Path) -> None:
-    """GPT-2's layers are Conv1D, those of another model of the same names are not; a folder's name is no parameter's."""
+    """GPT-2's layers are Conv1D, those of another model of the same names are not; a folder's name
+    is no parameter's.
+    """
     for name, order in (("gpt", 1), ("position_scale", -1)):
         (tmp_path / "dense" / name).mkdir(parents=True)
-        tensors = {f"h.{i}.mlp.c_fc.weight": np.ascontiguousarray(weights(16, 64, seed=i)[::1][:, ::1]) for i in range(2)}
-        tensors = {key: np.ascontiguousarray(value if order > 0 else value.T) for key, value in tensors.items()}
+        tensors = {
+            f"h.{i}.mlp.c_fc.weight": np.ascontiguousarray(weights(16, 64, seed=i)[::1][:, ::1])
+            for i in range(2)
+        }
+        tensors = {
+            key: np.ascontiguousarray(value if order > 0 else value.T)
+            for key, value in tensors.items()
+        }
         biases = {f"h.{i}.mlp.c_fc.bias": weights(64) for i in range(2)}
-        save_file(tensors | biases | {"wte.weight": weights(16, 16)}, tmp_path / "dense" / name / "model.safetensors")
+        save_file(
+            tensors | biases | {"wte.weight": weights(16, 16)},
+            tmp_path / "dense" / name / "model.safetensors",
+        )
     report = checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4")
     axes = {t.name: t.axis for t in report.pruned}
     assert axes == {
@@ -143,7 +188,9 @@ def test_rules_are_those_of_each_folder_s_model(tmp_path: Path) -> None:
         "x/adapter_model.bin",
     ],
 )
-def test_a_folder_whose_only_weights_are_pickled_is_refused(name: str, pipeline: Path, box: Box) -> None:
+def test_a_folder_whose_only_weights_are_pickled_is_refused(
+    name: str, pipeline: Path, box: Box
+) -> None:
     """It would be missing in what is written, and what is there would look whole."""
     (pipeline / name).parent.mkdir(parents=True, exist_ok=True)
     for file in (pipeline / name).parent.glob("*.safetensors*"):
@@ -161,10 +208,23 @@ def test_pickled_weights_beside_folders_are_refused(pipeline: Path, box: Box) ->
     assert "pytorch_model.bin" in box.prune_refused(pipeline)
 
 
-def test_exports_and_states_of_trainers_are_left_behind_and_named(pipeline: Path, tmp_path: Path) -> None:
+def test_exports_and_states_of_trainers_are_left_behind_and_named(
+    pipeline: Path, tmp_path: Path
+) -> None:
     left = [
-        *("optimizer.pt", "training_args.bin", "rng_state_0.pth", "2_Dense/pytorch_model.bin", "onnx/model.onnx"),
-        *("onnx/model.onnx_data", "openvino/openvino_model.bin", "coreml/m.mlpackage/weights/weight.bin", "unet/model.gguf"),
+        *(
+            "optimizer.pt",
+            "training_args.bin",
+            "rng_state_0.pth",
+            "2_Dense/pytorch_model.bin",
+            "onnx/model.onnx",
+        ),
+        *(
+            "onnx/model.onnx_data",
+            "openvino/openvino_model.bin",
+            "coreml/m.mlpackage/weights/weight.bin",
+            "unet/model.gguf",
+        ),
         "original/consolidated.00.pth",  # as Llama has it
     ]
     for name in (*left, "openvino/openvino_model.xml"):
@@ -185,9 +245,17 @@ def test_a_large_file_that_goes_along_is_pointed_out(pipeline: Path, tmp_path: P
     with (pipeline / "tokenizer.json").open("wb") as file:
         file.truncate(2**25)
     report = checkpoint.prune(pipeline, tmp_path / "out", "2:4T")
-    assert about_files(report) == ("weights.npz (33,554,432 bytes) was copied as it is: if it holds weights, they are dense",)
+    assert about_files(report) == (
+        "weights.npz (33,554,432 bytes) was copied as it is: if it holds weights, they are dense",
+    )
     assert report.notes[0] in str(report)
-    assert "was copied as it is" in (checkpoint.report(tmp_path / "out", tmp_path / "p.html"), (tmp_path / "p.html").read_text())[1]
+    assert (
+        "was copied as it is"
+        in (
+            checkpoint.report(tmp_path / "out", tmp_path / "p.html"),
+            (tmp_path / "p.html").read_text(),
+        )[1]
+    )
 
 
 def test_pruned_checkpoints_in_folders(tmp_path: Path) -> None:
@@ -217,13 +285,17 @@ def test_weights_where_masks_are_written_are_refused(pipeline: Path, box: Box) -
 
 
 def two_in_one(folder: Path, stem: str, variant: str = "") -> Path:
-    """STEM.safetensors, with values of its own, beside STEM's index and shard, or beside a variant of it."""
+    """STEM.safetensors, with values of its own, beside STEM's index and shard, or beside a variant
+    of it.
+    """
     folder.mkdir()
     save_file({"fc.weight": weights(8, 8, seed=1)}, folder / f"{stem}.safetensors")
     other = f"{stem}.{variant}.safetensors" if variant else f"{stem}-00001-of-00001.safetensors"
     save_file({"fc.weight": weights(8, 8, seed=2)}, folder / other)
     if not variant:
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": other}}))
+        (folder / f"{stem}.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"fc.weight": other}})
+        )
     return folder
 
 
@@ -257,7 +329,13 @@ def test_transformers_takes_the_same(tmp_path: Path) -> None:
     """Asked itself: its own loader, of the source and of what was written."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 20,
+    }
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "dense")
     name = "model.layers.0.mlp.up_proj.weight"
     tensors = load_file(tmp_path / "dense" / "model.safetensors")
@@ -267,7 +345,8 @@ def test_transformers_takes_the_same(tmp_path: Path) -> None:
     (tmp_path / "dense" / "model.safetensors.index.json").write_text(json.dumps(index))
     checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4")
     dense, sparse = (
-        LlamaForCausalLM.from_pretrained(tmp_path / folder).get_parameter(name).detach().numpy() for folder in ("dense", "out")
+        LlamaForCausalLM.from_pretrained(tmp_path / folder).get_parameter(name).detach().numpy()
+        for folder in ("dense", "out")
     )
     assert (dense == tensors[name]).all()
     assert (sparse == np.where(checkpoint.open_masks(tmp_path / "out")[name], dense, 0)).all()
@@ -276,7 +355,10 @@ def test_transformers_takes_the_same(tmp_path: Path) -> None:
 
 def test_an_index_that_names_the_file_itself(tmp_path: Path) -> None:
     two_in_one(tmp_path / "dense", "model")
-    edit_json(tmp_path / "dense" / "model.safetensors.index.json", lambda whole: {"weight_map": {"fc.weight": "model.safetensors"}})
+    edit_json(
+        tmp_path / "dense" / "model.safetensors.index.json",
+        lambda whole: {"weight_map": {"fc.weight": "model.safetensors"}},
+    )
     (tmp_path / "dense" / "model-00001-of-00001.safetensors").unlink()
     report = checkpoint.prune(tmp_path / "dense", tmp_path / "out", "2:4")
     assert report.left_behind == about_files(report) == ()
@@ -322,7 +404,10 @@ def test_which_of_two_is_not_known_is_refused(box: Box) -> None:
 def test_shards_without_an_index_are_counted(box: Box) -> None:
     (box / "dense").mkdir()
     for number in (1, 3):
-        save_file({f"fc{number}.weight": weights(8, 8)}, box / "dense" / f"model-0000{number}-of-00003.safetensors")
+        save_file(
+            {f"fc{number}.weight": weights(8, 8)},
+            box / "dense" / f"model-0000{number}-of-00003.safetensors",
+        )
     assert "2 of 3 shards" in box.prune_refused(box / "dense")
     save_file({"fc2.weight": weights(8, 8)}, box / "dense" / "model-00002-of-00003.safetensors")
     assert box.run("prune", box / "dense", box / "out", *PATTERN)[0] == 0

@@ -1,4 +1,6 @@
-"""`nmsolve.checkpoint.prune`: what is written is W ∘ M with the optimal M, and everything else is as it was."""
+"""`nmsolve.checkpoint.prune`: what is written is W ∘ M with the optimal M, and everything else is
+as it was.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stored(path: Path) -> dict[str, np.ndarray]:
-    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(path.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -58,10 +64,16 @@ def test_a_folder_is_pruned_shard_by_shard(folder: Path, tmp_path: Path) -> None
 
 def test_headers_index_and_companions_stay_byte_for_byte(folder: Path, tmp_path: Path) -> None:
     checkpoint.prune(folder, tmp_path / "sparse", "2:4T")
-    new = {"masks/model-00001-of-00002.safetensors", "masks/model-00002-of-00002.safetensors", "report.json"}
+    new = {
+        "masks/model-00001-of-00002.safetensors",
+        "masks/model-00002-of-00002.safetensors",
+        "report.json",
+    }
     old, made = contents(folder), contents(tmp_path / "sparse")
     assert set(made) == set(old) | new
-    assert {name for name in old if made[name] != old[name]} == {name for name in old if "of-00002" in name}
+    assert {name for name in old if made[name] != old[name]} == {
+        name for name in old if "of-00002" in name
+    }
     for file in folder.glob("*.safetensors"):
         length = int.from_bytes(file.read_bytes()[:8], "little") + 8
         assert (tmp_path / "sparse" / file.name).read_bytes()[:length] == file.read_bytes()[:length]
@@ -69,7 +81,12 @@ def test_headers_index_and_companions_stay_byte_for_byte(folder: Path, tmp_path:
 
 
 def test_the_report_says_what_solve_says(folder: Path, tmp_path: Path) -> None:
-    report = checkpoint.prune(folder, tmp_path / "sparse", {"*.mlp": "4:8T", "*.k_proj": None, "*": "2:4"}, method="greedy")
+    report = checkpoint.prune(
+        folder,
+        tmp_path / "sparse",
+        {"*.mlp": "4:8T", "*.k_proj": None, "*": "2:4"},
+        method="greedy",
+    )
     written = json.loads((tmp_path / "sparse" / "report.json").read_text())
     dense = stored(folder)
     assert written["settings"] == {
@@ -89,14 +106,24 @@ def test_the_report_says_what_solve_says(folder: Path, tmp_path: Path) -> None:
             assert entry["reason"]
             continue
         result = nmsolve.solve(dense[t.name], t.pattern, method="greedy")
-        assert (entry["objective"], entry["bound"], entry["gap"]) == (result.objective, result.bound, result.gap)
+        assert (entry["objective"], entry["bound"], entry["gap"]) == (
+            result.objective,
+            result.bound,
+            result.gap,
+        )
         assert entry["status"] == t.status == result.status.value
         assert entry["kept"] == result.mask.sum()
-        assert entry["total"] == pytest.approx(np.abs(dense[t.name].astype(np.float64)).sum(), rel=1e-12)
+        assert entry["total"] == pytest.approx(
+            np.abs(dense[t.name].astype(np.float64)).sum(), rel=1e-12
+        )
         assert t.share == entry["objective"] / entry["total"]
         assert t.seconds is not None
         assert t.seconds > 0
-    assert written["density"] == report.density == sum(t.kept or t.weights for t in report) / sum(w.size for w in dense.values())
+    assert (
+        written["density"]
+        == report.density
+        == sum(t.kept or t.weights for t in report) / sum(w.size for w in dense.values())
+    )
     assert report.share is not None
     assert 0.5 < report.share < 1
     assert report.gap is not None
@@ -123,20 +150,33 @@ def test_one_file(tmp_path: Path) -> None:
     with safe_open(tmp_path / "sparse.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt", "author": "me"}
     (reason,) = [
-        t.reason for t in checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html") if t.name == "head.weight"
+        t.reason
+        for t in checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html")
+        if t.name == "head.weight"
     ]
     assert reason == "its axis 0 does not consist of blocks of 4"
     (tmp_path / "there").mkdir()
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "there", "2:4T")  # as cp does
-    assert (tmp_path / "there" / "dense.safetensors").read_bytes() == (tmp_path / "sparse.safetensors").read_bytes()
+    assert (tmp_path / "there" / "dense.safetensors").read_bytes() == (
+        tmp_path / "sparse.safetensors"
+    ).read_bytes()
 
 
 def test_padding(tmp_path: Path) -> None:
-    tensors = {"fc1.weight": weights(10, 13), "fc2.weight": weights(8, 8), "fc3.weight": weights(2, 9)}
+    tensors = {
+        "fc1.weight": weights(10, 13),
+        "fc2.weight": weights(8, 8),
+        "fc3.weight": weights(2, 9),
+    }
     save_file(tensors, tmp_path / "whole.safetensors")
 
     def pruned(padding: str) -> checkpoint.PruneReport:
-        return checkpoint.prune(tmp_path / "whole.safetensors", tmp_path / f"{padding}.safetensors", "2:4T", padding=padding)
+        return checkpoint.prune(
+            tmp_path / "whole.safetensors",
+            tmp_path / f"{padding}.safetensors",
+            "2:4T",
+            padding=padding,
+        )
 
     assert [t.name for t in pruned("skip").pruned] == ["fc2.weight"]
     assert [t.name for t in pruned("pad").pruned] == list(tensors)
@@ -148,7 +188,9 @@ def test_padding(tmp_path: Path) -> None:
         assert checkpoint.verify(tmp_path / f"{padding}.safetensors").ok
         assert checkpoint.verify(tmp_path / f"{padding}.safetensors", "2:4T", padding=padding).ok
     with pytest.raises(
-        nmsolve.InputError, match=r"whole\.safetensors: tensor 'fc1\.weight' of shape \(10, 13\), pattern 2:4T: its axis 1"
+        nmsolve.InputError,
+        match=r"whole\.safetensors: tensor 'fc1\.weight' of shape \(10, 13\), pattern 2:4T: its "
+        r"axis 1",
     ):
         pruned("error")
 
@@ -165,8 +207,13 @@ def test_convolutions_are_grouped_along_input_channels(pattern: str, tmp_path: P
     }
     save_file(tensors, tmp_path / "dense.safetensors")
     included = list(tensors)  # whose names alone do not say what they are
-    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", pattern, include=included)
-    sparse, masks = load_file(tmp_path / "sparse.safetensors"), checkpoint.open_masks(tmp_path / "sparse.safetensors")
+    report = checkpoint.prune(
+        tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", pattern, include=included
+    )
+    sparse, masks = (
+        load_file(tmp_path / "sparse.safetensors"),
+        checkpoint.open_masks(tmp_path / "sparse.safetensors"),
+    )
     for name in ("layers.0.conv1.weight", "conv2.weight", "conv3.weight"):
         by_position = np.moveaxis(tensors[name], (0, 1), (-2, -1))
         mask = np.moveaxis(best_mask(by_position, pattern), (-2, -1), (0, 1))
@@ -195,18 +242,35 @@ def test_npy(dtype: str, order: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(save: object, tmp_path: Path) -> None:
-    arrays = {"a/b": weights(8, 8), "ints": np.arange(64).reshape(8, 8), "flags": np.ones((4, 4), bool), "x": weights(3)}
+    arrays = {
+        "a/b": weights(8, 8),
+        "ints": np.arange(64).reshape(8, 8),
+        "flags": np.ones((4, 4), bool),
+        "x": weights(3),
+    }
     save(tmp_path / "dense.npz", **arrays)  # type: ignore[operator]
     report = checkpoint.prune(tmp_path / "dense.npz", tmp_path / "sparse.npz", "2:4T")
     with np.load(tmp_path / "sparse.npz") as sparse:
         assert list(sparse) == list(arrays)
         for name in ("a/b", "ints"):
-            assert (sparse[name] == np.where(best_mask(arrays[name], "2:4T"), arrays[name], 0)).all()
+            assert (
+                sparse[name] == np.where(best_mask(arrays[name], "2:4T"), arrays[name], 0)
+            ).all()
         assert (sparse["flags"] == arrays["flags"]).all()
-    assert {t.name: t.reason for t in report.dense} == {"flags": "dtype |b1 is not solved", "x": "fewer than two axes"}
-    with zipfile.ZipFile(tmp_path / "dense.npz") as a, zipfile.ZipFile(tmp_path / "sparse.npz") as b:
+    assert {t.name: t.reason for t in report.dense} == {
+        "flags": "dtype |b1 is not solved",
+        "x": "fewer than two axes",
+    }
+    with (
+        zipfile.ZipFile(tmp_path / "dense.npz") as a,
+        zipfile.ZipFile(tmp_path / "sparse.npz") as b,
+    ):
         for old, new in zip(a.infolist(), b.infolist(), strict=True):
-            assert (old.filename, old.compress_type, old.date_time) == (new.filename, new.compress_type, new.date_time)
+            assert (old.filename, old.compress_type, old.date_time) == (
+                new.filename,
+                new.compress_type,
+                new.date_time,
+            )
     assert checkpoint.verify(tmp_path / "sparse.npz").ok
 
 
@@ -220,28 +284,54 @@ def test_dtypes_without_arithmetic_here_are_copied(tmp_path: Path) -> None:
         "scalar": torch.tensor(3.0),
     }
     save_torch(tensors, tmp_path / "dense.safetensors")
-    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
+    report = checkpoint.prune(
+        tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4"
+    )
     sparse = load_torch(tmp_path / "sparse.safetensors")
     assert [t.name for t in report.pruned] == ["fc1.weight"]
-    assert all(torch.equal(sparse[name].float(), tensors[name].float()) for name in tensors if name != "fc1.weight")
+    assert all(
+        torch.equal(sparse[name].float(), tensors[name].float())
+        for name in tensors
+        if name != "fc1.weight"
+    )
     reasons = {t.name: t.reason for t in report.dense}
-    assert reasons["fc2.weight"] == "dtype F8_E8M0 is not solved; it holds powers of two, and has no zero for what is dropped"
+    assert (
+        reasons["fc2.weight"]
+        == "dtype F8_E8M0 is not solved; it holds powers of two, and has no zero for what is "
+        "dropped"
+    )
     assert reasons["fc3.weight"] == "dtype I64 is not solved"
     assert reasons["fc.weight"] == "it has no element"
 
 
 def test_names_decide_unless_the_user_does(tmp_path: Path) -> None:
     names = [
-        "model.embed_tokens.weight", "transformer.wte.weight", "shared.weight", "pos_embed", "cls_token",
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "attn.bias", "mixer.A_log", "fc.weight_scale_inv",
+        "model.embed_tokens.weight", "transformer.wte.weight", "shared.weight", "pos_embed",
+        "cls_token",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "attn.bias",
+        "mixer.A_log", "fc.weight_scale_inv",
     ]  # fmt: skip
-    linear = ["time_embedding.linear_1.weight", "proj.weight", "lm_head.weight", "mlp.down_proj.weight"]
-    save_file({name: weights(8, 8, seed=i) for i, name in enumerate([*names, *linear])}, tmp_path / "dense.safetensors")
+    linear = [
+        "time_embedding.linear_1.weight",
+        "proj.weight",
+        "lm_head.weight",
+        "mlp.down_proj.weight",
+    ]
+    save_file(
+        {name: weights(8, 8, seed=i) for i, name in enumerate([*names, *linear])},
+        tmp_path / "dense.safetensors",
+    )
     report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "a.safetensors", "2:4")
     assert {t.name for t in report.pruned} == set(linear)
     included = [*names[:3], "pr*", "*embed*"]
-    report = checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "b.safetensors", "2:4", include=included)
-    assert {t.name for t in report.pruned} == {*names[:3], "proj.weight", "time_embedding.linear_1.weight"}
+    report = checkpoint.prune(
+        tmp_path / "dense.safetensors", tmp_path / "b.safetensors", "2:4", include=included
+    )
+    assert {t.name for t in report.pruned} == {
+        *names[:3],
+        "proj.weight",
+        "time_embedding.linear_1.weight",
+    }
 
 
 def test_zeros_are_positive_and_kept_weights_keep_their_bits(tmp_path: Path) -> None:
@@ -249,7 +339,10 @@ def test_zeros_are_positive_and_kept_weights_keep_their_bits(tmp_path: Path) -> 
     values[0, 0] = -0.0
     save_file({"fc.weight": values}, tmp_path / "dense.safetensors")
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4T")
-    sparse, mask = (read(tmp_path / "sparse.safetensors")["fc.weight"] for read in (load_file, checkpoint.open_masks))
+    sparse, mask = (
+        read(tmp_path / "sparse.safetensors")["fc.weight"]
+        for read in (load_file, checkpoint.open_masks)
+    )
     assert not np.signbit(sparse[~mask]).any()
     assert same_bits(sparse[mask], values[mask])
 
@@ -260,7 +353,9 @@ def test_globs_that_match_nothing_are_errors(folder: Path, tmp_path: Path) -> No
             checkpoint.prune(folder, tmp_path / "sparse", "2:4", **options)  # type: ignore[arg-type]
     with pytest.raises(nmsolve.InputError, match=r"pattern='\*\.mpl'"):
         checkpoint.prune(folder, tmp_path / "sparse", {"*.mpl": "2:4"})
-    with pytest.raises(nmsolve.InputError, match=r"no tensor of .*dense can have 2:4: .*not included"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"no tensor of .*dense can have 2:4: .*not included"
+    ):
         checkpoint.prune(folder, tmp_path / "sparse", "2:4", include="model.embed_tokens")
     with pytest.raises(nmsolve.PatternError, match="min_cost_flow"):
         checkpoint.prune(folder, tmp_path / "sparse", "2:4", method="min_cost_flow")
@@ -276,7 +371,9 @@ def test_masks_alone(folder: Path, tmp_path: Path) -> None:
     checkpoint.solve(folder, tmp_path / "masks", "2:4T")
     made, whole = contents(tmp_path / "masks"), contents(tmp_path / "sparse")
     assert set(made) == {name for name in whole if name.startswith("masks/")} | {"report.json"}
-    assert all(made[name] == whole[name] for name in made if name != "report.json")  # which tells of the files
+    assert all(
+        made[name] == whole[name] for name in made if name != "report.json"
+    )  # which tells of the files
     assert checkpoint.verify(tmp_path / "masks" / "masks" / "model-00001-of-00002.safetensors").ok
     np.save(tmp_path / "w.npy", weights(8, 8))
     checkpoint.solve(tmp_path / "w.npy", tmp_path / "m.safetensors", "1:4T")
@@ -302,10 +399,20 @@ def test_a_hugging_face_cache_of_links(folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_weights_are_left_behind_and_named(folder: Path, tmp_path: Path) -> None:
-    for name in ("pytorch_model.bin", "consolidated.safetensors", "model.gguf", "training_args.bin"):
+    for name in (
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "model.gguf",
+        "training_args.bin",
+    ):
         (folder / name).write_bytes(b"x")
     report = checkpoint.prune(folder, tmp_path / "sparse", "2:4T")
-    assert set(report.left_behind) == {"pytorch_model.bin", "consolidated.safetensors", "model.gguf", "training_args.bin"}
+    assert set(report.left_behind) == {
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "model.gguf",
+        "training_args.bin",
+    }
     assert not any((tmp_path / "sparse" / name).exists() for name in report.left_behind)
 
 
@@ -323,7 +430,9 @@ kinds = st.sampled_from([np.dtype(np.float32), np.dtype(np.float16), BF16, np.dt
 
 @given(st.data())
 def test_any_checkpoint(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Weights outside the mask are zero, others as they were; masks hold their patterns, and keep what solve's keep."""
+    """Weights outside the mask are zero, others as they were; masks hold their patterns, and keep
+    what solve's keep.
+    """
     folder = tmp_path_factory.mktemp("any")
     pattern = data.draw(st.sampled_from(["2:4", "2:4T", "1:4", "<=2:4T", "4:8T"]))
     padding = data.draw(st.sampled_from(["skip", "pad", "dense"]))
@@ -331,20 +440,33 @@ def test_any_checkpoint(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     tensors = {"fc.weight": weights(8, 16)}
     for number in range(data.draw(st.integers(0, 4))):
         shape = tuple(data.draw(st.lists(sizes, min_size=1, max_size=4)))
-        values = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-9, 9))).astype(data.draw(kinds))
-        tensors[f"{data.draw(st.sampled_from(['fc', 'é.fc', 'layers.0.fc']))}{number}.weight"] = values
+        values = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-9, 9))).astype(
+            data.draw(kinds)
+        )
+        tensors[f"{data.draw(st.sampled_from(['fc', 'é.fc', 'layers.0.fc']))}{number}.weight"] = (
+            values
+        )
     save_file(tensors, folder / "dense.safetensors")
-    report = checkpoint.prune(folder / "dense.safetensors", folder / "sparse.safetensors", pattern, padding=padding)
-    sparse, masks = load_file(folder / "sparse.safetensors"), checkpoint.open_masks(folder / "sparse.safetensors")
+    report = checkpoint.prune(
+        folder / "dense.safetensors", folder / "sparse.safetensors", pattern, padding=padding
+    )
+    sparse, masks = (
+        load_file(folder / "sparse.safetensors"),
+        checkpoint.open_masks(folder / "sparse.safetensors"),
+    )
     assert set(masks) == {t.name for t in report.pruned}
     for t in report:
         mask = masks[t.name] if t.pattern else np.ones(t.shape, bool)
-        assert same_bits(sparse[t.name], np.where(mask, tensors[t.name], np.zeros((), tensors[t.name].dtype)))
+        assert same_bits(
+            sparse[t.name], np.where(mask, tensors[t.name], np.zeros((), tensors[t.name].dtype))
+        )
         if t.pattern:
             assert t.objective == pytest.approx(np.abs(tensors[t.name].astype(float)[mask]).sum())
             assert t.axis is not None
             view = np.moveaxis(tensors[t.name], (t.axis - 1, t.axis), (-2, -1))
-            assert t.objective == nmsolve.solve(view, pattern, padding=t.padding or "error").objective
+            assert (
+                t.objective == nmsolve.solve(view, pattern, padding=t.padding or "error").objective
+            )
     found = checkpoint.verify(folder / "sparse.safetensors")
     assert found.ok
     assert len(found.checked) == len(masks)
@@ -352,7 +474,9 @@ def test_any_checkpoint(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
 
 
 def test_memory_is_that_of_the_largest_tensor(tmp_path: Path) -> None:
-    """A checkpoint of 40 weights takes hardly more than one of a single weight, though it is larger than all that is taken."""
+    """A checkpoint of 40 weights takes hardly more than one of a single weight, though it is larger
+    than all that is taken.
+    """
     program = (
         "import sys, resource, nmsolve.checkpoint as c\n"
         "c.prune(sys.argv[1], sys.argv[2], '2:4T', threads=1)\n"
@@ -361,7 +485,9 @@ def test_memory_is_that_of_the_largest_tensor(tmp_path: Path) -> None:
     one = weights(1024, 1024)  # 4 MiB
     peaks = []
     for count in (1, 40):
-        save_file({f"layers.{i}.fc.weight": one for i in range(count)}, tmp_path / f"{count}.safetensors")
+        save_file(
+            {f"layers.{i}.fc.weight": one for i in range(count)}, tmp_path / f"{count}.safetensors"
+        )
         command = [
             sys.executable,
             "-c",

@@ -22,11 +22,19 @@ from nmsolve.cli import main
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     write_folder(tmp_path / "dense")
-    checkpoint.prune(tmp_path / "dense", tmp_path / "sparse", {"*.mlp": "4:8T", "*": "2:4"}, method="greedy", exclude="lm_head")
+    checkpoint.prune(
+        tmp_path / "dense",
+        tmp_path / "sparse",
+        {"*.mlp": "4:8T", "*": "2:4"},
+        method="greedy",
+        exclude="lm_head",
+    )
     return tmp_path / "dense", tmp_path / "sparse"
 
 
-def test_of_what_prune_wrote(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_what_prune_wrote(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, sparse = folders
     assert main(["report", str(sparse), "-o", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr().out
@@ -41,21 +49,34 @@ def test_of_what_prune_wrote(folders: tuple[Path, Path], tmp_path: Path, capsys:
     assert all(t.seconds is not None for t in found)
 
 
-def test_against_dense_everything_is_computed_anew(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """What report.json claims does not count: gaps are to the certified optimum, kept |W| is that of the masks."""
+def test_against_dense_everything_is_computed_anew(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """What report.json claims does not count: gaps are to the certified optimum, kept |W| is that
+    of the masks.
+    """
     dense, sparse = folders
     claimed = (sparse / "report.json").read_text()
     honest = checkpoint.report(sparse, tmp_path / "page.html", against=dense)
-    (sparse / "report.json").write_text(re.sub(r'"objective": \d+', '"objective": 1', claimed).replace("feasible", "optimal"))
+    (sparse / "report.json").write_text(
+        re.sub(r'"objective": \d+', '"objective": 1', claimed).replace("feasible", "optimal")
+    )
     again = checkpoint.report(sparse, tmp_path / "page.html", against=dense)
     edited = "times.json is not of the run that report.json tells of, so no times are shown."
     assert edited in again.notes
-    assert replace(again, notes=tuple(note for note in again.notes if note != edited)).to_json() == honest.to_json()
-    tensors = {name: t for file in dense.glob("*.safetensors") for name, t in load_file(file).items()}
+    assert (
+        replace(again, notes=tuple(note for note in again.notes if note != edited)).to_json()
+        == honest.to_json()
+    )
+    tensors = {
+        name: t for file in dense.glob("*.safetensors") for name, t in load_file(file).items()
+    }
     masks = checkpoint.open_masks(sparse)
     for t in honest.pruned:
         best = nmsolve.solve(tensors[t.name], t.pattern or "")
-        assert t.objective == pytest.approx(np.abs(tensors[t.name].astype(float)[masks[t.name]]).sum(), rel=1e-12)
+        assert t.objective == pytest.approx(
+            np.abs(tensors[t.name].astype(float)[masks[t.name]]).sum(), rel=1e-12
+        )
         assert t.bound == pytest.approx(best.bound, rel=1e-12)
         assert t.status == ("feasible" if t.gap and t.gap > 1e-6 else "optimal")
     assert any(t.gap and t.gap > 1e-3 for t in honest.pruned)  # greedy, on blocks
@@ -66,30 +87,50 @@ def test_against_dense_everything_is_computed_anew(folders: tuple[Path, Path], t
 def test_weights_that_were_trained_since_are_pointed_out(tmp_path: Path) -> None:
     save_file({"fc.weight": weights(8, 8)}, tmp_path / "dense.safetensors")
     checkpoint.prune(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors", "2:4")
-    save_file({"fc.weight": load_file(tmp_path / "sparse.safetensors")["fc.weight"] * 2}, tmp_path / "sparse.safetensors")
-    checkpoint.report(tmp_path / "sparse.safetensors", tmp_path / "page.html", against=tmp_path / "dense.safetensors")
+    save_file(
+        {"fc.weight": load_file(tmp_path / "sparse.safetensors")["fc.weight"] * 2},
+        tmp_path / "sparse.safetensors",
+    )
+    checkpoint.report(
+        tmp_path / "sparse.safetensors",
+        tmp_path / "page.html",
+        against=tmp_path / "dense.safetensors",
+    )
     assert (
-        "Kept weights differ from those of dense.safetensors in 1 of 1 tensors with a mask" in (tmp_path / "page.html").read_text()
+        "Kept weights differ from those of dense.safetensors in 1 of 1 tensors with a mask"
+        in (tmp_path / "page.html").read_text()
     )
 
 
-def test_masks_that_were_not_applied_are_pointed_out(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_masks_that_were_not_applied_are_pointed_out(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     """A dense shard put back, and masks that `solve` wrote beside weights that nobody pruned."""
     dense, sparse = folders
     checkpoint.report(sparse, tmp_path / "page.html")
     assert "not zero where" not in (tmp_path / "page.html").read_text()
-    (sparse / "model-00001-of-00002.safetensors").write_bytes((dense / "model-00001-of-00002.safetensors").read_bytes())
+    (sparse / "model-00001-of-00002.safetensors").write_bytes(
+        (dense / "model-00001-of-00002.safetensors").read_bytes()
+    )
     checkpoint.report(sparse, tmp_path / "page.html")
-    assert "not zero where their masks drop them, in 12 of 18 tensors" in (tmp_path / "page.html").read_text()
+    assert (
+        "not zero where their masks drop them, in 12 of 18 tensors"
+        in (tmp_path / "page.html").read_text()
+    )
     save_file({"fc.weight": weights(8, 8)}, tmp_path / "one.safetensors")
     checkpoint.solve(tmp_path / "one.safetensors", tmp_path / "one.masks.safetensors", "2:4")
     checkpoint.report(tmp_path / "one.safetensors", tmp_path / "page.html")
-    assert "not zero where their masks drop them, in 1 of 1 tensors" in (tmp_path / "page.html").read_text()
+    assert (
+        "not zero where their masks drop them, in 1 of 1 tensors"
+        in (tmp_path / "page.html").read_text()
+    )
     with pytest.raises(nmsolve.InputError, match="holds masks alone"):
         checkpoint.report(tmp_path / "one.masks.safetensors", tmp_path / "page.html")
     for mask in (sparse / "masks").iterdir():
         mask.unlink()
-    with pytest.raises(nmsolve.InputError, match=r"report\.json is there, but none of its masks are"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"report\.json is there, but none of its masks are"
+    ):
         checkpoint.report(sparse, tmp_path / "page.html")
 
 
@@ -106,7 +147,9 @@ def test_of_a_checkpoint_that_others_pruned(folders: tuple[Path, Path], tmp_path
         assert set(patterns.values()) == {"2:4", "4:8T"}
         assert all((pattern == "4:8T") == (".mlp." in name) for name, pattern in patterns.items())
         assert {t.density for t in found.pruned} == {0.5}
-    assert {t.reason for t in without.dense if "lm_head" in t.name} == {"its zeros, if any, follow no n:m pattern"}
+    assert {t.reason for t in without.dense if "lm_head" in t.name} == {
+        "its zeros, if any, follow no n:m pattern"
+    }
     assert "No report.json is beside this checkpoint" in (tmp_path / "page.html").read_text()
 
 
@@ -116,12 +159,18 @@ def test_a_pattern_is_read_off_its_masks(pattern: str, seed: int) -> None:
     assert str(pattern_of(mask)) == pattern
 
 
-def test_what_does_not_belong_together_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     dense, sparse = folders
     write_folder(tmp_path / "other", width=64)
-    with pytest.raises(nmsolve.InputError, match=r"other has no tensor 'model\.layers.* that is BF16 of shape"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"other has no tensor 'model\.layers.* that is BF16 of shape"
+    ):
         checkpoint.report(sparse, tmp_path / "page.html", against=tmp_path / "other")
-    (sparse / "report.json").write_text((sparse / "report.json").read_text().replace("q_proj", "p_proj"))
+    (sparse / "report.json").write_text(
+        (sparse / "report.json").read_text().replace("q_proj", "p_proj")
+    )
     with pytest.raises(nmsolve.InputError, match=r"report\.json is of another checkpoint"):
         checkpoint.report(sparse, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

@@ -1,4 +1,6 @@
-"""The command line: what it prints, writes and returns, for input that works and input that does not."""
+"""The command line: what it prints, writes and returns, for input that works and input that does
+not.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """One run of `nmsolve demo`: its exit code, its text, its table as {(pattern, method): cells} and its folder."""
+    """One run of `nmsolve demo`: its exit code, its text, its table as {(pattern, method): cells}
+    and its folder.
+    """
     out = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = main(["demo", "--out", str(out)])
@@ -42,7 +46,14 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         cells = re.split(r"  +", line.strip())
         if len(cells) == 8 and cells[0] != "pattern":
             table[cells[0], cells[1]] = SimpleNamespace(
-                status=cells[2], **dict(zip(("kept", "gap", "distance", "rate", "accuracy"), map(number, cells[3:]), strict=True))
+                status=cells[2],
+                **dict(
+                    zip(
+                        ("kept", "gap", "distance", "rate", "accuracy"),
+                        map(number, cells[3:]),
+                        strict=True,
+                    )
+                ),
             )
     return SimpleNamespace(code=code, text=printed.getvalue(), table=table, out=out)
 
@@ -63,12 +74,16 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 def test_demo_prints_one_row_for_every_pattern_and_method(demonstrated: SimpleNamespace) -> None:
     assert demonstrated.code == 0
-    assert set(demonstrated.table) == {(pattern, method) for pattern in demo.PATTERNS for method in demo.METHODS}
+    assert set(demonstrated.table) == {
+        (pattern, method) for pattern in demo.PATTERNS for method in demo.METHODS
+    }
     (dense,) = re.findall(r"^dense +100\.00 % +(\S+) %$", demonstrated.text, re.MULTILINE)
     assert float(dense) >= 97
 
 
-def test_demo_claims_optimal_for_exact_and_for_row_wise_patterns_only(demonstrated: SimpleNamespace) -> None:
+def test_demo_claims_optimal_for_exact_and_for_row_wise_patterns_only(
+    demonstrated: SimpleNamespace,
+) -> None:
     for (pattern, method), row in demonstrated.table.items():
         optimal = method == "exact" or not pattern.endswith("T")
         assert row.status == ("optimal" if optimal else "feasible"), (pattern, method)
@@ -99,7 +114,9 @@ def test_demo_accuracy_is_that_of_the_masked_network(demonstrated: SimpleNamespa
     assert network.accuracy([~mask for mask in nothing]) == network.accuracy() > 0.97
 
 
-def test_demo_writes_masks_that_hold_and_are_worth_what_the_table_says(demonstrated: SimpleNamespace) -> None:
+def test_demo_writes_masks_that_hold_and_are_worth_what_the_table_says(
+    demonstrated: SimpleNamespace,
+) -> None:
     masks = load_file(demonstrated.out / "masks.safetensors")
     network = demo.load_checkpoint()
     total = sum(np.abs(weights).sum(dtype=float) for weights in network.weights)
@@ -131,7 +148,10 @@ def test_demo_knows_its_own_files(demonstrated: SimpleNamespace) -> None:
         with Output(demonstrated.out / name, ours=ours) as output:
             assert output.is_file
         assert not ours(b"")
-    assert sorted(path.name for path in demonstrated.out.iterdir()) == ["demo.png", "masks.safetensors"]
+    assert sorted(path.name for path in demonstrated.out.iterdir()) == [
+        "demo.png",
+        "masks.safetensors",
+    ]
 
 
 def test_the_checkpoint_is_small_and_says_where_it_comes_from() -> None:
@@ -146,7 +166,10 @@ def test_the_checkpoint_is_small_and_says_where_it_comes_from() -> None:
 
 @pytest.mark.parametrize("missing", ["safetensors.numpy", "matplotlib.figure"])
 def test_demo_without_an_optional_package_names_the_extra(
-    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     line = failure(capsys, "demo", "--out", tmp_path)
@@ -156,7 +179,9 @@ def test_demo_without_an_optional_package_names_the_extra(
         demo.demo(tmp_path)
 
 
-def test_solve_prints_the_result_and_writes_the_mask(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_solve_prints_the_result_and_writes_the_mask(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = weights.with_name("mask")
     assert main(["solve", str(weights), "4:8T", "--threads", "1", "--out", str(out)]) == 0
     printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -175,17 +200,37 @@ def test_solve_prints_the_result_and_writes_the_mask(weights: Path, capsys: pyte
 def test_solve_passes_its_options_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "odd.npy", tmp_path / "mask.npy"
     np.save(path, WEIGHTS[:10])
-    assert main(["solve", str(path), "1:4T", "--method", "greedy", "--at-most", "--padding", "pad", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "solve",
+                str(path),
+                "1:4T",
+                "--method",
+                "greedy",
+                "--at-most",
+                "--padding",
+                "pad",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "<=1:4T on (10, 32)" in printed
     assert "greedy" in printed
     assert "feasible" in printed
     assert main(["verify", str(out), "1:4T", "--at-most", "--padding", "pad"]) == 0
-    assert main(["solve", str(path), "<=1:4"]) == 0  # Without --at-most the pattern's own "<=" stands.
+    assert (
+        main(["solve", str(path), "<=1:4"]) == 0
+    )  # Without --at-most the pattern's own "<=" stands.
     assert "<=1:4 on (10, 32)" in capsys.readouterr().out
 
 
-def test_verify_reports_and_exits_with_1_for_a_violation(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_and_exits_with_1_for_a_violation(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = weights.with_name("mask.npy")
     mask = nmsolve.solve(WEIGHTS, "2:4T", method="greedy").mask
     np.save(out, mask)
@@ -193,7 +238,12 @@ def test_verify_reports_and_exits_with_1_for_a_violation(weights: Path, capsys: 
     assert capsys.readouterr().out.strip() == str(nmsolve.verify(mask, "2:4T"))
 
     assert main(["verify", str(out), "2:4T", "--weights", str(weights)]) == 0
-    kept, bound, gap = map(float, re.findall(r"(?:kept \|W\||bound|gap) (\S+?)(?:,|$)", capsys.readouterr().out.splitlines()[1]))
+    kept, bound, gap = map(
+        float,
+        re.findall(
+            r"(?:kept \|W\||bound|gap) (\S+?)(?:,|$)", capsys.readouterr().out.splitlines()[1]
+        ),
+    )
     assert kept == pytest.approx(np.abs(WEIGHTS[mask]).sum(dtype=float))
     assert bound == pytest.approx(nmsolve.solve(WEIGHTS, "2:4T").objective, rel=1e-6)
     assert gap == pytest.approx(1 - kept / bound, rel=0.1)
@@ -209,10 +259,14 @@ def test_diversity_prints_the_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert "116963796250" in capsys.readouterr().out
 
 
-def test_bad_input_is_one_line_and_exit_code_2(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = weights.parent
     assert "absent.npy" in failure(capsys, "solve", folder / "absent.npy", "2:4")
-    assert "holds no .safetensors file; it holds weights.npy" in failure(capsys, "solve", folder, "2:4")
+    assert "holds no .safetensors file; it holds weights.npy" in failure(
+        capsys, "solve", folder, "2:4"
+    )
     assert "'2:4X'" in failure(capsys, "solve", weights, "2:4X")
     assert "min_cost_flow" in failure(capsys, "solve", weights, "2:4", "--method", "min_cost_flow")
     assert "padding='pad'" in failure(capsys, "solve", weights, "5:10")
@@ -227,19 +281,28 @@ def test_bad_input_is_one_line_and_exit_code_2(weights: Path, capsys: pytest.Cap
     assert "(8, 8)" in line
 
 
-def test_weights_of_another_shape_than_the_mask_are_refused(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_another_shape_than_the_mask_are_refused(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mask = weights.with_name("mask.npy")
     np.save(mask, np.tile([True, False], (8, 16)))
     assert main(["verify", str(mask), "2:4", "--weights", str(weights)]) == 2
     assert "(16, 32)" in capsys.readouterr().err
 
 
-def test_a_mask_that_cannot_be_written_is_an_error(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["solve", str(weights), "2:4", "--out", str(weights.parent / "absent" / "mask.npy")]) == 2
+def test_a_mask_that_cannot_be_written_is_an_error(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["solve", str(weights), "2:4", "--out", str(weights.parent / "absent" / "mask.npy")])
+        == 2
+    )
     assert "absent" in capsys.readouterr().err
 
 
-def test_files_that_are_no_npy_are_one_line_and_exit_code_2(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_npy_are_one_line_and_exit_code_2(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = weights.read_bytes()
     archive, pickled = io.BytesIO(), io.BytesIO()
     np.savez(archive, weights=WEIGHTS)
@@ -271,7 +334,9 @@ def test_the_installed_command(weights: Path) -> None:
     command = Path(sysconfig.get_path("scripts")) / "nmsolve"
 
     def run(*argv: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([command, *map(str, argv)], capture_output=True, text=True, timeout=50, check=False)
+        return subprocess.run(
+            [command, *map(str, argv)], capture_output=True, text=True, timeout=50, check=False
+        )
 
     assert run("--version").stdout == f"nmsolve {nmsolve.__version__}\n"
     dense = run("verify", weights, "2:4")
@@ -286,5 +351,10 @@ def test_the_library_does_not_import_the_command_line() -> None:
     code = f"import nmsolve, sys; print(sorted({heavy} & set(sys.modules)))"
     lean = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert lean.stdout == "[]\n"
-    fat = subprocess.run([sys.executable, "-c", f"import nmsolve.cli; {code}"], capture_output=True, text=True, check=True)
+    fat = subprocess.run(
+        [sys.executable, "-c", f"import nmsolve.cli; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert fat.stdout == "['nmsolve.cli']\n"

@@ -1,4 +1,6 @@
-"""Ctrl-C at any moment, once or again and again, with real processes: exit code 130, no traceback, nothing half written."""
+"""Ctrl-C at any moment, once or again and again, with real processes: exit code 130, no traceback,
+nothing half written.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,18 @@ SCRIPT = Path(sysconfig.get_path("scripts"), "nmsolve")
 
 
 def started(
-    arguments: Sequence[object], stderr: int, program: Sequence[object] = ("-m", "nmsolve"), **options: object
+    arguments: Sequence[object],
+    stderr: int,
+    program: Sequence[object] = ("-m", "nmsolve"),
+    **options: object,
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, *map(str, [*program, *arguments])],
         stdout=subprocess.DEVNULL,
         stderr=stderr,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which jobs in the background ignore
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which jobs in the background ignore
         **options,  # type: ignore[call-overload]
     )
 
@@ -50,7 +57,9 @@ def read_until(descriptor: int, mark: bytes) -> bytes:
     return said
 
 
-def interrupted(process: subprocess.Popen[bytes], descriptor: int, mark: bytes, times: int = 1) -> str:
+def interrupted(
+    process: subprocess.Popen[bytes], descriptor: int, mark: bytes, times: int = 1
+) -> str:
     """What it says before and after Ctrl-C; its exit code is 130."""
     said = read_until(descriptor, mark)
     assert mark in said, said[-2000:]
@@ -66,7 +75,8 @@ def interrupted(process: subprocess.Popen[bytes], descriptor: int, mark: bytes, 
     return text
 
 
-#: Modules that take long to import, each imported by some command at some time: the mark is that one inside it has been.
+#: Modules that take long to import, each imported by some command at some time: the mark is that
+#: one inside it has been.
 IMPORTS = {
     "numpy": (b" numpy.dtypes\n", ["solve", "w.npy", "2:4T"]),
     "click": (b" click.globals\n", ["solve", "w.npy", "2:4T"]),
@@ -84,7 +94,8 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("module", "times"), [("numpy", 3), ("click", 1), ("numba", 1), ("numba", 3), ("checkpoint", 3), ("safetensors", 1)]
+    ("module", "times"),
+    [("numpy", 3), ("click", 1), ("numba", 1), ("numba", 3), ("checkpoint", 3), ("safetensors", 1)],
 )
 def test_while_importing(module: str, times: int, place: Path) -> None:
     mark, arguments = IMPORTS[module]
@@ -107,8 +118,19 @@ def test_the_installed_command_while_importing(place: Path) -> None:
 
 def test_torch_while_importing(place: Path) -> None:
     reading, writing = os.pipe()
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    process = started(["prune", "dense", "out", "2:4T"], writing, ["-X", "importtime", "-m", "nmsolve"], cwd=place, env=environment)
+    environment = os.environ | {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }
+    process = started(
+        ["prune", "dense", "out", "2:4T"],
+        writing,
+        ["-X", "importtime", "-m", "nmsolve"],
+        cwd=place,
+        env=environment,
+    )
     os.close(writing)
     interrupted(process, reading, b" torch.types\n", times=2)
     os.close(reading)
@@ -117,7 +139,14 @@ def test_torch_while_importing(place: Path) -> None:
 def on_a_terminal(arguments: Sequence[object], place: Path, mark: bytes, times: int) -> str:
     here, there = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    process = started(arguments, there, ["-X", "importtime", "-m", "nmsolve"], cwd=place, env=environment, stdin=there)
+    process = started(
+        arguments,
+        there,
+        ["-X", "importtime", "-m", "nmsolve"],
+        cwd=place,
+        env=environment,
+        stdin=there,
+    )
     os.close(there)
     try:
         return interrupted(process, here, mark, times)
@@ -126,16 +155,22 @@ def on_a_terminal(arguments: Sequence[object], place: Path, mark: bytes, times: 
 
 
 @pytest.mark.parametrize(
-    ("mark", "times"), [(b" rich.console\r\n", 4), (b"\x1b[?25l", 1), (b"\x1b[?25l", 4)], ids=["rich", "the bar", "the bar, again"]
+    ("mark", "times"),
+    [(b" rich.console\r\n", 4), (b"\x1b[?25l", 1), (b"\x1b[?25l", 4)],
+    ids=["rich", "the bar", "the bar, again"],
 )
 def test_a_terminal_is_left_as_it_was(mark: bytes, times: int, place: Path) -> None:
     said = on_a_terminal(["prune", "dense", "out", "2:4T"], place, mark, times)
     assert "nmsolve: stopped" in said
-    assert said.rfind("\x1b[?25h") >= said.rfind("\x1b[?25l")  # the cursor is shown, if it had been hidden
+    assert said.rfind("\x1b[?25h") >= said.rfind(
+        "\x1b[?25l"
+    )  # the cursor is shown, if it had been hidden
 
 
 def test_again_and_again_while_nobody_reads(tmp_path: Path) -> None:
-    """A terminal that takes no text (Ctrl-S, a pager) keeps the process neither alive nor from being resumed."""
+    """A terminal that takes no text (Ctrl-S, a pager) keeps the process neither alive nor from
+    being resumed.
+    """
     write_folder(tmp_path / "dense", layers=24, width=64, files=4)
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
@@ -181,13 +216,18 @@ def test_a_program_that_imports_the_library_keeps_its_own_ctrl_c() -> None:
     """And its exceptions, whatever it is called with."""
     code = (
         "import signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
+        # jobs in the background ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import nmsolve, nmsolve.cli, nmsolve.cli.stopping\n"
         "assert nmsolve.cli.main(['methods', '2:4']) == 0\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "-m", "nmsolve"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", code, "-m", "nmsolve"],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search("the optimum", done.stdout)

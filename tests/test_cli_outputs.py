@@ -1,4 +1,6 @@
-"""Files that a command is to write: looked at before any work, whole or not there, and nothing of the user's is replaced."""
+"""Files that a command is to write: looked at before any work, whole or not there, and nothing of
+the user's is replaced.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_a_mask_replaces_nothing(name: str, array: Path, box: Box) -> None:
         assert "(--force)" in box.refused("solve", array, "2:4", "--out", box / name)
     else:
         assert name in box.refused("solve", array, "2:4", "--out", box / name)
-        assert "--force is for" in box.refused("solve", array, "2:4", "--out", box / name, "--force")
+        assert "--force is for" in box.refused(
+            "solve", array, "2:4", "--out", box / name, "--force"
+        )
     (box / "link").symlink_to(name)
     assert "link" in box.refused("solve", array, "2:4", "--out", box / "link")
 
@@ -74,11 +78,15 @@ def test_a_mask_replaces_what_is_forced(box: Box) -> None:
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
 @pytest.mark.parametrize("name", ["w.npy", "s.npy", "hard", "soft", "round/../w.npy"])
-def test_an_input_is_never_replaced(name: str, force: tuple[str, ...], array: Path, box: Box) -> None:
+def test_an_input_is_never_replaced(
+    name: str, force: tuple[str, ...], array: Path, box: Box
+) -> None:
     (box / "round").mkdir()
     (box / "hard").hardlink_to(box / "s.npy")
     (box / "soft").symlink_to("w.npy")
-    line = box.refused("solve", array, "2:4", "--scores", box / "s.npy", "--out", box / name, *force)
+    line = box.refused(
+        "solve", array, "2:4", "--scores", box / "s.npy", "--out", box / name, *force
+    )
     assert "reads, and never writes to" in line
     assert Path(name).name in line
 
@@ -102,7 +110,12 @@ def test_places_that_cannot_be_written_are_seen_at_the_beginning(array: Path, bo
             line = box.refused("solve", array, "2:4", "--out", box / name)
         assert message in line
         assert name in line
-    for name in ("mask.npz", "mask.json", "mask.pt", "mask.HTML"):  # which would hold what their names do not say
+    for name in (
+        "mask.npz",
+        "mask.json",
+        "mask.pt",
+        "mask.HTML",
+    ):  # which would hold what their names do not say
         assert name in box.refused("solve", array, "2:4", "--out", box / name)
 
 
@@ -161,13 +174,14 @@ def test_what_is_no_file_is_written_to_as_it_is(box: Box) -> None:
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         command = shell.format(box.path, sys.executable, line)
-        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False)
+        return subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False
+        )
 
     many = run(
         "n solve w.npy 2:4 --out /dev/null && n solve w.npy 2:4 --out /dev/stdout | cat > piped && "
-        "n solve w.npy 2:4 --out /dev/stdout > redirected && "
-        "mkfifo named && (cat named > through &) && n solve w.npy 2:4 --out named && "
-        "n report w.safetensors -o /dev/stdout > page"
+        "n solve w.npy 2:4 --out /dev/stdout > redirected && mkfifo named && (cat named > through "
+        "&) && n solve w.npy 2:4 --out named && n report w.safetensors -o /dev/stdout > page"
     )
     assert many.returncode == 0, many.stderr
     assert many.stdout.count("mask       ") == 2
@@ -178,14 +192,20 @@ def test_what_is_no_file_is_written_to_as_it_is(box: Box) -> None:
     assert (box / "page").read_text().endswith("</html>\n")
     full = run("n solve w.npy 2:4 --out /dev/full")
     assert full.returncode == 2
-    assert full.stderr == "nmsolve: error: [Errno 28] No space left on device, while writing /dev/full\n"
+    assert (
+        full.stderr
+        == "nmsolve: error: [Errno 28] No space left on device, while writing /dev/full\n"
+    )
     gone = run("n solve w.npy 2:4 --out >(exec 0<&-)")
     assert gone.returncode == 2
     assert "/dev/fd/" in gone.stderr
 
 
 def test_a_page_replaces_only_a_page(box: Box, sparse: Path) -> None:
-    for name, text in {"mine.html": "<!doctype html>\n<html>mine", "quoted.html": "<!doctype html>\n<title>x</title>"}.items():
+    for name, text in {
+        "mine.html": "<!doctype html>\n<html>mine",
+        "quoted.html": "<!doctype html>\n<title>x</title>",
+    }.items():
         (box / name).write_text(text)
         assert name in box.refused("report", sparse, "-o", box / name)
     (box / "empty.html").touch()
@@ -206,17 +226,32 @@ def test_a_page_replaces_only_a_page(box: Box, sparse: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_a_page_replaces_no_part_of_a_checkpoint_under_any_name(force: tuple[str, ...], box: Box, sparse: Path) -> None:
+def test_a_page_replaces_no_part_of_a_checkpoint_under_any_name(
+    force: tuple[str, ...], box: Box, sparse: Path
+) -> None:
     folder = write_shards(box / "shards")
     checkpoint.prune(folder, box / "pruned", "2:4T", threads=1)
-    parts = [box / name for name in ("sparse.safetensors", "sparse.masks.safetensors", "sparse.report.json", "dense.safetensors")]
+    parts = [
+        box / name
+        for name in (
+            "sparse.safetensors",
+            "sparse.masks.safetensors",
+            "sparse.report.json",
+            "dense.safetensors",
+        )
+    ]
     for part in parts:
         (box / "soft.html").unlink(missing_ok=True)
         (box / "soft.html").symlink_to(part.name)
         against = ("--against", box / "dense.safetensors")
         line = box.refused("report", sparse, *against, "-o", box / "soft.html", *force)
         assert (part.name if force else "soft.html") in line
-    for part in ("config.json", "masks/model-1.safetensors", "model-2.safetensors", "more/vocab.txt"):
+    for part in (
+        "config.json",
+        "masks/model-1.safetensors",
+        "model-2.safetensors",
+        "more/vocab.txt",
+    ):
         (box / "hard.html").unlink(missing_ok=True)
         (box / "hard.html").hardlink_to(box / "pruned" / part)
         assert part in box.refused("report", box / "pruned", "-o", box / "hard.html", *force)
@@ -238,7 +273,9 @@ def test_a_page_that_no_folder_will_hold_is_seen_at_the_beginning(box: Box) -> N
 
 
 @pytest.mark.parametrize("name", ["masks.safetensors", "demo.png"])
-def test_the_demo_replaces_only_its_own(name: str, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_replaces_only_its_own(
+    name: str, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen before it solves anything."""
     from nmsolve import demo
 
@@ -256,7 +293,12 @@ def test_options_without_a_meaning_are_refused(box: Box, sparse: Path) -> None:
     np.save(box / "mask.npy", nmsolve.solve(weights(8, 8), "2:4").mask)
     masks = sparse.with_name("sparse.masks.safetensors")
     for path in (sparse, masks):
-        for options in (("--exclude", "a"), ("--include", "b"), ("--padding", "pad"), ("--at-most",)):
+        for options in (
+            ("--exclude", "a"),
+            ("--include", "b"),
+            ("--padding", "pad"),
+            ("--at-most",),
+        ):
             assert options[0].lstrip("-") in box.refused("verify", path, *options)
     for options in (("--exclude", "arr_0"), ("--include", "x"), ("--padding", "skip")):
         assert options[0] in box.refused("verify", box / "mask.npy", "2:4", *options)

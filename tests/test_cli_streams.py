@@ -1,4 +1,6 @@
-"""Streams that are full, closed or no longer read, with real processes: what is done is done, and nothing that is not seems so."""
+"""Streams that are full, closed or no longer read, with real processes: what is done is done, and
+nothing that is not seems so.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shell(place: Path, line: str, program: str = NMSOLVE) -> subprocess.CompletedProcess[str]:
-    """What bash makes of a line in which n is the command, with the exit code of whatever fails in a pipeline."""
+    """What bash makes of a line in which n is the command, with the exit code of whatever fails in
+    a pipeline.
+    """
     script = f'set -o pipefail; n() {{ {program} "$@"; }}; {line}'
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False, cwd=place)
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False, cwd=place
+    )
 
 
 #: What the shell does with the streams, and what stderr then holds besides progress.
@@ -54,12 +60,20 @@ STREAMS = {
 
 
 @pytest.mark.parametrize(
-    ("program", "streams"), [(SCRIPT if streams in (">/dev/full", "| true") else NMSOLVE, streams) for streams in STREAMS]
+    ("program", "streams"),
+    [(SCRIPT if streams in (">/dev/full", "| true") else NMSOLVE, streams) for streams in STREAMS],
 )
-def test_a_run_ends_well_whatever_its_streams_do(program: str, streams: str, place: Path, tmp_path: Path) -> None:
-    done = shell(place, f"n prune dense '{tmp_path}/out' --pattern 2:4T --threads 1 {streams}", program)
+def test_a_run_ends_well_whatever_its_streams_do(
+    program: str, streams: str, place: Path, tmp_path: Path
+) -> None:
+    done = shell(
+        place, f"n prune dense '{tmp_path}/out' --pattern 2:4T --threads 1 {streams}", program
+    )
     assert done.returncode == 0, done.stderr
-    assert "".join(line for line in done.stderr.splitlines(True) if line.startswith("nmsolve")) == STREAMS[streams]
+    assert (
+        "".join(line for line in done.stderr.splitlines(True) if line.startswith("nmsolve"))
+        == STREAMS[streams]
+    )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert contents(tmp_path / "out") == contents(place / "sparse")
@@ -79,7 +93,10 @@ def test_a_result_that_is_nowhere_is_a_failure(place: Path) -> None:
         "--version >/dev/full": full,
     }.items():
         done = shell(place, f"n {command}")
-        assert (done.returncode, done.stderr) == (2, f"nmsolve: error: stdout cannot be written: {why}\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"nmsolve: error: stdout cannot be written: {why}\n",
+        )
     assert shell(place, "n solve w.npy 2:4T | true").returncode == 0
 
 
@@ -118,7 +135,10 @@ sys.exit(main())
 
 def test_no_file_gets_the_number_of_a_closed_stream(place: Path, tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text(NOISY)
-    command = f"'{sys.executable}' '{tmp_path}/noisy.py' prune dense '{tmp_path}/out' --pattern 2:4T <&- >&- 2>&-"
+    command = (
+        f"'{sys.executable}' '{tmp_path}/noisy.py' prune dense '{tmp_path}/out' --pattern "
+        "2:4T <&- >&- 2>&-"
+    )
     assert shell(place, command).returncode == 0
     assert contents(tmp_path / "out") == contents(place / "sparse")
 

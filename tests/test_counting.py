@@ -55,7 +55,9 @@ def test_row_wise(m, data):
 
 def test_unstructured_and_blocks():
     assert nmsolve.diversity("2:4", (8, 8), unstructured=True).count == math.comb(64, 32)
-    assert nmsolve.diversity("<=1:4", (4, 4), unstructured=True).count == sum(math.comb(16, k) for k in range(5))
+    assert nmsolve.diversity("<=1:4", (4, 4), unstructured=True).count == sum(
+        math.comb(16, k) for k in range(5)
+    )
     assert nmsolve.diversity("2:4", (8, 16), block=(4, 2)).count == 6 ** (2 * 2)
     assert nmsolve.diversity("2:4T", (8, 8), block=(2, 2)).count == 90
 
@@ -70,7 +72,10 @@ def test_large_tensors_agree_with_small_ones():
     assert many.bits_per_weight == pytest.approx(one.bits_per_weight, rel=1e-14)
     # Above the size up to which binomials are taken exactly, they come from lgamma.
     for pattern in ("1:4", "<=1:4", "<=3:4"):
-        small, large = (nmsolve.diversity(pattern, (side, 128), unstructured=True).bits_per_weight for side in (104, 112))
+        small, large = (
+            nmsolve.diversity(pattern, (side, 128), unstructured=True).bits_per_weight
+            for side in (104, 112)
+        )
         assert small == pytest.approx(large, rel=1e-3)
 
 
@@ -106,7 +111,9 @@ def test_bad_shapes(shape):
 
 
 def test_shapes_beyond_what_logarithms_resolve():
-    """No term of an at-most count is larger than its largest; rounding that said so ended in a bare OverflowError."""
+    """No term of an at-most count is larger than its largest; rounding that said so ended in a bare
+    OverflowError.
+    """
     for side in (2**30, 2**40, 2**50):
         found = nmsolve.diversity("<=2:4", (side, side), unstructured=True)
         assert abs(found.bits_per_weight - 1.0) < 1e-9

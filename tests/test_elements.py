@@ -1,4 +1,6 @@
-"""Floats and integers of a byte or less, and bfloat16 of any byte order: what they are worth, and their masks."""
+"""Floats and integers of a byte or less, and bfloat16 of any byte order: what they are worth, and
+their masks.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def test_every_code_is_worth_what_ml_dtypes_says(name: str) -> None:
 
 def test_nothing_of_a_byte_in_ml_dtypes_is_forgotten() -> None:
     types = [getattr(ml_dtypes, name) for name in dir(ml_dtypes)]
-    names = [np.dtype(t).name for t in types if isinstance(t, type) and issubclass(t, np.generic) and np.dtype(t).itemsize == 1]
+    names = [
+        np.dtype(t).name
+        for t in types
+        if isinstance(t, type) and issubclass(t, np.generic) and np.dtype(t).itemsize == 1
+    ]
     assert sorted(names) == sorted(SMALL_TYPES)
 
 
@@ -45,14 +51,20 @@ def test_nothing_of_a_byte_in_ml_dtypes_is_forgotten() -> None:
 @pytest.mark.parametrize("name", SMALL_FLOATS)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 99), signed=st.booleans())
-def test_small_floats_are_solved_as_their_float32(name: str, text: str, seed: int, signed: bool) -> None:
+def test_small_floats_are_solved_as_their_float32(
+    name: str, text: str, seed: int, signed: bool
+) -> None:
     W = small(name, (16, 32), seed)
     wide = W.astype(np.float32)
     scored = {"scores": W} if signed else {}
     result = nmsolve.solve(W, text, duals=True, **scored)
     same = nmsolve.solve(wide, text, duals=True, **({"scores": wide} if signed else {}))
     assert np.array_equal(result.mask, same.mask)
-    assert (result.objective, result.bound, result.status) == (same.objective, same.bound, same.status)
+    assert (result.objective, result.bound, result.status) == (
+        same.objective,
+        same.bound,
+        same.status,
+    )
     assert np.array_equal(result.duals.rows, same.duals.rows)
     assert result.verify(W, *scored.values()).ok
     assert same.verify(marked(W), *(marked(array) for array in scored.values())).ok
@@ -65,10 +77,15 @@ def test_small_integers_are_solved_as_wider_ones(name: str, text: str) -> None:
     W = small(name, (16, 32), 1)
     for scored in (False, True):
         found, same, wide = (
-            nmsolve.solve(A, text, **({"scores": A} if scored else {})) for A in (W, W.astype(np.int8), W.astype(np.float32))
+            nmsolve.solve(A, text, **({"scores": A} if scored else {}))
+            for A in (W, W.astype(np.int8), W.astype(np.float32))
         )
         assert np.array_equal(found.mask, same.mask)
-        assert (found.objective, found.bound, found.status) == (same.objective, same.bound, same.status)
+        assert (found.objective, found.bound, found.status) == (
+            same.objective,
+            same.bound,
+            same.status,
+        )
         assert np.array_equal(found.mask, wide.mask)
         assert found.objective == wide.objective
 
@@ -77,7 +94,10 @@ def test_small_integers_are_solved_as_wider_ones(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "int4"])
 def test_every_method_takes_them(name: str, method: str) -> None:
     W = small(name, (8, 24), 2)
-    found, same = nmsolve.solve(W, "2:4T", method=method), nmsolve.solve(W.astype(np.float32), "2:4T", method=method)
+    found, same = (
+        nmsolve.solve(W, "2:4T", method=method),
+        nmsolve.solve(W.astype(np.float32), "2:4T", method=method),
+    )
     assert found.objective == same.objective
     assert np.array_equal(found.mask, same.mask)
 
@@ -86,7 +106,9 @@ def test_every_method_takes_them(name: str, method: str) -> None:
 def test_edges_views_and_batches(padding: str) -> None:
     W = small("float8_e5m2", (3, 13, 21), 3)
     for view in (W, W[:, ::-1, ::2], np.moveaxis(W, 0, 1), np.asfortranarray(W[0])):
-        found, same = (nmsolve.solve(A, "4:8T", padding=padding) for A in (view, view.astype(np.float32)))
+        found, same = (
+            nmsolve.solve(A, "4:8T", padding=padding) for A in (view, view.astype(np.float32))
+        )
         assert np.array_equal(found.mask, same.mask)
         assert found.objective == same.objective
         assert found.verify(view).ok
@@ -112,7 +134,9 @@ def test_what_is_no_number_is_named_with_its_place(name: str, text: str) -> None
         W = small(name, (16, 24), 4)
         W.view(np.uint8)[5, 11] = W.view(np.uint8)[9, 2] = code
         for array in (W, marked(W)):
-            with pytest.raises(nmsolve.InputError, match=rf"weights\[5, 11\] is {value}: pattern {text}"):
+            with pytest.raises(
+                nmsolve.InputError, match=rf"weights\[5, 11\] is {value}: pattern {text}"
+            ):
                 nmsolve.solve(array, text)
             with pytest.raises(nmsolve.InputError, match=rf"scores\[5, 11\] is {value}"):
                 nmsolve.solve(np.ones((16, 24)), text, scores=array)
@@ -176,8 +200,15 @@ def test_no_buffer_is_larger_than_a_task(text: str) -> None:
 @pytest.mark.parametrize("name", [*SMALL_FLOATS, "bfloat16", "float16"])
 def test_candidates_scored_in_any_float(name: str) -> None:
     dtype = getattr(ml_dtypes, name, name)
-    scores = small(name, (5, 6), 7) if name in SMALL_TYPES else np.random.default_rng(7).standard_normal((5, 6)).astype(dtype)
-    found, same = (nmsolve.remove_lowest(A, np.ones((5, 6), bool), 4) for A in (scores, scores.astype(np.float32)))
+    scores = (
+        small(name, (5, 6), 7)
+        if name in SMALL_TYPES
+        else np.random.default_rng(7).standard_normal((5, 6)).astype(dtype)
+    )
+    found, same = (
+        nmsolve.remove_lowest(A, np.ones((5, 6), bool), 4)
+        for A in (scores, scores.astype(np.float32))
+    )
     assert np.array_equal(found, same)
     assert (found.sum(1) == 2).all()
 
@@ -186,6 +217,11 @@ def test_candidates_scored_by_what_is_no_float() -> None:
     scores = np.full((2, 6), 0x7F, np.uint8).view(ml_dtypes.float8_e4m3fn)
     with pytest.raises(nmsolve.InputError, match=r"scores\[0, 0\] is nan"):
         nmsolve.remove_lowest(scores, np.ones((2, 6), bool), 1)
-    for wrong in (small("int4", (2, 6), 0), np.ones((2, 6), np.longdouble), np.ones((2, 6), "V1"), np.ones((2, 6), bool)):
+    for wrong in (
+        small("int4", (2, 6), 0),
+        np.ones((2, 6), np.longdouble),
+        np.ones((2, 6), "V1"),
+        np.ones((2, 6), bool),
+    ):
         with pytest.raises(nmsolve.InputError, match="float"):
             nmsolve.remove_lowest(wrong, np.ones((2, 6), bool), 1)

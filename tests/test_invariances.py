@@ -25,7 +25,16 @@ import nmsolve
 
 SHARED = ("2:4T", "<=2:4T", "3:6T", "4:8T", "<=4:8T", "2:4", "<=4:8")
 BLOCKS = ("2:4T", "<=2:4T", "3:6T", "4:8T", "<=4:8T")
-TIES = ("normal32", "integers", "zeros60", "int8", "constant", "all_zero", "nearly_equal32", "binary")
+TIES = (
+    "normal32",
+    "integers",
+    "zeros60",
+    "int8",
+    "constant",
+    "all_zero",
+    "nearly_equal32",
+    "binary",
+)
 
 
 def blocks_of(text, name, seed, high=2, wide=18):
@@ -62,7 +71,9 @@ def test_row_and_column_permutation_of_blocks(text, name, seed):
     m, rng = parse(text).m, np.random.default_rng(seed)
     W = blocks_of(text, name, seed)
     by_row = W[np.concatenate([start + rng.permutation(m) for start in range(0, W.shape[0], m)])]
-    by_column = W[:, np.concatenate([start + rng.permutation(m) for start in range(0, W.shape[1], m)])]
+    by_column = W[
+        :, np.concatenate([start + rng.permutation(m) for start in range(0, W.shape[1], m)])
+    ]
     objective = nmsolve.solve(W, text).objective
     assert close(nmsolve.solve(by_row, text).objective, objective, tolerance(W))
     assert close(nmsolve.solve(by_column, text).objective, objective, tolerance(W))
@@ -89,14 +100,23 @@ def test_positive_scaling(text, seed):
         scaled = np.ldexp(W.astype(np.float64), exponent)
         assert close(nmsolve.solve(scaled, text).objective, math.ldexp(objective, exponent), 1e-6)
     factor = float(np.exp(np.random.default_rng(seed).normal(0, 5)))
-    assert close(nmsolve.solve(W.astype(np.float64) * factor, text).objective, objective * factor, 1e-6)
+    assert close(
+        nmsolve.solve(W.astype(np.float64) * factor, text).objective, objective * factor, 1e-6
+    )
 
 
-@pytest.mark.parametrize("name", ["normal32", "normal64", "integers", "zeros60", "rank_one", "constant"])
+@pytest.mark.parametrize(
+    "name", ["normal32", "normal64", "integers", "zeros60", "rank_one", "constant"]
+)
 @settings(max_examples=4)
 @given(seed=seeds)
 def test_monotone_in_n(name, seed):
-    for texts in (("1:4T", "2:4T", "3:4T"), ("1:8T", "4:8T", "8:8T"), ("1:4", "2:4", "3:4", "4:4"), ("<=2:4", "<=3:4")):
+    for texts in (
+        ("1:4T", "2:4T", "3:4T"),
+        ("1:8T", "4:8T", "8:8T"),
+        ("1:4", "2:4", "3:4", "4:4"),
+        ("<=2:4", "<=3:4"),
+    ):
         m = parse(texts[0]).m
         W = matrix(draw(name, seed, (17, m, m)), 17)
         objectives = [nmsolve.solve(W, text).objective for text in texts]
@@ -111,7 +131,10 @@ def test_at_most_is_at_least_exactly(text, name, seed):
     assert str(fewer.pattern) == "<=" + text
     assert fewer.objective >= exactly.objective * (1 - tolerance(W))
     S = as_float(W)
-    exactly, fewer = nmsolve.solve(W, text, scores=S), nmsolve.solve(W, text, scores=S, at_most=True)
+    exactly, fewer = (
+        nmsolve.solve(W, text, scores=S),
+        nmsolve.solve(W, text, scores=S, at_most=True),
+    )
     assert fewer.objective >= exactly.objective - 1e-12 * np.abs(S).sum()
 
 
@@ -141,7 +164,9 @@ def test_a_mask_depends_on_its_block_alone(text, name, method):
     found = nmsolve.solve(matrix(mixed, 20), text, method=method).mask
     expected = nmsolve.solve(matrix(blocks, 10), text, method=method).mask
     width, m = found.shape[1], pattern.m
-    picked = found.reshape(found.shape[0], width // m, m)[:, ::2].reshape(found.shape[0], width // 2)
+    picked = found.reshape(found.shape[0], width // m, m)[:, ::2].reshape(
+        found.shape[0], width // 2
+    )
     assert np.array_equal(picked, expected)
 
 
@@ -197,7 +222,16 @@ def strided(W):
 @pytest.mark.parametrize("method", ["exact", "greedy"])
 @pytest.mark.parametrize(
     "dtype",
-    [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, nmsolve.bfloat16, np.int8, np.int32, np.uint16],
+    [
+        np.float32,
+        np.float64,
+        np.float16,
+        ml_dtypes.bfloat16,
+        nmsolve.bfloat16,
+        np.int8,
+        np.int32,
+        np.uint16,
+    ],
     ids=lambda d: "bits" if d is nmsolve.bfloat16 else np.dtype(d).name,
 )
 @pytest.mark.parametrize("text", ["2:4T", "<=4:8T", "4:8T", "2:4", "<=4:8"])
@@ -274,7 +308,8 @@ def test_two_runs_are_the_same(text, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "method"), [(text, method) for text in SHARED for method in nmsolve.methods(text) if method != "auto"]
+    ("text", "method"),
+    [(text, method) for text in SHARED for method in nmsolve.methods(text) if method != "auto"],
 )
 @settings(max_examples=5)
 @given(seed=seeds)
@@ -283,9 +318,13 @@ def test_dtypes_with_the_same_integers(text, method, seed):
     W = np.random.default_rng(seed).integers(0, 100, (m, 18 * m))
     objectives = {}
     for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64):
-        objectives[np.dtype(dtype).name] = nmsolve.solve(W.astype(dtype), text, method=method).objective
+        objectives[np.dtype(dtype).name] = nmsolve.solve(
+            W.astype(dtype), text, method=method
+        ).objective
     for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
-        objectives[np.dtype(dtype).name] = nmsolve.solve(W.astype(dtype), text, method=method).objective
+        objectives[np.dtype(dtype).name] = nmsolve.solve(
+            W.astype(dtype), text, method=method
+        ).objective
     bits = W.astype(ml_dtypes.bfloat16).view(np.uint16).view(nmsolve.bfloat16)
     objectives["bits"] = nmsolve.solve(bits, text, method=method).objective
     assert len(set(objectives.values())) == 1, objectives
@@ -301,8 +340,16 @@ def test_dtypes_with_the_same_fractions(text, seed):
     half = narrow.astype(np.float16)
     for W in (narrow, narrow.view(np.uint16).view(nmsolve.bfloat16), narrow.astype(np.float32)):
         assert close(nmsolve.solve(W, text).objective, exact, 1e-6)
-        assert close(nmsolve.solve(W, text, scores=W).objective, nmsolve.solve(W, text, scores=as_float(W)).objective, 1e-6)
-    assert close(nmsolve.solve(half, text).objective, nmsolve.solve(half.astype(np.float64), text).objective, 1e-6)
+        assert close(
+            nmsolve.solve(W, text, scores=W).objective,
+            nmsolve.solve(W, text, scores=as_float(W)).objective,
+            1e-6,
+        )
+    assert close(
+        nmsolve.solve(half, text).objective,
+        nmsolve.solve(half.astype(np.float64), text).objective,
+        1e-6,
+    )
 
 
 def test_extreme_values_of_every_dtype():
@@ -312,7 +359,9 @@ def test_extreme_values_of_every_dtype():
         W = np.array([[info.max, low, 1, 0], [1, 0, info.max, low]] * 2, dtype)
         for text in ("2:4", "2:4T", "<=2:4T"):
             result = nmsolve.solve(W, text)
-            assert result.objective == pytest.approx(float(np.sort(magnitude(W), axis=1)[:, 2:].sum()), rel=1e-15)
+            assert result.objective == pytest.approx(
+                float(np.sort(magnitude(W), axis=1)[:, 2:].sum()), rel=1e-15
+            )
             assert result.verify(W).ok
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32):
         top = float(ml_dtypes.finfo(dtype).max)

@@ -44,7 +44,9 @@ def module_name(path, root):
 
 
 def imports(tree, package):
-    """(module, whether at the top level) of every import in a syntax tree; relative ones are resolved within `package`."""
+    """(module, whether at the top level) of every import in a syntax tree; relative ones are
+    resolved within `package`.
+    """
     inside = {
         id(node)
         for f in ast.walk(tree)
@@ -60,9 +62,17 @@ def imports(tree, package):
                 parent = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parent, base] if base else parent)
             names = [f"{base}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module", "__import__"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "import_module",
+            "importlib.import_module",
+            "__import__",
+        ):
             first = node.args[0]
-            text = first.value if isinstance(first, ast.Constant) else ast.unparse(first).removeprefix("f").strip("'\"")
+            text = (
+                first.value
+                if isinstance(first, ast.Constant)
+                else ast.unparse(first).removeprefix("f").strip("'\"")
+            )
             names = [str(text)]
         else:
             continue
@@ -71,9 +81,15 @@ def imports(tree, package):
 
 
 def layer_of(module):
-    """The layer of nmsolve.<name>…; what is imported from the package itself counts as the top layer."""
+    """The layer of nmsolve.<name>…; what is imported from the package itself counts as the top
+    layer.
+    """
     name = module.split(".")[1] if "." in module else ""
-    if name not in LAYER and name[:1].isalpha() and (name[0].isupper() or not (ROOT / "nmsolve" / f"{name}.py").exists()):
+    if (
+        name not in LAYER
+        and name[:1].isalpha()
+        and (name[0].isupper() or not (ROOT / "nmsolve" / f"{name}.py").exists())
+    ):
         name = name if (ROOT / "nmsolve" / name).is_dir() else ""
     assert name in LAYER, f"nmsolve.{name} has no layer yet: name it in LAYERS"
     return LAYER[name]
@@ -104,7 +120,10 @@ def heavy_at_the_top(files, root):
         for name, top_level in imports(ast.parse(path.read_text()), module):
             if top_level and (name.split(".")[0] in HEAVY or name.startswith("nmsolve.solvers.")):
                 lazy = name.removeprefix("nmsolve.solvers.")
-                if name.split(".")[0] in HEAVY or (ROOT / "nmsolve" / "solvers" / f"{lazy.split('.')[0]}.py").exists():
+                if (
+                    name.split(".")[0] in HEAVY
+                    or (ROOT / "nmsolve" / "solvers" / f"{lazy.split('.')[0]}.py").exists()
+                ):
                     found.append(f"{module} imports {name} at its top")
     return found
 
@@ -166,7 +185,12 @@ def test_the_layer_check_can_pass(line, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["import numba", "from scipy.optimize import linprog", "from nmsolve.solvers.ascent import ascend"]
+    "line",
+    [
+        "import numba",
+        "from scipy.optimize import linprog",
+        "from nmsolve.solvers.ascent import ascend",
+    ],
 )
 def test_the_check_for_heavy_imports_can_fail(line, tmp_path):
     path = tmp_path / "nmsolve" / "api.py"
@@ -181,7 +205,9 @@ def test_oracles_share_nothing_with_the_library():
     for path in sources("reference"):
         for name, _ in imports(ast.parse(path.read_text()), "reference"):
             top = name.split(".")[0]
-            assert top not in ("nmsolve", "solvers", "tests", "benchmarks", "numba", "ortools"), f"{path.name} imports {name}"
+            assert top not in ("nmsolve", "solvers", "tests", "benchmarks", "numba", "ortools"), (
+                f"{path.name} imports {name}"
+            )
 
 
 LEAN = """
@@ -196,7 +222,9 @@ if loaded:
 
 def import_lean(extra=""):
     program = LEAN.format(extra=extra, heavy=HEAVY)
-    return subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
 
 
 def test_import_is_lean():
@@ -214,6 +242,7 @@ def test_the_lean_check_can_fail(module):
 def test_validation_alone_stays_lean():
     """Patterns, methods and plain checks load no compiler."""
     program = (
-        "import nmsolve, sys; nmsolve.methods('4:8T'); nmsolve.verify([[True, False]], '1:2'); sys.exit('numba' in sys.modules)"
+        "import nmsolve, sys; nmsolve.methods('4:8T'); nmsolve.verify([[True, False]], "
+        "'1:2'); sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -16,14 +16,25 @@ def test_candidates_are_lexicographic(m, data):
     n = data.draw(st.integers(1, m))
     table = nmsolve.combinations(nmsolve.Pattern(n, m))
     assert table.dtype == np.bool_
-    assert [tuple(np.flatnonzero(row)) for row in table] == list(itertools.combinations(range(m), n))
+    assert [tuple(np.flatnonzero(row)) for row in table] == list(
+        itertools.combinations(range(m), n)
+    )
 
 
 def test_paper_example():
-    assert [tuple(np.flatnonzero(row)) for row in nmsolve.combinations("2:4")] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert [tuple(np.flatnonzero(row)) for row in nmsolve.combinations("2:4")] == [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 2),
+        (1, 3),
+        (2, 3),
+    ]
 
 
-@pytest.mark.parametrize(("pattern", "figure"), [("32:64", "1,832,624,140,942,590,534"), ("16:32", "601,080,390")])
+@pytest.mark.parametrize(
+    ("pattern", "figure"), [("32:64", "1,832,624,140,942,590,534"), ("16:32", "601,080,390")]
+)
 def test_what_cannot_fit_is_refused_with_the_figure(pattern, figure):
     with pytest.raises(nmsolve.PatternError, match=figure):
         nmsolve.combinations(pattern)
@@ -38,7 +49,9 @@ def test_patterns_without_candidates(pattern):
 @given(st.integers(1, 100), st.integers(0, 20), st.integers(1, 60), st.floats(0.5, 6))
 def test_schedule(candidates, start, length, power):
     end = start + length
-    removed = [nmsolve.removed_by(candidates, t, start, end, power) for t in range(start - 2, end + 3)]
+    removed = [
+        nmsolve.removed_by(candidates, t, start, end, power) for t in range(start - 2, end + 3)
+    ]
     assert removed == sorted(removed)
     assert removed[:3] == [0, 0, 0]
     assert removed[-3:] == [candidates - 1] * 3
@@ -57,7 +70,9 @@ def plain_removal(scores, alive, removed):
     left = scores.shape[1] - removed
     after = alive.copy()
     for g in range(len(scores)):
-        order = sorted((c for c in range(scores.shape[1]) if alive[g, c]), key=lambda c: (scores[g, c], -c))
+        order = sorted(
+            (c for c in range(scores.shape[1]) if alive[g, c]), key=lambda c: (scores[g, c], -c)
+        )
         for c in order[: max(0, len(order) - left)]:
             after[g, c] = False
     return after
@@ -84,19 +99,25 @@ def test_removal_against_plain_python(seed, candidates, groups, levels, data):
         assert (alive.sum(1) == np.minimum(before.sum(1), candidates - removed)).all()
 
 
-@given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 8), groups=st.integers(1, 5), data=st.data())
+@given(
+    seed=st.integers(0, 2**32 - 1), m=st.integers(1, 8), groups=st.integers(1, 5), data=st.data()
+)
 def test_survivor_mask(seed, m, groups, data):
     n = data.draw(st.integers(1, m))
     table = nmsolve.combinations(nmsolve.Pattern(n, m))
     alive = np.random.default_rng(seed).random((groups, len(table))) < 0.5
     mask = nmsolve.survivor_mask(alive, table)
     for g in range(groups):
-        kept = set().union(*(set(np.flatnonzero(table[c])) for c in range(len(table)) if alive[g, c]), set())
+        kept = set().union(
+            *(set(np.flatnonzero(table[c])) for c in range(len(table)) if alive[g, c]), set()
+        )
         assert set(np.flatnonzero(mask[g])) == kept
 
 
 def test_a_whole_run_ends_feasible():
-    """From all candidates to one: the last mask is the highest-scored candidate, and exactly n:m."""
+    """From all candidates to one: the last mask is the highest-scored candidate, and exactly
+    n:m.
+    """
     rng = np.random.default_rng(3)
     table = nmsolve.combinations("3:6")
     scores = rng.standard_normal((50, len(table))).astype(np.float32)

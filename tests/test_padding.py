@@ -125,9 +125,16 @@ def test_a_matrix_smaller_than_a_block():
 def test_dtypes(text, padding, kind):
     values = np.random.default_rng(1).integers(-9, 9, (13, 19))
     if kind is nmsolve.bfloat16:
-        W = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(nmsolve.bfloat16)
+        W = (
+            (values.astype(np.float32).view(np.uint32) >> 16)
+            .astype(np.uint16)
+            .view(nmsolve.bfloat16)
+        )
     else:
         W = values.astype(kind)
-    result, wide = nmsolve.solve(W, text, padding=padding), nmsolve.solve(values.astype(np.float64), text, padding=padding)
+    result, wide = (
+        nmsolve.solve(W, text, padding=padding),
+        nmsolve.solve(values.astype(np.float64), text, padding=padding),
+    )
     assert result.objective == wide.objective
     assert result.verify(W).ok

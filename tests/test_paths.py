@@ -1,4 +1,6 @@
-"""Which path blocks take. Results are right on every path, so a part that stops working only shows here, and in the benchmarks."""
+"""Which path blocks take. Results are right on every path, so a part that stops working only shows
+here, and in the benchmarks.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Signed scores with penalties far larger than what matters: what is called optimal is, and verifies."""
+"""Signed scores with penalties far larger than what matters: what is called optimal is, and
+verifies.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,11 @@ def test_optimal_beside_penalties(text, dtype, penalty):
     rng = np.random.default_rng(21)
     optimal = 0
     for trial in range(8):
-        S = rng.integers(-2, 3, (m, m)).astype(dtype) if trial % 2 else rng.standard_normal((m, m)).astype(dtype)
+        S = (
+            rng.integers(-2, 3, (m, m)).astype(dtype)
+            if trial % 2
+            else rng.standard_normal((m, m)).astype(dtype)
+        )
         S[rng.random((m, m)) < (0.1 if trial % 4 < 2 else 0.4)] = penalty
         result = nmsolve.solve(S, pattern, scores=S)
         result.verify(S, S)

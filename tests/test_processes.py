@@ -37,7 +37,9 @@ print("same")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork")
 def test_fork_after_threads():
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same\n"
 
@@ -70,6 +72,12 @@ print("ok")
 
 def test_first_solve_in_several_threads_at_once():
     """Imports and compilation too are reached by several threads at the same time."""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", COLD], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", COLD],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ok\n"

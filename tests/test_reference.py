@@ -18,7 +18,9 @@ def test_numbers_of_masks():
 
 
 @pytest.mark.parametrize("at_most", [False, True])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4), (2, 5)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(1, 1), (1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4), (2, 5)]
+)
 @given(name=family_names, seed=seeds)
 def test_oracles_agree(n, m, at_most, name, seed):
     if at_most and m > 3:
@@ -50,7 +52,9 @@ def test_select_is_the_best_group(at_most, name, seed):
     mask = loops.select(group, n, at_most)
     assert loops.group_ok(mask, n, at_most)
     # approx(..., abs=0) is exact for what a double holds exactly
-    assert loops.objective(group, mask) == pytest.approx(brute.select(group, n, at_most)[1], rel=1e-15, abs=0)
+    assert loops.objective(group, mask) == pytest.approx(
+        brute.select(group, n, at_most)[1], rel=1e-15, abs=0
+    )
 
 
 def test_select_takes_the_lowest_index():

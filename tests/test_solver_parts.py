@@ -21,10 +21,19 @@ from reference import brute, flow, loops
 
 @pytest.mark.parametrize("m", range(1, 65))
 def test_selection_network_against_sorting(m):
-    """The n-th largest alone, and with the next one, for every n; ties, infinities and both zeros among the values."""
+    """The n-th largest alone, and with the next one, for every n; ties, infinities and both zeros
+    among the values.
+    """
     rng = np.random.default_rng(m)
     samples = np.stack(
-        [rng.standard_normal(m), rng.integers(-2, 3, m), rng.permutation(m), np.arange(m), -np.arange(m), np.zeros(m)]
+        [
+            rng.standard_normal(m),
+            rng.integers(-2, 3, m),
+            rng.permutation(m),
+            np.arange(m),
+            -np.arange(m),
+            np.zeros(m),
+        ]
     )
     samples[0, rng.integers(m)] = math.inf
     ordered = -np.sort(-samples, axis=1)
@@ -63,7 +72,8 @@ def run_augment(S, n, at_most, u, v, function=augment):
     m, size = len(S), 2 * len(S) + 1
     u, v, X = np.array(u, float), np.array(v, float), np.empty((m, m), np.uint8)
     paths = function(
-        S, u, v, n, at_most, X, np.empty(m, np.int64), np.empty(m, np.int64), np.empty(size, np.int64), np.empty(size),
+        S, u, v, n, at_most, X, np.empty(m, np.int64), np.empty(m, np.int64),
+        np.empty(size, np.int64), np.empty(size),
         np.empty(size, np.int64), np.empty(size, np.int64),
     )  # fmt: skip
     return paths, X, u, v
@@ -85,7 +95,9 @@ def check_augment(S, n, at_most, u, v, function=augment):
 
 
 @pytest.mark.parametrize("at_most", [False, True])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 3), (2, 4), (4, 4), (3, 6), (4, 8), (7, 8), (5, 12)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(1, 1), (1, 2), (2, 3), (2, 4), (4, 4), (3, 6), (4, 8), (7, 8), (5, 12)]
+)
 @settings(max_examples=12)
 @given(name=family_names, seed=seeds)
 def test_augment_from_any_duals(n, m, at_most, name, seed):
@@ -122,7 +134,9 @@ def test_augment_from_optimal_duals_needs_no_path():
     assert check_augment(S + 1e-3, 4, False, u, v) >= 0
 
 
-@pytest.mark.parametrize("text", ["2:4", "<=2:4", "1:4", "3:4", "4:8", "<=4:8", "3:5", "8:16", "<=7:20", "1:1", "4:4"])
+@pytest.mark.parametrize(
+    "text", ["2:4", "<=2:4", "1:4", "3:4", "4:8", "<=4:8", "3:5", "8:16", "<=7:20", "1:1", "4:4"]
+)
 @settings(max_examples=10)
 @given(name=family_names, seed=seeds)
 def test_rowwise_ties_go_to_the_lowest_index(text, name, seed):
@@ -148,7 +162,9 @@ def test_rowwise_ties_of_signed_scores(text, seed):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_classes_of_the_enumeration_are_all_masks(n):
-    """Every mask of a 4 × 4 block is an upper pair and a lower pair of one class, and of one only."""
+    """Every mask of a 4 × 4 block is an upper pair and a lower pair of one class, and of one
+    only.
+    """
     patterns = row_patterns(n)
     masks = set()
     for upper, lower in classes(n):
@@ -171,7 +187,9 @@ def test_offsets():
         assert (values > 0).all()
         assert (values < 1).all()
         assert len(set(values.tolist())) > 0.99 * m * m
-        assert np.array_equal(values.astype(np.float32).astype(np.float64), values), "exact in float32"
+        assert np.array_equal(values.astype(np.float32).astype(np.float64), values), (
+            "exact in float32"
+        )
         assert np.array_equal(values[:4], offsets(2)[:4])
     assert abs(offsets(64).mean() - 0.5) < 0.02
 

@@ -1,4 +1,6 @@
-"""Matrices of several tasks: every part of the work is done, once, and in its place. Checked without the library's own sums."""
+"""Matrices of several tasks: every part of the work is done, once, and in its place. Checked
+without the library's own sums.
+"""
 
 import dataclasses
 import math
@@ -42,7 +44,9 @@ def test_several_tasks_with_an_edge(padding):
     result = nmsolve.solve(W, "4:8T", padding=padding)
     inside = result.mask[:1336, :1000]
     assert (inside.reshape(1336, -1, 8).sum(2) == 4).all()
-    assert result.objective == pytest.approx(math.fsum(np.abs(W.astype(float))[result.mask].tolist()), rel=1e-12)
+    assert result.objective == pytest.approx(
+        math.fsum(np.abs(W.astype(float))[result.mask].tolist()), rel=1e-12
+    )
     if padding == "dense":
         assert result.mask[1336:].all()
         assert result.mask[:, 1000:].all()
@@ -52,7 +56,9 @@ def test_several_tasks_with_an_edge(padding):
 
 
 def test_negative_duals_prove_nothing_at_most():
-    """Shifting rows against columns leaves the formula's value, but at most n needs duals that are not negative."""
+    """Shifting rows against columns leaves the formula's value, but at most n needs duals that are
+    not negative.
+    """
     W = np.random.default_rng(7).standard_normal((16, 16))
     result = nmsolve.solve(W, "<=4:8T", duals=True)
     result.verify(W)

@@ -50,7 +50,9 @@ def test_training_on_an_mlp():
     table = accelerate_(model, (torch.randn(6, 16),), training=True)
     assert [type(m) for m in model] == [SparseLinear, nn.ReLU, nn.Dropout, SparseLinear, nn.Linear]
     assert all(p is parameters[name] for name, p in model.named_parameters())
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in model.parameters()
+    }
     assert not model[0].bias.requires_grad
     assert model.training
     assert model[0].training
@@ -71,9 +73,9 @@ def test_training_on_an_mlp():
     optimizer.step()
     assert not any(model[i].weight[~mask].any() for i, mask in masks.items())
     assert model.state_dict().keys() == dense.state_dict().keys()
-    nn.Sequential(*(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 8), nn.Linear(8, 10))).load_state_dict(
-        model.state_dict()
-    )
+    nn.Sequential(
+        *(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 8), nn.Linear(8, 10))
+    ).load_state_dict(model.state_dict())
 
 
 def test_training_then_inference():
@@ -84,8 +86,13 @@ def test_training_then_inference():
         model[0].weight.add_(1)  # the optimizer's momentum, say; the mask still holds
         row, col = model[0].mask.nonzero()[0].tolist()
         model[0].weight[row, col] = 0
-    assert [layer.decision == "dense" for layer in accelerate_(model, torch.randn(6, 16), training=True)] == [False, False, True]
-    assert [torch.equal(model[i].mask, mask) for i, mask in zip((0, 3), masks, strict=True)] == [True, True]
+    assert [
+        layer.decision == "dense" for layer in accelerate_(model, torch.randn(6, 16), training=True)
+    ] == [False, False, True]
+    assert [torch.equal(model[i].mask, mask) for i, mask in zip((0, 3), masks, strict=True)] == [
+        True,
+        True,
+    ]
     table = accelerate_(model, torch.randn(6, 16))
     assert reasons(table)["0"] == WHY_NOT_HERE or CUDA
     packed = PackedLinear.from_linear(model[0], "dense")
@@ -145,10 +152,18 @@ def test_tied_weights(training):
 @pytest.mark.parametrize("training", [False, True])
 def test_conv_net_with_batch_norm(training):
     torch.manual_seed(0)
-    model = masked_(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(), nn.Flatten(), nn.Linear(128, 8)))
+    model = masked_(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(), nn.Flatten(), nn.Linear(128, 8)
+        )
+    )
     model[2].eval()
     before, random = state_of(model), torch.get_rng_state()
-    table = accelerate_(model, [torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))], training=training)
+    table = accelerate_(
+        model,
+        [torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))],
+        training=training,
+    )
     assert reasons(table)["0"] == "no sparse kernel for Conv2d"
     assert "1" not in reasons(table)
     assert torch.equal(torch.get_rng_state(), random)
@@ -168,13 +183,18 @@ class Sub(nn.Linear):
 def test_layers_that_are_not_what_they_seem():
     torch.manual_seed(0)
     model = masked_(
-        nn.ModuleDict({name: nn.Linear(8, 8) for name in ("orthogonal", "pruned", "patched", "wide")} | {"sub": Sub(8, 8)})
+        nn.ModuleDict(
+            {name: nn.Linear(8, 8) for name in ("orthogonal", "pruned", "patched", "wide")}
+            | {"sub": Sub(8, 8)}
+        )
     )
     parametrizations.orthogonal(model["orthogonal"])
     prune.l1_unstructured(model["pruned"], "weight", 0.5)
     model["patched"].forward = lambda x: x
     model["wide"].double()
-    model.forward = lambda x: [layer(x.double() if name == "wide" else x) for name, layer in model.items()]
+    model.forward = lambda x: [
+        layer(x.double() if name == "wide" else x) for name, layer in model.items()
+    ]
     found = reasons(accelerate_(model, torch.randn(2, 8), training=True))
     assert list(found) == ["orthogonal", "pruned", "patched", "wide", "sub"]
     assert found["orthogonal"].startswith("parametrized")
@@ -214,7 +234,9 @@ class Failing(nn.Module):
 def test_an_error_changes_nothing(training):
     model = Failing()
     before, random = state_of(model), torch.get_rng_state()
-    with pytest.raises(nmsolve.InputError, match=r"KeyError: 'what went wrong'; they are passed as model\(\*args\)"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"KeyError: 'what went wrong'; they are passed as model\(\*args\)"
+    ):
         accelerate_(model, torch.ones(4, 8), training=training)
     assert same(before, state_of(model))
     assert torch.equal(torch.get_rng_state(), random)
@@ -226,9 +248,17 @@ def test_an_error_changes_nothing(training):
     ("model", "inputs", "said"),
     [
         ("no model", torch.ones(1), "model must be an nn.Module, got str"),
-        (nn.Sequential(), None, "example_inputs must be a tensor, a tuple or list .*, got NoneType"),
+        (
+            nn.Sequential(),
+            None,
+            "example_inputs must be a tensor, a tuple or list .*, got NoneType",
+        ),
         (nn.Linear(4, 4), torch.ones(1, 4), r"pass nn\.Sequential\(model\)"),
-        (nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 3), "does not run with these example_inputs: RuntimeError"),
+        (
+            nn.Sequential(nn.Linear(4, 4)),
+            torch.ones(1, 3),
+            "does not run with these example_inputs: RuntimeError",
+        ),
     ],
 )
 def test_bad_arguments(model, inputs, said):
@@ -277,7 +307,9 @@ def test_layers_that_a_model_goes_past_are_found(training):
     before = {name: model.get_submodule(name) for name in names}
     kind = SparseLinear if training else PackedLinear
     news = {
-        name: SparseLinear.from_linear(old, old.weight != 0) if training else PackedLinear.from_linear(old, "dense")
+        name: SparseLinear.from_linear(old, old.weight != 0)
+        if training
+        else PackedLinear.from_linear(old, "dense")
         for name, old in before.items()
     }
     found = module._exchange(model, news, (x,), {}, training)
@@ -296,7 +328,13 @@ def test_an_error_while_packing_changes_nothing():
     model = Failing()
     before = state_of(model)
     with pytest.raises(KeyError, match="what went wrong"):
-        module._exchange(model, {"layer": PackedLinear.from_linear(model.layer, "dense")}, (torch.ones(4, 8),), {}, False)
+        module._exchange(
+            model,
+            {"layer": PackedLinear.from_linear(model.layer, "dense")},
+            (torch.ones(4, 8),),
+            {},
+            False,
+        )
     assert same(before, state_of(model))
 
 
@@ -306,14 +344,22 @@ def test_the_fast_path_of_an_encoder_layer_is_found():
     x = torch.randn(2, 5, 16)
     expected = model(x)
     layers = {name: model.get_submodule(name) for name in names}
-    found = module._exchange(model, {name: PackedLinear.from_linear(old, "dense") for name, old in layers.items()}, (x,), {}, False)
+    found = module._exchange(
+        model,
+        {name: PackedLinear.from_linear(old, "dense") for name, old in layers.items()},
+        (x,),
+        {},
+        False,
+    )
     assert set(found) == set(names)
     assert {name: model.get_submodule(name) for name in names} == layers
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_training_leaves_alone_what_it_does_not_know():
-    """Layers that the model reaches past the module, and those that are all zero by initialisation."""
+    """Layers that the model reaches past the module, and those that are all zero by
+    initialisation.
+    """
     model = Past()
     found = reasons(accelerate_(model, torch.randn(2, 8), training=True))
     assert "fast path" in found["read"] or "not called" in found["read"]
@@ -321,15 +367,22 @@ def test_training_leaves_alone_what_it_does_not_know():
     assert type(model.called) is SparseLinear
     model = nn.Sequential(masked_(nn.Linear(8, 8)), nn.Linear(8, 8))
     nn.init.zeros_(model[1].weight)
-    assert "0.0 % of it is nonzero" in reasons(accelerate_(model, torch.randn(2, 8), training=True))["1"]
+    assert (
+        "0.0 % of it is nonzero"
+        in reasons(accelerate_(model, torch.randn(2, 8), training=True))["1"]
+    )
     assert type(model[1]) is nn.Linear
 
 
 def test_an_encoder_trains_and_infers_the_same():
-    """Its fast path reads weights past the layers, in eval mode only; momentum from before moves what the mask drops."""
+    """Its fast path reads weights past the layers, in eval mode only; momentum from before moves
+    what the mask drops.
+    """
     torch.manual_seed(0)
     model = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 1, enable_nested_tensor=False
+        nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True),
+        1,
+        enable_nested_tensor=False,
     )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     x = torch.randn(2, 5, 16)
@@ -367,9 +420,11 @@ if CUDA:
 
     def big(dtype, size=2048):
         torch.manual_seed(0)
-        return masked_(nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.Linear(size, 10))).to(
-            "cuda", dtype
-        )
+        return masked_(
+            nn.Sequential(
+                nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.Linear(size, 10)
+            )
+        ).to("cuda", dtype)
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("only_if_faster", [True, False])
@@ -385,8 +440,12 @@ if CUDA:
             assert "failed" not in layer.reason
             assert (layer.dense_us is not None) == served
             sparse = layer.decision == "sparse"
-            assert sparse == (served and (not only_if_faster or layer.sparse_us <= (1 - MARGIN) * layer.dense_us))
-            assert type(new) is (SparseLinear if training else PackedLinear if sparse else nn.Linear)
+            assert sparse == (
+                served and (not only_if_faster or layer.sparse_us <= (1 - MARGIN) * layer.dense_us)
+            )
+            assert type(new) is (
+                SparseLinear if training else PackedLinear if sparse else nn.Linear
+            )
             if sparse:
                 assert new.backend == layer.backend
                 assert new.algorithms == layer.algorithms
@@ -408,6 +467,8 @@ if CUDA:
             served = any(backends()[name] for name in SPARSE_BACKENDS)
             assert [layer.decision == "sparse" for layer in table] == [served, served, False]
             ours, theirs = model(x), dense(x)
-        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0.03 * float(theirs.abs().max()))
+        torch.testing.assert_close(
+            ours.float(), theirs.float(), rtol=0, atol=0.03 * float(theirs.abs().max())
+        )
         inference = accelerate_(dense, x)
         assert "float32" in inference[0].reason or not served

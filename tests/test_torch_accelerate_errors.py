@@ -1,4 +1,6 @@
-"""accelerate_ on a device that runs out of memory or is lost: one error, which says where, and a model that is as it was."""
+"""accelerate_ on a device that runs out of memory or is lost: one error, which says where, and a
+model that is as it was.
+"""
 
 import pytest
 import torch
@@ -28,12 +30,20 @@ class Breaking(nn.Module):
         return y
 
 
-LOST = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
+LOST = torch.AcceleratorError(
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
+)
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize(("error", "said"), [(LOST, "until the process is started again"), (FULL, "^out of memory on cpu with")])
-@pytest.mark.parametrize(("run", "what"), [(1, "the model's run with example_inputs"), (2, "the model's run with its new layers")])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(LOST, "until the process is started again"), (FULL, "^out of memory on cpu with")],
+)
+@pytest.mark.parametrize(
+    ("run", "what"),
+    [(1, "the model's run with example_inputs"), (2, "the model's run with its new layers")],
+)
 def test_errors_of_a_device_are_explained_and_change_nothing(error, said, run, what):
     model = Breaking(error, run)
     before = state_of(model)
@@ -58,7 +68,9 @@ class Broken(torch.Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize(("error", "said"), [(LOST, "context of this process is lost"), (FULL, "out of memory on cpu")])
+@pytest.mark.parametrize(
+    ("error", "said"), [(LOST, "context of this process is lost"), (FULL, "out of memory on cpu")]
+)
 def test_errors_of_a_device_name_the_layer(error, said, monkeypatch):
     model = nn.Sequential(masked_(nn.Linear(8, 8)), masked_(nn.Linear(8, 16)))
     model[1].weight = nn.Parameter(model[1].weight.detach().as_subclass(Broken))

@@ -17,7 +17,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 def relative_error(model, dense, x):
     with torch.no_grad():
-        return float((model(x).double() - dense(x).double()).square().sum() / dense(x).double().square().sum())
+        return float(
+            (model(x).double() - dense(x).double()).square().sum()
+            / dense(x).double().square().sum()
+        )
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
@@ -27,7 +30,9 @@ def test_a_whole_model_comes_closer_to_the_dense_one(pattern, solver, sequential
     torch.manual_seed(0)
     model = Net().eval()
     items = [torch.randn(16, 1, 6, 6) for _ in range(4)]
-    nmt.adaprune_(copy.deepcopy(model), "2:4", items)  # batch norm's statistics, for both to compare on
+    nmt.adaprune_(
+        copy.deepcopy(model), "2:4", items
+    )  # batch norm's statistics, for both to compare on
     dense = copy.deepcopy(model)
     settings = nmt.Adam(steps=150) if solver == "adam" else solver
     plan = nmt.plan(model, pattern)
@@ -41,7 +46,10 @@ def test_a_whole_model_comes_closer_to_the_dense_one(pattern, solver, sequential
     assert found[0].name == "conv"
     assert all(layer.after <= layer.before for layer in found)
     assert dict(model.named_parameters()).keys() == parameters.keys()
-    assert all(p is parameters[name] and p.data_ptr() == storage[name] for name, p in model.named_parameters())
+    assert all(
+        p is parameters[name] and p.data_ptr() == storage[name]
+        for name, p in model.named_parameters()
+    )
     assert not any(module._forward_pre_hooks or module.training for module in model.modules())
     x = torch.randn(64, 1, 6, 6)
     for net in (dense, plain, model):
@@ -55,7 +63,9 @@ def test_a_whole_model_comes_closer_to_the_dense_one(pattern, solver, sequential
 
 def test_sequential_layers_make_up_for_those_before_them():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).double()
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)
+    ).double()
     x = torch.randn(400, 16, dtype=torch.double)
     dense, errors = copy.deepcopy(model), {}
     for sequential in (True, False):
@@ -77,8 +87,12 @@ def test_the_problem_of_a_sequential_layer_has_pruned_inputs_and_dense_outputs()
     mask = nmt.solve(dense[2].weight, "2:4").mask
     for row in range(4):
         weight = dense[2].weight[row].detach().numpy()
-        oracle = least_squares_row(inputs.numpy(), wanted[:, row].numpy(), weight, mask[row].numpy(), delta)
-        torch.testing.assert_close(model[2].weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8)
+        oracle = least_squares_row(
+            inputs.numpy(), wanted[:, row].numpy(), weight, mask[row].numpy(), delta
+        )
+        torch.testing.assert_close(
+            model[2].weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8
+        )
 
 
 def test_layers_that_see_the_same_tensor_are_gathered_in_one_run():
@@ -94,7 +108,9 @@ def test_layers_that_see_the_same_tensor_are_gathered_in_one_run():
 
     model = Parallel()
     nmt.adaprune_(model, "2:4", [torch.randn(5, 8)])
-    assert model.calls == 1 + 1 + 2  # reaching the layers; query and key; the output, dense and pruned
+    assert (
+        model.calls == 1 + 1 + 2
+    )  # reaching the layers; query and key; the output, dense and pruned
 
 
 def test_unstructured_and_otherwise_masked_models_are_converted():
@@ -146,14 +162,20 @@ def test_scores_choose_the_mask():
 
 def test_batch_norms_get_the_statistics_of_the_pruned_model():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8, momentum=0.3), nn.Dropout(0.5), nn.Conv2d(8, 8, 1)).train()
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8, momentum=0.3), nn.Dropout(0.5), nn.Conv2d(8, 8, 1)
+    ).train()
     items = [torch.randn(6, 4, 5, 5) for _ in range(3)]
     found = nmt.adaprune_(model, "2:4", items)
     assert found.batch_norms == 1
     assert "statistics of 1 batch norms" in str(found)
     outputs = [model[0](x).detach() for x in items]
-    torch.testing.assert_close(model[1].running_mean, torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0))
-    torch.testing.assert_close(model[1].running_var, torch.stack([y.var((0, 2, 3)) for y in outputs]).mean(0))
+    torch.testing.assert_close(
+        model[1].running_mean, torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
+    )
+    torch.testing.assert_close(
+        model[1].running_var, torch.stack([y.var((0, 2, 3)) for y in outputs]).mean(0)
+    )
     assert model[1].momentum == 0.3
     assert model[1].training
     assert model[2].training
@@ -174,8 +196,12 @@ def test_shared_weights_are_pruned_once_for_all_their_inputs():
     mask = nmt.solve(dense, "2:4").mask
     for row in range(8):
         wanted = (inputs @ dense[row]).numpy()
-        oracle = least_squares_row(inputs.numpy(), wanted, dense[row].numpy(), mask[row].numpy(), delta)
-        torch.testing.assert_close(first.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8)
+        oracle = least_squares_row(
+            inputs.numpy(), wanted, dense[row].numpy(), mask[row].numpy(), delta
+        )
+        torch.testing.assert_close(
+            first.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8
+        )
 
 
 def test_a_layer_that_is_called_several_times_sees_all_calls():
@@ -239,7 +265,12 @@ def test_padding_follows_the_plan():
 @pytest.mark.parametrize("prune", [nmt.adaprune_, nmt.sparsegpt_])
 def test_progress_is_shown_if_asked_for(prune, capsys):
     for progress in (None, False, True):
-        prune(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), "2:4", [torch.randn(9, 8)], progress=progress)
+        prune(
+            nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)),
+            "2:4",
+            [torch.randn(9, 8)],
+            progress=progress,
+        )
         shown = capsys.readouterr().err
         assert ("pruning" in shown and "/2" in shown) == (progress is True)
 
@@ -257,7 +288,9 @@ def test_the_report_names_layers_and_prints():
 
 
 def test_a_tensor_that_a_layer_changes_is_another_input():
-    """x += layer(x) between two layers: the second is given what the pruned first one makes of it."""
+    """x += layer(x) between two layers: the second is given what the pruned first one makes of
+    it.
+    """
 
     class InPlace(nn.Module):
         def __init__(self):
@@ -278,5 +311,9 @@ def test_a_tensor_that_a_layer_changes_is_another_input():
     mask = nmt.solve(dense.second.weight, "2:4").mask
     for row in range(4):
         weight = dense.second.weight[row].detach().numpy()
-        oracle = least_squares_row(inputs.numpy(), wanted[:, row].numpy(), weight, mask[row].numpy(), delta)
-        torch.testing.assert_close(model.second.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8)
+        oracle = least_squares_row(
+            inputs.numpy(), wanted[:, row].numpy(), weight, mask[row].numpy(), delta
+        )
+        torch.testing.assert_close(
+            model.second.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-6, atol=1e-8
+        )

@@ -1,4 +1,6 @@
-"""cuSPARSELt's algorithms: which is taken, what a layer remembers and when it holds, and that the number arrives."""
+"""cuSPARSELt's algorithms: which is taken, what a layer remembers and when it holds, and that the
+number arrives.
+"""
 
 import copy
 import pickle
@@ -11,9 +13,21 @@ from layers import mask_of, operands, packed_layer, sparse_layer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nmsolve.torch.dispatch.algorithms import MARGIN, fastest, named, offered, recall, remembered, sorted_out
+from nmsolve.torch.dispatch.algorithms import (
+    MARGIN,
+    fastest,
+    named,
+    offered,
+    recall,
+    remembered,
+    sorted_out,
+)
 from nmsolve.torch.dispatch.backends import Machine
-from nmsolve.torch.dispatch.masked_linear import masked_linear, sparse_linear, sparse_linear_grad_input
+from nmsolve.torch.dispatch.masked_linear import (
+    masked_linear,
+    sparse_linear,
+    sparse_linear_grad_input,
+)
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
@@ -24,10 +38,14 @@ HOPPER = Machine(no_gpu=None, capability=(9, 0), hip=None, cusparselt=801, trito
 OTHERS = [
     Machine(no_gpu=None, capability=(8, 0), hip=None, cusparselt=801, triton=None),
     Machine(no_gpu=None, capability=(9, 0), hip=None, cusparselt=800, triton=None),
-    Machine(no_gpu="this torch is a CPU build", capability=None, hip=None, cusparselt=None, triton=None),
+    Machine(
+        no_gpu="this torch is a CPU build", capability=None, hip=None, cusparselt=None, triton=None
+    ),
 ]
 CPU = torch.device("cpu")
-MEMORY = remembered(HOPPER, torch.bfloat16, 1000, 3, 5) + remembered(HOPPER, torch.bfloat16, 64, 0, 7)
+MEMORY = remembered(HOPPER, torch.bfloat16, 1000, 3, 5) + remembered(
+    HOPPER, torch.bfloat16, 64, 0, 7
+)
 
 
 def test_what_is_remembered_holds_where_it_was_measured():
@@ -62,14 +80,23 @@ def test_the_fastest_is_taken_if_it_is_faster_than_the_default(times):
 def test_wrong_ones_are_told_from_right_ones():
     def wrong(algorithm):
         if algorithm == 6:
-            raise RuntimeError("CUDA error: CUSPARSE_STATUS_NOT_SUPPORTED when calling `cusparseLtMatmulAlgSetAttribute`")
+            raise RuntimeError(
+                "CUDA error: CUSPARSE_STATUS_NOT_SUPPORTED when calling "
+                "`cusparseLtMatmulAlgSetAttribute`"
+            )
         return f"y is off by {algorithm}" if algorithm in (2, 4) else None
 
     assert sorted_out(4, wrong, CPU) == ([0, 1, 3], {2: "y is off by 2"})
-    assert sorted_out(9, wrong, CPU) == ([0, 1, 3, 5], {2: "y is off by 2", 4: "y is off by 4"})  # the first refused one ends it
+    assert sorted_out(9, wrong, CPU) == (
+        [0, 1, 3, 5],
+        {2: "y is off by 2", 4: "y is off by 4"},
+    )  # the first refused one ends it
 
 
-@pytest.mark.parametrize(("at", "said"), [(0, "refused"), (0, "an illegal memory access"), (2, "an illegal memory access")])
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [(0, "refused"), (0, "an illegal memory access"), (2, "an illegal memory access")],
+)
 def test_what_no_search_survives_is_raised(at, said):
     def wrong(algorithm):
         if algorithm == at:
@@ -94,14 +121,18 @@ class Seen(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._cslt_sparse_mm.default:
             names = [argument.name for argument in function._schema.arguments]
-            self.algorithms.append(dict(zip(names, args, strict=False), **(kwargs or {})).get("alg_id", 0))
+            self.algorithms.append(
+                dict(zip(names, args, strict=False), **(kwargs or {})).get("alg_id", 0)
+            )
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("tokens", [7, 16])
 def test_the_number_arrives_at_torch(tokens):
     """Without a GPU: on tensors without values, for which torch knows the operator too."""
-    x, bias = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((tokens, 64), (32,)))
+    x, bias = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((tokens, 64), (32,))
+    )
     values = torch.empty(32, 36, dtype=torch.bfloat16, device="meta")
     for algorithm in (0, 3):
         with Seen() as seen:
@@ -111,13 +142,19 @@ def test_the_number_arrives_at_torch(tokens):
 
 
 def copies(layer):
-    return copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), nn.Sequential(layer).to(torch.float64)[0]
+    return (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        nn.Sequential(layer).to(torch.float64)[0],
+    )
 
 
 @pytest.mark.parametrize("kind", [SparseLinear, PackedLinear])
 def test_layers_keep_what_they_remember(kind):
     source = sparse_layer()
-    arguments = (source.mask, "cusparselt", MEMORY) if kind is SparseLinear else ("cusparselt", MEMORY)
+    arguments = (
+        (source.mask, "cusparselt", MEMORY) if kind is SparseLinear else ("cusparselt", MEMORY)
+    )
     layer = kind.from_linear(source, *arguments)
     for other in (layer, *copies(layer)):
         assert other.algorithms == MEMORY
@@ -134,7 +171,9 @@ def test_the_layer_shows_them():
     layer = SparseLinear.from_linear(nn.Linear(8, 12), mask_of(12, 8), "cusparselt", MEMORY)
     assert "backend=cusparselt/3,5,0,7" in repr(layer)
     assert "backend=dense" in repr(sparse_layer())
-    assert "backend=dense" in repr(PackedLinear.from_linear(layer, "cusparselt", MEMORY))  # on a CPU it is not packed
+    assert "backend=dense" in repr(
+        PackedLinear.from_linear(layer, "cusparselt", MEMORY)
+    )  # on a CPU it is not packed
     built = SparseLinear(8, 12, mask=mask_of(12, 8), backend="cusparselt", algorithms=MEMORY)
     assert built.algorithms == MEMORY
 
@@ -142,14 +181,22 @@ def test_the_layer_shows_them():
 def test_operators_take_what_a_layer_remembers():
     x, w, mask, b = operands(5)
     torch.library.opcheck(sparse_linear, (x, w, mask, b, "dense", False, list(MEMORY)))
-    torch.library.opcheck(sparse_linear_grad_input, (torch.randn(5, 12), w, mask, "dense", False, list(MEMORY)))
+    torch.library.opcheck(
+        sparse_linear_grad_input, (torch.randn(5, 12), w, mask, "dense", False, list(MEMORY))
+    )
     x, w, mask, b = operands(3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x, w, b: masked_linear(x, w, mask, b, algorithms=MEMORY), (x, w, b))
-    assert torch.autograd.gradgradcheck(lambda x, w, b: masked_linear(x, w, mask, b, algorithms=MEMORY), (x, w, b))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: masked_linear(x, w, mask, b, algorithms=MEMORY), (x, w, b)
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda x, w, b: masked_linear(x, w, mask, b, algorithms=MEMORY), (x, w, b)
+    )
 
 
 def test_compilers_do_not_see_the_number_of_tokens():
-    """Looked up outside the operators, the measured size would be a guard, and a graph of its own."""
+    """Looked up outside the operators, the measured size would be a guard, and a graph of its
+    own.
+    """
     layer = SparseLinear.from_linear(nn.Linear(8, 12), mask_of(12, 8), "dense", MEMORY)
     graphs = []
 

@@ -1,4 +1,6 @@
-"""`allocate`: against every plan there is, for each kind of loss and budget; plans that work; every error."""
+"""`allocate`: against every plan there is, for each kind of loss and budget; plans that work; every
+error.
+"""
 
 import itertools
 import math
@@ -15,7 +17,9 @@ from nmsolve.torch.allocation.losses import losses
 
 
 class Net(nn.Module):
-    """A stem that nothing fits, a convolution, a weight that two layers share, a head that takes no blocks."""
+    """A stem that nothing fits, a convolution, a weight that two layers share, a head that takes no
+    blocks.
+    """
 
     def __init__(self):
         super().__init__()
@@ -42,7 +46,9 @@ IMAGE = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 
 def table(found):
     """{path: {name: loss}} of losses."""
-    named = {layer.path: {str(o.pattern or "dense"): o.loss for o in layer.options} for layer in found}
+    named = {
+        layer.path: {str(o.pattern or "dense"): o.loss for o in layer.options} for layer in found
+    }
     return {path: row for path, row in named.items() if row}
 
 
@@ -64,8 +70,12 @@ def check(plan, lost, cost, limit):
     names = chosen(plan)
     assert plan.status is Status.OPTIMAL
     assert plan.objective == pytest.approx(best(lost, cost, limit), rel=1e-9)
-    assert plan.objective == pytest.approx(math.fsum(lost[path][name] for path, name in names.items()), rel=1e-12)
-    assert plan.cost == pytest.approx(math.fsum(cost(path, name) for path, name in names.items()), rel=1e-12)
+    assert plan.objective == pytest.approx(
+        math.fsum(lost[path][name] for path, name in names.items()), rel=1e-12
+    )
+    assert plan.cost == pytest.approx(
+        math.fsum(cost(path, name) for path, name in names.items()), rel=1e-12
+    )
     assert plan.cost <= limit
     assert plan.bound <= plan.objective
     assert 0 <= plan.gap <= 1e-9
@@ -94,14 +104,24 @@ def test_every_plan_there_is(share, calibrated):
         return 1e-6 + 1.1e-9 * SIZES[path] * (1 if name in ("dense", "1:4") else 0.6)
 
     measured = {path: {name: latency(path, name) for name in row} for path, row in lost.items()}
-    for make, cost in ((Params, weights), (FLOPs, multiplied), (lambda k: Latency(measured, k), latency)):
-        low, high = (math.fsum(pick(cost(path, name) for name in lost[path]) for path in lost) for pick in (min, max))
+    for make, cost in (
+        (Params, weights),
+        (FLOPs, multiplied),
+        (lambda k: Latency(measured, k), latency),
+    ):
+        low, high = (
+            math.fsum(pick(cost(path, name) for name in lost[path]) for path in lost)
+            for pick in (min, max)
+        )
         limit = low + (share - 0.25) / 0.75 * (high - low)
         limit = math.nextafter(limit, math.inf) if share == 0.25 else limit
         check(allocate(found, budget=make(limit)), lost, cost, limit)
     limit = 376 + int(1000 * (share - 0.25))
     check(allocate(model, CANDIDATES, Params(limit), calibration=calibration), lost, weights, limit)
-    some = {path: {name: loss for name, loss in row.items() if name in ("2:4T", "1:4")} for path, row in lost.items()}
+    some = {
+        path: {name: loss for name, loss in row.items() if name in ("2:4T", "1:4")}
+        for path, row in lost.items()
+    }
     check(allocate(found, ["1:4", "2:4T"], Params(600)), some, weights, 600)
 
 
@@ -119,7 +139,9 @@ def test_the_plan_is_one_like_any_other():
     assert plan == allocate(model, CANDIDATES, Params(900), exclude="head")
     assert hash(plan) == hash(allocate(model, CANDIDATES, Params(900), exclude="head"))
     again = nmt.plan(model, plan.patterns)
-    assert [(x.path, x.pattern, x.axis, x.padding) for x in again] == [(x.path, x.pattern, x.axis, x.padding) for x in plan]
+    assert [(x.path, x.pattern, x.axis, x.padding) for x in again] == [
+        (x.path, x.pattern, x.axis, x.padding) for x in plan
+    ]
     sparse = nmt.sparsify_(model, plan)
     model(IMAGE).sum().backward()
     assert nmt.verify(model, plan).ok
@@ -133,8 +155,17 @@ def test_layers_left_dense_say_so_and_print():
     model = Net()
     plan = allocate(model, ["2:4", "dense"], Params(1152 + 128 + 48), example_inputs=IMAGE)
     text = str(plan)
-    assert plan.patterns == {"stem": None, "conv": None, "first": Pattern(2, 4), "again": Pattern(2, 4), "head": Pattern(2, 4)}
-    assert next(layer for layer in plan if layer.path == "conv").reason == "left dense by the allocation"
+    assert plan.patterns == {
+        "stem": None,
+        "conv": None,
+        "first": Pattern(2, 4),
+        "again": Pattern(2, 4),
+        "head": Pattern(2, 4),
+    }
+    assert (
+        next(layer for layer in plan if layer.path == "conv").reason
+        == "left dense by the allocation"
+    )
     assert "left dense by the allocation" in text
     assert "shares weight and mask with first" in text
     last = text.splitlines()[-1]
@@ -170,13 +201,20 @@ def test_paths_inside_paths_keep_their_own_pattern():
 
 def test_measured_losses_without_a_model():
     lost = {"a": {"2:4": 1.0, "dense": 0.0}, "b": {Pattern(2, 4): 5.0, None: 0.0, "1:4": 6.0}}
-    times = {"a": {"2:4": 0.1, "dense": 0.2}, "b": {"2:4": 0.2, "1:4": 0.1, "dense": 0.3}, "c": {"2:4": 9}}
+    times = {
+        "a": {"2:4": 0.1, "dense": 0.2},
+        "b": {"2:4": 0.2, "1:4": 0.1, "dense": 0.3},
+        "c": {"2:4": 9},
+    }
     limit = math.fsum([0.1, 0.3])
     plan = allocate(lost, budget=Latency(times, limit))
     assert plan.patterns == {"a": Pattern(2, 4), "b": None}
     assert (plan.objective, plan.cost) == (1.0, limit)
     assert "in the table's unit" in str(plan)
-    assert allocate(lost, ["2:4"], Latency(times, 1)).patterns == {"a": Pattern(2, 4), "b": Pattern(2, 4)}
+    assert allocate(lost, ["2:4"], Latency(times, 1)).patterns == {
+        "a": Pattern(2, 4),
+        "b": Pattern(2, 4),
+    }
     only = allocate(lost, ["1:4", "dense"], Latency(times, 0.1))
     assert only[0].reason == "none of 1:4, dense fits it"
     assert only.cost == 0.1
@@ -189,17 +227,26 @@ def test_smallest_budgets_are_reachable():
     floor = (1152 + 256 + 96) // 4
     assert allocate(found, budget=Params(floor)).cost == floor
     message = (
-        rf"^nmt\.Params\({floor - 1}\) is below the smallest reachable, {floor} kept weights, with the cheapest candidate "
+        rf"^nmt\.Params\({floor - 1}\) is below the smallest reachable, {floor} kept weights, with "
+        rf"the cheapest candidate "
         r"everywhere \(1:4 for conv, first, head\)\. Raise"
     )
     with pytest.raises(InputError, match=message):
         allocate(found, budget=Params(floor - 1))
     floor = (1152 * 16 + 256 * 2 + 96) // 4
     assert allocate(found, budget=FLOPs(floor)).cost == floor
-    with pytest.raises(InputError, match=rf"nmt\.FLOPs\({floor - 1}\) is below the smallest reachable, {floor} multiply-adds"):
+    with pytest.raises(
+        InputError,
+        match=rf"nmt\.FLOPs\({floor - 1}\) is below the smallest reachable, {floor} multiply-adds",
+    ):
         allocate(found, budget=FLOPs(floor - 1))
-    times = {path: {"1:4": 0.1 * k, "2:4T": 0.3} for k, path in enumerate(("conv", "first", "head"), 1)}
-    with pytest.raises(InputError, match=r"nmt\.Latency\(…, 0\.1\) is below.*reachable, 0\.6\d* in the table's unit") as caught:
+    times = {
+        path: {"1:4": 0.1 * k, "2:4T": 0.3} for k, path in enumerate(("conv", "first", "head"), 1)
+    }
+    with pytest.raises(
+        InputError,
+        match=r"nmt\.Latency\(…, 0\.1\) is below.*reachable, 0\.6\d* in the table's unit",
+    ) as caught:
         allocate(found, budget=Latency(times, 0.1))
     floor = float(str(caught.value).split("reachable, ")[1].split(" ")[0])
     assert allocate(found, budget=Latency(times, floor)).cost == floor
@@ -222,12 +269,18 @@ def test_errors():
             (found, None, Latency({**times, "conv": {"2:4": 1}}, 9)),
             "the latency table has nothing for layer conv with 1:4; it has 2:4",
         ),
-        ((found, None, Latency({"conv": times["conv"]}, 9)), "the latency table has nothing for layer first; it has conv"),
+        (
+            (found, None, Latency({"conv": times["conv"]}, 9)),
+            "the latency table has nothing for layer first; it has conv",
+        ),
         (
             (found, None, Latency({**times, "head": {"1:4": -1, "2:4": 1}}, 9)),
             "has -1.0 for layer head with 1:4: times are not neg",
         ),
-        ((found, None, Latency({**times, "head": {"1:4": math.inf}}, 9)), "has inf for layer head with 1:4"),
+        (
+            (found, None, Latency({**times, "head": {"1:4": math.inf}}, 9)),
+            "has inf for layer head with 1:4",
+        ),
         (({}, None, Latency(times, 9)), "nothing to allocate"),
         (({"a": {}}, None, Latency(times, 9)), "no candidate for layer a"),
         (({"a": {"2:4": math.nan}}, None, Latency(times, 9)), "has nan for layer a with 2:4"),
@@ -238,7 +291,9 @@ def test_errors():
         allocate(found, budget=Params(999), calibration=[IMAGE])
     with pytest.raises(InputError, match="time_limit takes a positive"):
         allocate(found, budget=Params(999), time_limit=0)
-    with pytest.raises(InputError, match=r"(?s)fits any layer of this Sequential:.*no weight with two axes"):
+    with pytest.raises(
+        InputError, match=r"(?s)fits any layer of this Sequential:.*no weight with two axes"
+    ):
         allocate(nn.Sequential(nn.ReLU()), ["2:4"], Params(9))
     with pytest.raises(PatternError, match="two of four"):
         allocate(model, ["two of four"], Params(9))

@@ -1,4 +1,6 @@
-"""The device solvers against the oracles, the core and each other: on a CPU through torch operations and Triton's interpreter."""
+"""The device solvers against the oracles, the core and each other: on a CPU through torch
+operations and Triton's interpreter.
+"""
 
 import math
 import sys
@@ -30,16 +32,42 @@ from nmsolve.torch.device import plain, problem
 from nmsolve.torch.device.problem import Problem
 
 ROWS = ("1:1", "1:2", "2:3", "1:4", "2:4", "3:4", "<=2:4", "4:4", "3:5", "<=4:8", "8:16", "16:32")
-BLOCKS = ("1:2T", "2:3T", "1:4T", "2:4T", "3:4T", "<=2:4T", "3:6T", "4:8T", "<=4:8T", "4:4T", "<=4:4T")
+BLOCKS = (
+    "1:2T",
+    "2:3T",
+    "1:4T",
+    "2:4T",
+    "3:4T",
+    "<=2:4T",
+    "3:6T",
+    "4:8T",
+    "<=4:8T",
+    "4:4T",
+    "<=4:4T",
+)
 #: Of which several lanes share a block: with lines left over (5:11T), and not.
 DEEP = ("5:11T", "8:16T", "<=8:16T", "16:32T")
 #: Not float32, so each in a matrix of its own.
-OTHERS = ("normal64", "int8", "int32", "uint8", "int64_ties", "large64", "small64", "nearly_equal64", "denormal64")
+OTHERS = (
+    "normal64",
+    "int8",
+    "int32",
+    "uint8",
+    "int64_ties",
+    "large64",
+    "small64",
+    "nearly_equal64",
+    "denormal64",
+)
 
 
 def mixed(pattern, seed, each=3):
-    """Blocks of every float32 family in one matrix, in an order that puts unlike blocks side by side."""
-    blocks = np.concatenate([draw(name, seed + k, (each, pattern.rows, pattern.m)) for k, name in enumerate(NARROW)])
+    """Blocks of every float32 family in one matrix, in an order that puts unlike blocks side by
+    side.
+    """
+    blocks = np.concatenate(
+        [draw(name, seed + k, (each, pattern.rows, pattern.m)) for k, name in enumerate(NARROW)]
+    )
     order = np.random.default_rng(seed).permutation(len(blocks))
     return matrix(blocks[order], len(NARROW))
 
@@ -109,7 +137,11 @@ def test_signed_scores(place, text):
 
 @on_every_place
 @pytest.mark.parametrize("text", ["2:4", "<=2:4", "2:4T", "3:6T"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.uint16, torch.uint64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.uint16, torch.uint64],
+    ids=str,
+)
 def test_scores_of_every_dtype(place, text, dtype):
     pattern = parse(text)
     S = torch.from_numpy(matrix(draw("normal64", 16, (8, pattern.rows, pattern.m)), 4) * 30)
@@ -119,7 +151,9 @@ def test_scores_of_every_dtype(place, text, dtype):
     assert_optimal(as_numpy(result), values, pattern, 1e-6)
     assert result.verify(torch.zeros(S.shape), S)
     if not pattern.transposable:
-        assert np.array_equal(result.mask.cpu().numpy(), nmsolve.solve(values, text, scores=values).mask)
+        assert np.array_equal(
+            result.mask.cpu().numpy(), nmsolve.solve(values, text, scores=values).mask
+        )
 
 
 @on_every_place
@@ -163,7 +197,8 @@ def test_any_strides(place, text):
     ]
     for view in views:
         assert torch.equal(
-            solve(place, view, text).mask, solve(place, view.clone(memory_format=torch.contiguous_format), text).mask
+            solve(place, view, text).mask,
+            solve(place, view.clone(memory_format=torch.contiguous_format), text).mask,
         )
 
 
@@ -207,7 +242,9 @@ def test_what_is_not_finite_is_named(place, text, bad):
 @on_every_place
 @pytest.mark.parametrize("text", ["4:8T", "<=4:8T"])
 def test_the_last_resort_is_the_host(place, text, monkeypatch):
-    """With one round a level most blocks are left to the core, which must find its way back into masks, sums and duals."""
+    """With one round a level most blocks are left to the core, which must find its way back into
+    masks, sums and duals.
+    """
     monkeypatch.setattr(problem, "schedule", lambda m: ((1, 1, 0), *schedule(m)[1:]))
     monkeypatch.setattr(problem, "LAST", ())
     W = tensor(mixed(parse(text), 11, 2))
@@ -218,9 +255,21 @@ def test_the_last_resort_is_the_host(place, text, monkeypatch):
 
 
 class Waits(TorchFunctionMode):
-    """Counts what a host has to wait for the device for: numbers that come back, and lists of what is not zero."""
+    """Counts what a host has to wait for the device for: numbers that come back, and lists of what
+    is not zero.
+    """
 
-    NAMES = ("tolist", "item", "nonzero", "is_nonzero", "__bool__", "__int__", "__float__", "__index__", "cpu")
+    NAMES = (
+        "tolist",
+        "item",
+        "nonzero",
+        "is_nonzero",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "cpu",
+    )
 
     def __init__(self):
         super().__init__()
@@ -256,7 +305,9 @@ def test_few_tied_blocks_are_no_burden_to_the_others(place):
 
     def left(blocks):
         X = tensor(matrix(blocks, 20), place[0])[None]
-        known, _ = engine_of(place).ascend_first(X, torch.empty(X.shape, dtype=torch.bool, device=place[0]), asked, False)
+        known, _ = engine_of(place).ascend_first(
+            X, torch.empty(X.shape, dtype=torch.bool, device=place[0]), asked, False
+        )
         return set(known.open.nonzero().squeeze(1).tolist())
 
     before = left(blocks)
@@ -298,12 +349,16 @@ def test_no_block_of_the_usual_families_visits_the_host():
     ids=str,
 )
 def test_kernels_do_what_plain_torch_does(place, text, dtype, collect, monkeypatch):
-    """Both calls of the engines, block by block, with so few rounds that some blocks stay open after each."""
+    """Both calls of the engines, block by block, with so few rounds that some blocks stay open
+    after each.
+    """
     monkeypatch.setattr(problem, "schedule", lambda m: ((6, 4, 0), *schedule(m)[1:]))
     monkeypatch.setattr(problem, "LAST", (8,))
     pattern = parse(text)
     m, compute = pattern.m, torch.float64 if dtype == torch.float64 else torch.float32
-    X = tensor(mixed(pattern, 14, 2))[: 2 * m + 1].to(dtype).nan_to_num(posinf=1.0).to(place[0])  # ends inside a block
+    X = (
+        tensor(mixed(pattern, 14, 2))[: 2 * m + 1].to(dtype).nan_to_num(posinf=1.0).to(place[0])
+    )  # ends inside a block
     asked = Problem(Pattern.of(pattern), True, compute, 2.5e-7)
     found = []
     for engine in (plain, engine_of(place)):
@@ -317,8 +372,20 @@ def test_kernels_do_what_plain_torch_does(place, text, dtype, collect, monkeypat
         left = blocks.open != 0
         assert unproven > int(left.sum()) == unproven - int(rest[2:].sum())
         masks = mask.view(3, m, -1, m).transpose(1, 2).reshape(count, m * m)[~left]
-        found.append((first, opened, rest, left, masks, *((blocks.u, blocks.v, blocks.scale) if collect else ())))
-    (first, opened, rest, left, masks, *duals), (our_first, our_opened, our_rest, our_left, our_masks, *our_duals) = found
+        found.append(
+            (
+                first,
+                opened,
+                rest,
+                left,
+                masks,
+                *((blocks.u, blocks.v, blocks.scale) if collect else ()),
+            )
+        )
+    (
+        (first, opened, rest, left, masks, *duals),
+        (our_first, our_opened, our_rest, our_left, our_masks, *our_duals),
+    ) = found
     assert torch.equal(our_opened, opened)
     assert torch.equal(our_left, left)
     assert torch.equal(our_masks, masks)
@@ -330,9 +397,13 @@ def test_kernels_do_what_plain_torch_does(place, text, dtype, collect, monkeypat
 
 @pytest.mark.parametrize("place", [TRITON])
 @pytest.mark.parametrize("text", ["1:4T", "2:4T", "3:4T"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
+)
 def test_objectives_of_enumerated_blocks_are_exact(place, text, dtype):
-    """The kernel adds up in its scores' own width, and what that rounds away beside: together the exact sum."""
+    """The kernel adds up in its scores' own width, and what that rounds away beside: together the
+    exact sum.
+    """
     W = tensor(matrix(draw("normal64", 22, (60, 4, 4)), 10)).to(dtype)
     W[:20] = (W[:20].double() * torch.logspace(-3, 3, W.shape[1], dtype=torch.float64)).to(dtype)
     result = solve(place, W, text)
@@ -344,7 +415,9 @@ def test_objectives_of_enumerated_blocks_are_exact(place, text, dtype):
 @on_every_place
 @pytest.mark.parametrize("small", [1e-20, 1e-30 / 3])
 def test_scores_too_far_apart_to_be_scaled_are_not_called_optimal(place, small):
-    """A penalty beside which the others vanish in float64: what scaling takes from them must not be missing from the proof."""
+    """A penalty beside which the others vanish in float64: what scaling takes from them must not be
+    missing from the proof.
+    """
     S = small * np.array([[1.0, 5, 3], [4, 2, 6], [9, 8, 7]])
     S[0, 0] = -1.7e308
     best = (5 + 6 + 9) * small
@@ -358,7 +431,10 @@ def test_scores_too_far_apart_to_be_scaled_are_not_called_optimal(place, small):
 
 
 @pytest.mark.parametrize("place", [TRITON])
-@pytest.mark.parametrize(("text", "shape"), [("2:4", (16, 4)), ("2:4T", (4, 16)), ("<=2:4T", (16, 4)), ("8:16T", (16, 16))])
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("2:4", (16, 4)), ("2:4T", (4, 16)), ("<=2:4T", (16, 4)), ("8:16T", (16, 16))],
+)
 def test_strides_of_which_a_few_are_beyond_32_bits(place, text, shape, tmp_path):
     """A view far apart in a file that is mostly a hole; the wrong place would be in it too."""
     if place[0] != "cpu":

@@ -1,4 +1,6 @@
-"""DDP and FSDP2 on two real gloo ranks: the same masks, losses and weights as one process; errors instead of waiting."""
+"""DDP and FSDP2 on two real gloo ranks: the same masks, losses and weights as one process; errors
+instead of waiting.
+"""
 
 import os
 import socket
@@ -42,7 +44,10 @@ def model_of(seed=0):
 
 def batches():
     g = torch.Generator().manual_seed(1)
-    return [(torch.randn(4, 6, 8, generator=g).double(), torch.randn(4, 6, 8, generator=g).double()) for _ in range(STEPS)]
+    return [
+        (torch.randn(4, 6, 8, generator=g).double(), torch.randn(4, 6, 8, generator=g).double())
+        for _ in range(STEPS)
+    ]
 
 
 def optimizer_of(model, name):
@@ -63,7 +68,9 @@ def train(model, name, sparse, data, world=1):
         optimizer.step()
         value = loss.detach().clone()
         if world > 1:
-            dist.all_reduce(value, dist.ReduceOp.AVG if dist.get_backend() != "gloo" else dist.ReduceOp.SUM)
+            dist.all_reduce(
+                value, dist.ReduceOp.AVG if dist.get_backend() != "gloo" else dist.ReduceOp.SUM
+            )
             value = value / world
         losses.append(value.item())
     return losses
@@ -96,7 +103,10 @@ def on_two_ranks(folder, target, *args):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_entry, args=(rank, port, target, args, folder)) for rank in range(WORLD)]
+    processes = [
+        context.Process(target=_entry, args=(rank, port, target, args, folder))
+        for rank in range(WORLD)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -159,13 +169,22 @@ def fsdp(rank, runs):
         losses = train(model, name, sparse, _mine(rank), WORLD)
         stats = sparse.stats()
         ok = nmt.verify(model, plan).ok
-        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False))
+        state = get_model_state_dict(
+            model, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
+        )
         if rank == 0:
             whole = model_of(5)
             copy = nmt.sparsify_(whole, plan, METHODS[name]())
             whole.load_state_dict(state)
             ok = ok and copy.finalize_().ok
-        found.append((losses, {k: v.clone() for k, v in state.items()}, (stats.density, stats.flips, stats.sad), ok))
+        found.append(
+            (
+                losses,
+                {k: v.clone() for k, v in state.items()},
+                (stats.density, stats.flips, stats.sad),
+                ok,
+            )
+        )
     return found
 
 
@@ -175,7 +194,9 @@ def test_fsdp2(tmp_path):
 
 
 def resumed(rank, folder, name):
-    """Train, save by torch.distributed.checkpoint's state dicts, go on; and from the saved state in new objects."""
+    """Train, save by torch.distributed.checkpoint's state dicts, go on; and from the saved state in
+    new objects.
+    """
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.fsdp import fully_shard
 
@@ -238,7 +259,9 @@ def empty(rank, folder):
 
 
 def written(rank):
-    """What is written through module.weight between steps reaches this rank's shard; what is written late is refused."""
+    """What is written through module.weight between steps reaches this rank's shard; what is
+    written late is refused.
+    """
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
@@ -279,7 +302,9 @@ def test_writes_to_sharded_weights(tmp_path):
 
 
 def rolled_back(rank, folder):
-    """Candidates that are loaded into a model in training, where a rank has none to count, and are not due for a while."""
+    """Candidates that are loaded into a model in training, where a rank has none to count, and are
+    not due for a while.
+    """
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
@@ -347,7 +372,10 @@ def troubles(rank):
 
 def test_troubles_of_shards_are_errors_on_every_rank(tmp_path):
     first, second = on_two_ranks(tmp_path, troubles)
-    assert "layer 0 of shape (24, 8): this rank's shard has rows 0 to 11, which cuts blocks of pattern 4:8T" in first[0]
+    assert (
+        "layer 0 of shape (24, 8): this rank's shard has rows 0 to 11, which cuts blocks of "
+        "pattern 4:8T" in first[0]
+    )
     assert "rows 12 to 23" in second[0]
     for messages in (first, second):
         assert "sharded" in messages[1]

@@ -63,12 +63,20 @@ def test_agreement(name, case, unit, monkeypatch):
     model, paths, inputs, positions = problem(name)
     options = {**QUICK, **CASES[case]}
     sizes = [model.get_submodule(path).weight.numel() for path in paths]
-    prices = sizes if unit is Params else [size * positions[path] for size, path in zip(sizes, paths, strict=True)]
+    prices = (
+        sizes
+        if unit is Params
+        else [size * positions[path] for size, path in zip(sizes, paths, strict=True)]
+    )
     limit = 0.36 * sum(prices)
-    expected = written_out(model, paths, inputs, positions, limit, 8, by_macs=unit is FLOPs, **options)
+    expected = written_out(
+        model, paths, inputs, positions, limit, 8, by_macs=unit is FLOPs, **options
+    )
 
     etas = []
-    monkeypatch.setattr(dominoes, "penalty_factors", lambda *args: etas.append(PENALTY_FACTORS(*args)) or etas[-1])
+    monkeypatch.setattr(
+        dominoes, "penalty_factors", lambda *args: etas.append(PENALTY_FACTORS(*args)) or etas[-1]
+    )
     ours = {"betas": options.pop("beta", None), **options}
     seen = []
     found = domino_search(model, stepper(inputs, seen, paths), unit(limit), 8, **ours)
@@ -82,7 +90,11 @@ def test_agreement(name, case, unit, monkeypatch):
     for ours_at, theirs_at in zip(seen, expected.seen, strict=True):
         for a, b in zip(ours_at, theirs_at, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
-    distinct = [now for now, before in zip(expected.etas, [None, *expected.etas[:-1]], strict=True) if now != before]
+    distinct = [
+        now
+        for now, before in zip(expected.etas, [None, *expected.etas[:-1]], strict=True)
+        if now != before
+    ]
     if options.get("layerwise", True):
         known = [pytest.approx(factors) for factors in etas]
         assert all(any(factors == other for other in known) for factors in distinct)
@@ -101,14 +113,19 @@ PENALTY_FACTORS = dominoes.penalty_factors
     [
         ([16, 16, 16], [0.9, 0.5, 0.0]),
         ([8, 2, 16], [0.9, 0.5, 0.0]),
-        ([8, 8, 1], [0.505, 0.45, 0.2]),  # none is further than 0.01 above its target: redundancy says nothing
+        (
+            [8, 8, 1],
+            [0.505, 0.45, 0.2],
+        ),  # none is further than 0.01 above its target: redundancy says nothing
         ([8, 8, 1], [0.515, 0.45, 0.2]),
         ([1, 1, 1], [0.5, 0.5, 0.5]),
     ],
 )
 def test_penalty_factors(n, targets, betas):
     macs = [3e6, 1e5, 7e6]
-    assert PENALTY_FACTORS(macs, n, 16, targets, betas) == pytest.approx(oracle.etas_of(macs, n, 16, targets, *betas))
+    assert PENALTY_FACTORS(macs, n, 16, targets, betas) == pytest.approx(
+        oracle.etas_of(macs, n, 16, targets, *betas)
+    )
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -116,25 +133,45 @@ def test_float32_decides_the_same(name):
     model, paths, inputs, positions = problem(name, seed=1)
     limit = 0.4 * sum(model.get_submodule(path).weight.numel() for path in paths)
     expected = written_out(model, paths, inputs, positions, limit, 8, **QUICK)
-    found = domino_search(model.float(), stepper([x.float() for x in inputs]), Params(limit), 8, **QUICK)
-    assert [(drop.step, drop.path, drop.n) for drop in found.history] == [(s, paths[i], n) for s, i, n, _ in expected.history]
+    found = domino_search(
+        model.float(), stepper([x.float() for x in inputs]), Params(limit), 8, **QUICK
+    )
+    assert [(drop.step, drop.path, drop.n) for drop in found.history] == [
+        (s, paths[i], n) for s, i, n, _ in expected.history
+    ]
 
 
 def test_groups_and_masks_of_the_reference():
     """The reference itself, by hand."""
     W = np.array([[3.0, -1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
-    assert oracle.mask_of(W, 2, 4).tolist() == [[True, False, False, True], [True, True, False, False]]
-    assert oracle.mask_of(W, 3, 4)[0].tolist() == [True, True, False, True]  # among equals the first
+    assert oracle.mask_of(W, 2, 4).tolist() == [
+        [True, False, False, True],
+        [True, True, False, False],
+    ]
+    assert oracle.mask_of(W, 3, 4)[0].tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]  # among equals the first
     assert oracle.thresholds_of(W, 4) == [1.0, 0.0]
     assert oracle.thresholds_of(np.array([[4.0, 1.0, 2.0]]), 3) == [1.0]
     assert oracle.share_below(W, [1.0, 0.0], 2, 4) == 0.5
     assert oracle.etas_of([100.0, 50.0], [8, 16], 16, [0.75, 0.5], 0.5, 0.5) == [0.75, 1.0]
-    assert oracle.etas_of([100.0, 50.0], [8, 8], 16, [0.505, 0.25], 0.5, 0.5) == [0.5, 0.25]  # near the targets
-    assert oracle.etas_of([100.0, 50.0], [4, 16], 16, [0.25, 0.5], 0.0, 1.0) == [-1.0, 1.0]  # further than its target: it grows
+    assert oracle.etas_of([100.0, 50.0], [8, 8], 16, [0.505, 0.25], 0.5, 0.5) == [
+        0.5,
+        0.25,
+    ]  # near the targets
+    assert oracle.etas_of([100.0, 50.0], [4, 16], 16, [0.25, 0.5], 0.0, 1.0) == [
+        -1.0,
+        1.0,
+    ]  # further than its target: it grows
 
 
 def test_conv_groups_lie_along_input_channels():
-    """At every iteration the weights that a batch sees have n of every 8 input channels, at each kernel position."""
+    """At every iteration the weights that a batch sees have n of every 8 input channels, at each
+    kernel position.
+    """
     model, paths, inputs, _ = problem("conv")
     seen = []
     found = domino_search(model, stepper(inputs, seen, paths), Params(500), 8, **QUICK)
@@ -152,14 +189,19 @@ def test_what_a_search_says():
     patterns = {layer.path: layer.pattern for layer in found}
     n = {path: 8 if patterns[path] is None else patterns[path].n for path in paths}
     sizes = {path: model.get_submodule(path).weight.numel() for path in paths}
-    assert found.kept_weights == found.cost == sum(sizes[path] * n[path] // 8 for path in paths) <= 600
+    assert (
+        found.kept_weights == found.cost == sum(sizes[path] * n[path] // 8 for path in paths) <= 600
+    )
     assert found.multiply_adds == sum(sizes[path] * positions[path] * n[path] / 8 for path in paths)
     assert found.budget == Params(600)
     assert found.reached
     assert found.seconds > 0
     assert found.history[-1].cost == found.cost
     assert found.steps == found.history[-1].step + 1
-    assert all(before.cost > after.cost for before, after in zip(found.history, found.history[1:], strict=False))
+    assert all(
+        before.cost > after.cost
+        for before, after in zip(found.history, found.history[1:], strict=False)
+    )
     assert found.history[-2].cost > 600  # it has ended as soon as it could
     assert "3 input channels do not consist of groups of 8" in str(found)
     assert f"{found.kept_weights} kept weights" in str(found)
@@ -179,7 +221,9 @@ def test_flops_are_those_of_the_first_batch_or_of_example_inputs():
     assert found.cost == found.multiply_adds <= 0.4 * dense
     one = inputs[0][:1]
     for example in (one, [one], {"input": one}):
-        again = domino_search(model, stepper(inputs), FLOPs(0.2 * dense), 8, example_inputs=example, **QUICK)
+        again = domino_search(
+            model, stepper(inputs), FLOPs(0.2 * dense), 8, example_inputs=example, **QUICK
+        )
         assert again == found
         assert again.multiply_adds == found.multiply_adds / 2
     with pytest.raises(InputError, match="cannot be met"):
@@ -226,14 +270,18 @@ def test_layers_that_the_search_does_not_reach_stay_dense():
     assert [layer.reason for layer in dense] == ["left dense by the search"] * len(dense)
     assert dense
     assert found.planned
-    assert found.kept_weights == sum(math.prod(e.shape) * (1 if e.pattern is None else e.pattern.density) for e in found)
+    assert found.kept_weights == sum(
+        math.prod(e.shape) * (1 if e.pattern is None else e.pattern.density) for e in found
+    )
 
 
 def test_time_that_is_up():
     model, _, inputs, _ = problem("mlp")
     before = state_of(model)
     with pytest.warns(
-        UserWarning, match=r"after 25 iterations the plan costs \d+ kept weights, and Params\(limit=110\) is not met"
+        UserWarning,
+        match=r"after 25 iterations the plan costs \d+ kept weights, and Params\(limit=110\) is "
+        r"not met",
     ) as said:
         found = domino_search(model, stepper(inputs), Params(110), 8, **{**QUICK, "max_steps": 25})
     assert "max_steps" in str(said[0].message)
@@ -248,7 +296,9 @@ def test_time_that_is_up():
 
 def test_budgets_at_the_edge():
     model, _, inputs, _ = problem("mlp")
-    found = domino_search(model, stepper(inputs), Params(102), 8, **{**QUICK, "layerwise": False, "max_steps": 2000})
+    found = domino_search(
+        model, stepper(inputs), Params(102), 8, **{**QUICK, "layerwise": False, "max_steps": 2000}
+    )
     assert {str(layer.pattern) for layer in found} == {"1:8"}
     found = domino_search(model, stepper(inputs), Params(815), 8, **QUICK)
     assert len(found.history) == 1

@@ -1,4 +1,6 @@
-"""Errors of devices, as torch raises them: what is memory, what is a lost context, and what is neither."""
+"""Errors of devices, as torch raises them: what is memory, what is a lost context, and what is
+neither.
+"""
 
 import pytest
 import torch
@@ -20,9 +22,13 @@ def allocation_error():
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"),
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"
+        ),
         torch.OutOfMemoryError(""),
-        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError(
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+        ),
         RuntimeError("Triton Error [CUDA]: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError("Unable to allocate 1. TiB for an array"),
@@ -42,7 +48,9 @@ def test_memory_that_ran_out(error):
 
 
 LOST = [
-    RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"),
+    RuntimeError(
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
+    ),
     RuntimeError("CUDA error: unspecified launch failure"),
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("Triton Error [CUDA]: misaligned address"),
@@ -57,7 +65,9 @@ def test_a_context_that_is_lost(error):
     assert not is_out_of_memory(error)
     found = explain(error, WHAT, GPU)
     assert type(found) is nmsolve.SolverError
-    assert str(found).startswith(f"cuda:0 failed with {WHAT}: {first_line(error)}; the CUDA context of this process is lost")
+    assert str(found).startswith(
+        f"cuda:0 failed with {WHAT}: {first_line(error)}; the CUDA context of this process is lost"
+    )
     assert "started again" in str(found)
 
 
@@ -65,7 +75,9 @@ def test_a_context_that_is_lost(error):
     "error",
     [
         RuntimeError("CUDA error: invalid configuration argument"),
-        RuntimeError("CUDA error: CUSPARSE_STATUS_NOT_SUPPORTED when calling `cusparseLtMatmul(…)`"),
+        RuntimeError(
+            "CUDA error: CUSPARSE_STATUS_NOT_SUPPORTED when calling `cusparseLtMatmul(…)`"
+        ),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         KeyError("out of memory"),
         ValueError("illegal memory access"),

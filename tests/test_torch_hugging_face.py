@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from hugging_face_models import METHODS, MODELS, InOrder, adamw, batches, bert, examples, gpt2, trainer_of
+from hugging_face_models import (
+    METHODS,
+    MODELS,
+    InOrder,
+    adamw,
+    batches,
+    bert,
+    examples,
+    gpt2,
+    trainer_of,
+)
 from snapshots import differing, snapshot
 
 import nmsolve
@@ -14,16 +24,21 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_plans():
-    """Groups of Conv1D lie along its first axis, and the head that shares the embedding's weight is left dense."""
+    """Groups of Conv1D lie along its first axis, and the head that shares the embedding's weight is
+    left dense.
+    """
     plan = {entry.name: entry for entry in nmt.plan(gpt2(), "2:4T")}
     assert {name: entry.axis for name, entry in plan.items() if entry.pattern} == {
-        f"transformer.h.0.{name}": 0 for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        f"transformer.h.0.{name}": 0
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     }
     assert {entry.kind for entry in plan.values() if entry.pattern} == {"Conv1D"}
     assert "tied to transformer.wte, a Embedding" in plan["lm_head"].reason
     plan = nmt.plan(bert(), "2:4T")
     assert len(plan.planned) == 7
-    assert {entry.name: entry.reason for entry in plan}["classifier"] == "2 output channels do not consist of blocks of 4"
+    assert {entry.name: entry.reason for entry in plan}[
+        "classifier"
+    ] == "2 output channels do not consist of blocks of 4"
     assert len(nmt.plan(bert(), "2:4").planned) == 8
 
 
@@ -31,7 +46,9 @@ def test_plans():
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["SRSTE", "Fixed", "LBC"])
 def test_trains_and_is_saved(tmp_path, name, pattern, method):
-    """The loss falls, masks move, and what save_pretrained writes is sparse and computes the same."""
+    """The loss falls, masks move, and what save_pretrained writes is sparse and computes the
+    same.
+    """
     model = MODELS[name](dropout=0.1)
     if (pattern, method) == ("2:4T", "LBC"):
         with pytest.raises(nmsolve.PatternError, match=r"layer .*2:4T"):
@@ -54,7 +71,10 @@ def test_trains_and_is_saved(tmp_path, name, pattern, method):
     assert nmt.verify(model, sparse.plan).ok
     assert sparse.finalize_().ok
     assert nmt.verify(model, sparse.plan).density == 0.5
-    assert not any("mask" in key or "progress" in key or "parametrizations" in key for key in model.state_dict())
+    assert not any(
+        "mask" in key or "progress" in key or "parametrizations" in key
+        for key in model.state_dict()
+    )
     model.save_pretrained(tmp_path / "saved")
     loaded = type(model).from_pretrained(tmp_path / "saved")
     assert nmt.verify(loaded, sparse.plan).ok
@@ -69,11 +89,14 @@ def test_trains_and_is_saved(tmp_path, name, pattern, method):
 @pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
 @pytest.mark.parametrize("name", MODELS)
 def test_srste_written_out(tmp_path, name, pattern):
-    """W∘E forward and backward, λ γ (1 − E)∘W taken from the weights, AdamW on clipped gradients, new masks: without nmsolve's
-    hooks, and with a decay that is large enough to be missed."""
+    """W∘E forward and backward, λ γ (1 − E)∘W taken from the weights, AdamW on clipped gradients,
+    new masks: without nmsolve's hooks, and with a decay that is large enough to be missed.
+    """
     model = MODELS[name]()
     sparse = nmt.sparsify_(model, pattern, nmt.SRSTE(decay=5.0))
-    trainer_of(model, tmp_path, sparse, InOrder, optimizer=adamw(model), max_grad_norm=0.5, max_steps=8).train()
+    trainer_of(
+        model, tmp_path, sparse, InOrder, optimizer=adamw(model), max_grad_norm=0.5, max_steps=8
+    ).train()
 
     plain = MODELS[name]()
     optimizer = adamw(plain)
@@ -83,7 +106,9 @@ def test_srste_written_out(tmp_path, name, pattern):
 
     def solved():
         axes = [entry.axis for entry in entries]
-        turned = [w.detach() if axis else w.detach().T for w, axis in zip(weights, axes, strict=True)]
+        turned = [
+            w.detach() if axis else w.detach().T for w, axis in zip(weights, axes, strict=True)
+        ]
         masks = [nmt.solve(w, pattern).mask for w in turned]
         return [mask if axis else mask.T for mask, axis in zip(masks, axes, strict=True)]
 
@@ -118,7 +143,9 @@ def test_srste_written_out(tmp_path, name, pattern):
     ],
 )
 def test_same_as_a_plain_loop(tmp_path, name, method, variant):
-    """Bit for bit: what the Trainer does around an optimizer's step changes nothing about the masks."""
+    """Bit for bit: what the Trainer does around an optimizer's step changes nothing about the
+    masks.
+    """
     accumulated = 2 if variant == "accumulated and clipped" else 1
     norm = 0.3 if variant == "accumulated and clipped" else 0.0
     autocast = variant == "bf16"
@@ -126,7 +153,10 @@ def test_same_as_a_plain_loop(tmp_path, name, method, variant):
     def loss_of(outputs, labels, num_items_in_batch=None):
         """The mean over all that is accumulated, as the Trainer defines it."""
         logits = outputs.logits.float()
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum") / num_items_in_batch
+        return (
+            F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+            / num_items_in_batch
+        )
 
     model = MODELS[name]()
     sparse = nmt.sparsify_(model, "2:4", METHODS[method])
@@ -182,8 +212,14 @@ def test_the_trainers_own_optimizer(tmp_path, name):
             nmt.sparsify_(model, "2:4")
         trainer = trainer_of(model, tmp_path, weight_decay=0.1)
         optimizer = trainer.create_optimizer()
-        names = {id(p): n.replace("parametrizations.", "").replace(".original", "") for n, p in model.named_parameters()}
-        return [(group["weight_decay"], {names[id(p)] for p in group["params"]}) for group in optimizer.param_groups]
+        names = {
+            id(p): n.replace("parametrizations.", "").replace(".original", "")
+            for n, p in model.named_parameters()
+        }
+        return [
+            (group["weight_decay"], {names[id(p)] for p in group["params"]})
+            for group in optimizer.param_groups
+        ]
 
     assert groups(masked=True) == groups(masked=False)
     assert any("attn.c_attn.weight" in n or "query.weight" in n for n in groups(masked=True)[0][1])

@@ -1,4 +1,6 @@
-"""nmt.TrainerCallback over the life of a Trainer: logs, wrong models, frozen layers, training again, finalizing."""
+"""nmt.TrainerCallback over the life of a Trainer: logs, wrong models, frozen layers, training
+again, finalizing.
+"""
 
 import pytest
 from hugging_face_models import At, InOrder, Logged, adamw, bert, gpt2, trainer_of
@@ -11,12 +13,17 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_logs(tmp_path):
-    """In every entry of the history, those of evaluation too, and in what later callbacks are given."""
+    """In every entry of the history, those of evaluation too, and in what later callbacks are
+    given.
+    """
     seen = Logged()
     model = bert()
     sparse = nmt.sparsify_(model, "2:4T")
     flips = {}
-    record = [At(step, lambda control, step=step: flips.update({step: sparse.stats().flips})) for step in (4, 8, 12)]
+    record = [
+        At(step, lambda control, step=step: flips.update({step: sparse.stats().flips}))
+        for step in (4, 8, 12)
+    ]
     options = {"eval_strategy": "steps", "eval_steps": 6, "logging_steps": 4}
     trainer = trainer_of(model, tmp_path, sparse, callbacks=[seen, *record], **options)
     trainer.train()
@@ -55,7 +62,9 @@ def test_reporters_see_the_numbers_of_a_callback_that_goes_first(tmp_path):
 def test_evaluation_before_training(tmp_path):
     model = bert()
     sparse = nmt.sparsify_(model, "2:4")
-    trainer = trainer_of(model, tmp_path, sparse, eval_on_start=True, eval_strategy="steps", eval_steps=12)
+    trainer = trainer_of(
+        model, tmp_path, sparse, eval_on_start=True, eval_strategy="steps", eval_steps=12
+    )
     before = snapshot(model)
     trainer.evaluate()
     assert differing(snapshot(model), before) == []
@@ -66,12 +75,15 @@ def test_evaluation_before_training(tmp_path):
 
 def test_errors(tmp_path):
     for wrong in (bert(), None, nmt.SRSTE()):
-        with pytest.raises(nmsolve.InputError, match=f"what sparsify_ returned, got {type(wrong).__name__}"):
+        with pytest.raises(
+            nmsolve.InputError, match=f"what sparsify_ returned, got {type(wrong).__name__}"
+        ):
             nmt.TrainerCallback(wrong)
     sparse = nmt.sparsify_(bert(), "2:4")
     trainer = trainer_of(bert(), tmp_path, sparse)
     with pytest.raises(
-        nmsolve.InputError, match="the BertForSequenceClassification is not, and does not contain, the model that was"
+        nmsolve.InputError,
+        match="the BertForSequenceClassification is not, and does not contain, the model that was",
     ):
         trainer.train()
     assert hooks_of(trainer.optimizer) == (0, 0)
@@ -80,7 +92,9 @@ def test_errors(tmp_path):
     model = bert()
     optimizer = adamw(model.classifier)
     trainer = trainer_of(model, tmp_path, nmt.sparsify_(model, "2:4"), optimizer=optimizer)
-    with pytest.raises(nmsolve.InputError, match=r"AdamW does not hold the weight of bert\.encoder"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"AdamW does not hold the weight of bert\.encoder"
+    ):
         trainer.train()
     assert hooks_of(trainer.optimizer) == (0, 0)
 
@@ -157,14 +171,26 @@ def test_after_finalize(tmp_path):
 
 
 def test_finalized_while_training(tmp_path):
-    """By a callback at some step: the steps after it are dense ones, and logs say nothing of masks."""
+    """By a callback at some step: the steps after it are dense ones, and logs say nothing of
+    masks.
+    """
     model = bert()
     sparse = nmt.sparsify_(model, "2:4")
     reports = []
-    trainer = trainer_of(model, tmp_path, sparse, callbacks=[At(6, lambda control: reports.append(sparse.finalize_()))])
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        sparse,
+        callbacks=[At(6, lambda control: reports.append(sparse.finalize_()))],
+    )
     trainer.train()
     assert [report.ok for report in reports] == [True]
     assert hooks_of(trainer.optimizer) == (0, 0)
     assert trainer.state.global_step == 12
-    assert ["nm_density" in entry for entry in trainer.state.log_history] == [True, False, False, False]
+    assert ["nm_density" in entry for entry in trainer.state.log_history] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert not nmt.verify(model, sparse.plan).ok

@@ -1,4 +1,6 @@
-"""Checkpoints of transformers' Trainer: resuming bit for bit, the best model, other plans, dense models."""
+"""Checkpoints of transformers' Trainer: resuming bit for bit, the best model, other plans, dense
+models.
+"""
 
 import pytest
 import torch
@@ -28,7 +30,9 @@ def test_resumes_bit_for_bit(tmp_path, name, pattern, method, part):
 
     def started(folder, *callbacks):
         model = MODELS[name](dropout=0.1)
-        sparse = nmt.sparsify_(model if part is None else getattr(model, part), pattern, METHODS[method])
+        sparse = nmt.sparsify_(
+            model if part is None else getattr(model, part), pattern, METHODS[method]
+        )
         return model, sparse, trainer_of(model, folder, sparse, callbacks=callbacks, seed=3)
 
     model, sparse, trainer = started(tmp_path / "whole")
@@ -44,7 +48,12 @@ def test_resumes_bit_for_bit(tmp_path, name, pattern, method, part):
     assert continued.stats() == sparse.stats()
     assert continued.stats().step == 12
     moments = [
-        [tensor for entry in t.optimizer.state_dict()["state"].values() for tensor in entry.values()] for t in (trainer, second)
+        [
+            tensor
+            for entry in t.optimizer.state_dict()["state"].values()
+            for tensor in entry.values()
+        ]
+        for t in (trainer, second)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
     assert hooks_of(second.optimizer) == (1, 1)
@@ -76,7 +85,8 @@ def test_checkpoints_of_another_plan(tmp_path):
     before = snapshot(other)
     trainer = trainer_of(other, tmp_path, sparse)
     with pytest.raises(
-        nmsolve.InputError, match=r"nothing was loaded into the sparsified model: bert\..*pattern 2:4, the plan 1:4"
+        nmsolve.InputError,
+        match=r"nothing was loaded into the sparsified model: bert\..*pattern 2:4, the plan 1:4",
     ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert differing(snapshot(other), before) == []
@@ -93,7 +103,10 @@ def test_best_model_at_end(tmp_path, method):
         model,
         tmp_path,
         sparse,
-        callbacks=[At(step, lambda control, step=step: states.update({step: snapshot(model)})) for step in (5, 10)],
+        callbacks=[
+            At(step, lambda control, step=step: states.update({step: snapshot(model)}))
+            for step in (5, 10)
+        ],
         compute_metrics=lambda prediction: {"quality": next(scores)},
         max_steps=15,
         load_best_model_at_end=True,
@@ -112,7 +125,9 @@ def test_best_model_at_end(tmp_path, method):
 
 
 def test_resumes_dense_after_finalize(tmp_path):
-    """Parameters of a finalized model have the order of a plain one's, by which optimizers save what they know of them."""
+    """Parameters of a finalized model have the order of a plain one's, by which optimizers save
+    what they know of them.
+    """
     model = bert()
     nmt.sparsify_(model, "2:4").finalize_()
     trainer_of(model, tmp_path, callbacks=[At(5, stopped)]).train()

@@ -1,4 +1,6 @@
-"""Hugging Face's own models scored and pruned: Conv1D, shared embeddings, keyword arguments, losses of their own."""
+"""Hugging Face's own models scored and pruned: Conv1D, shared embeddings, keyword arguments, losses
+of their own.
+"""
 
 import copy
 
@@ -57,7 +59,9 @@ def test_models_stay_closer_to_the_dense_one(name, pattern):
     errors = []
     for model in (plain, adaprune, sparsegpt):
         assert nmt.verify(model, plan)
-        errors.append(sum(float((outputs(model, x) - outputs(dense, x)).square().sum()) for x in calibration))
+        errors.append(
+            sum(float((outputs(model, x) - outputs(dense, x)).square().sum()) for x in calibration)
+        )
     assert errors[1] < 0.7 * errors[0]
     assert errors[2] < 0.7 * errors[0]
 
@@ -81,7 +85,9 @@ def test_losses_of_the_models_themselves_serve_gradient_scores(name):
     model = ALL[name]()
     labelled = batches(model, steps=3)
     if name == "llama":
-        labelled = [{"input_ids": batch["input_ids"], "labels": batch["input_ids"]} for batch in labelled]
+        labelled = [
+            {"input_ids": batch["input_ids"], "labels": batch["input_ids"]} for batch in labelled
+        ]
     found = nmt.scores.fisher(model, labelled)
     assert set(found) == {layer.path for layer in nmt.plan(model, "1:1").planned}
     assert all(bool((scores >= 0).all()) and bool((scores > 0).any()) for scores in found.values())

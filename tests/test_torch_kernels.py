@@ -1,4 +1,6 @@
-"""The Triton kernels compile for real GPUs, to machine code, on a machine without one; and need no more there than they did."""
+"""The Triton kernels compile for real GPUs, to machine code, on a machine without one; and need no
+more there than they did.
+"""
 
 import json
 import os
@@ -8,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-#: By the Triton of constraints.txt at most so many registers a lane, instructions and spills; and instructions and spills of the
-#: longest loop, in the first level the rounds. 168 registers are three warps a scheduler, 255 two. Only `ascend_rest`, which has
-#: few blocks, may spill a little.
+#: By the Triton of constraints.txt at most so many registers a lane, instructions and spills; and
+#: instructions and spills of the longest loop, in the first level the rounds. 168 registers are
+#: three warps a scheduler, 255 two. Only `ascend_rest`, which has few blocks, may spill a little.
 BOUNDS = {
     ("2:4T", "keep_groups"): (96, 1100, 0, None),
     ("2:4T", "enumerate_blocks"): (92, 920, 0, (710, 0)),
@@ -32,7 +34,9 @@ def compiled(tmp_path_factory):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     environment.pop("TRITON_INTERPRET", None)
     script = Path(__file__).with_name("compile_kernels.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -43,12 +47,22 @@ def built(compiled):
 
 
 def test_kernels_are_compiled_once_for_all_numbers_of_blocks(compiled):
-    """How many blocks the first level leaves is new in every solve, and no solve but the first may wait for a compiler."""
-    assert {row["kernel"]: row["variants"] for row in compiled if "variants" in row} == {"ascend_first": 1, "ascend_rest": 1}
+    """How many blocks the first level leaves is new in every solve, and no solve but the first may
+    wait for a compiler.
+    """
+    assert {row["kernel"]: row["variants"] for row in compiled if "variants" in row} == {
+        "ascend_first": 1,
+        "ascend_rest": 1,
+    }
 
 
 def test_kernels_compile_for_gpus(built):
-    assert {row["kernel"] for row in built} == {"keep_groups", "enumerate_blocks", "ascend_first", "ascend_rest"}
+    assert {row["kernel"] for row in built} == {
+        "keep_groups",
+        "enumerate_blocks",
+        "ascend_first",
+        "ascend_rest",
+    }
     assert {row["target"] for row in built} == {"sm_80", "sm_90"}
     assert all(row["instructions"] > 300 for row in built)
 

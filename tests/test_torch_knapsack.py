@@ -1,4 +1,6 @@
-"""`choose`: agreement with every choice there is and with SciPy's branch and bound, bounds, limits, and every path to a proof."""
+"""`choose`: agreement with every choice there is and with SciPy's branch and bound, bounds, limits,
+and every path to a proof.
+"""
 
 import builtins
 import itertools
@@ -16,7 +18,9 @@ from reference import knapsack as oracle
 
 #: Few values make ties and dominated candidates; wide ones make every sum another.
 LOSSES = st.one_of(st.integers(0, 5).map(float), st.floats(0, 100), st.floats(-5, 5))
-WHOLE = st.one_of(st.integers(0, 6), st.integers(0, 10**12), st.integers(0, 20).map(lambda k: 4096 * k))
+WHOLE = st.one_of(
+    st.integers(0, 6), st.integers(0, 10**12), st.integers(0, 20).map(lambda k: 4096 * k)
+)
 DECIMAL = st.one_of(st.integers(0, 30).map(lambda k: k / 10), st.floats(0, 1), st.floats(0, 1e-5))
 
 
@@ -27,7 +31,11 @@ def problems(draw, costs):
     cost = [draw(st.lists(costs, min_size=k, max_size=k)) for k in layers]
     low, high = (math.fsum(map(pick, cost)) for pick in (min, max))
     reachable = math.fsum(row[draw(st.integers(0, len(row) - 1))] for row in cost)
-    limit = draw(st.sampled_from([low, high, reachable, low + 0.5 * (high - low), math.nextafter(reachable, math.inf)]))
+    limit = draw(
+        st.sampled_from(
+            [low, high, reachable, low + 0.5 * (high - low), math.nextafter(reachable, math.inf)]
+        )
+    )
     return loss, cost, limit
 
 
@@ -56,7 +64,9 @@ def test_every_choice_there_is(problem):
     found = choose(losses, costs, limit)
     _, optimum = oracle.brute(losses, costs, limit)
     check(found, losses, costs, limit, optimum)
-    assert found.objective <= optimum + 1e-9 * abs(optimum) + 1e-13 * math.fsum(max(map(abs, row)) for row in losses)
+    assert found.objective <= optimum + 1e-9 * abs(optimum) + 1e-13 * math.fsum(
+        max(map(abs, row)) for row in losses
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -73,7 +83,9 @@ def test_every_choice_there_is_with_costs_in_decimals(problem):
         return
     found = choose(losses, costs, limit)
     check(found, losses, costs, limit, loose[1], rounding)
-    assert found.objective <= strict[1] + 1e-9 * abs(strict[1]) + 1e-13 * math.fsum(max(map(abs, row)) for row in losses)
+    assert found.objective <= strict[1] + 1e-9 * abs(strict[1]) + 1e-13 * math.fsum(
+        max(map(abs, row)) for row in losses
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -90,14 +102,24 @@ def test_the_unit_of_costs_does_not_matter(problem, unit):
 
 
 def rows(rng, layers, candidates, kind):
-    """Losses and costs of layers: convex and falling as masks lose, independent, or almost proportional."""
+    """Losses and costs of layers: convex and falling as masks lose, independent, or almost
+    proportional.
+    """
     sizes = rng.choice([48, 96, 160, 464], (layers, 1)) * 64
     kept = np.arange(1, candidates + 1) / candidates
     if kind == "masks":
-        losses = sizes * rng.lognormal(-3, 0.5, (layers, 1)) * (1 - kept) ** 2 * rng.uniform(0.99, 1.01, (layers, candidates))
+        losses = (
+            sizes
+            * rng.lognormal(-3, 0.5, (layers, 1))
+            * (1 - kept) ** 2
+            * rng.uniform(0.99, 1.01, (layers, candidates))
+        )
         costs = np.rint(sizes * kept)
     elif kind == "random":
-        losses, costs = rng.random((layers, candidates)), rng.integers(0, 10**6, (layers, candidates))
+        losses, costs = (
+            rng.random((layers, candidates)),
+            rng.integers(0, 10**6, (layers, candidates)),
+        )
     else:
         costs = np.sort(rng.integers(1, 10**6, (layers, candidates)))
         losses = 2 - costs / 1e6 + 1e-3 * rng.random((layers, candidates))
@@ -116,7 +138,9 @@ def test_scipys_branch_and_bound(kind, seed):
     assert found.status is Status.OPTIMAL
     assert total(costs, found.choices) <= limit
     assert found.objective == pytest.approx(optimum, rel=1e-7)
-    assert found.objective <= optimum * (1 + 1e-9)  # HiGHS may be a little past the limit, or short of the optimum; never this
+    assert found.objective <= optimum * (
+        1 + 1e-9
+    )  # HiGHS may be a little past the limit, or short of the optimum; never this
 
 
 @pytest.mark.parametrize("kind", ["masks", "proportional"])
@@ -127,7 +151,11 @@ def test_what_the_dynamic_program_does_not_prove_or_tools_does(kind, widths, mon
     whole = choose(losses, costs, limit)
     called = []
     hand_over = knapsack._Core.hand_over
-    monkeypatch.setattr(knapsack._Core, "hand_over", lambda core, deadline: (called.append(core), hand_over(core, deadline)))
+    monkeypatch.setattr(
+        knapsack._Core,
+        "hand_over",
+        lambda core, deadline: (called.append(core), hand_over(core, deadline)),
+    )
     monkeypatch.setattr(knapsack, "WIDTHS", widths)
     found = choose(losses, costs, limit)
     assert called or widths == (1, 64)
@@ -144,7 +172,13 @@ def test_dropped_pairs_leave_a_bound_that_is_true(width, kind, monkeypatch):
     for seed in range(20):
         losses, costs = rows(np.random.default_rng(seed), 5, 5, kind)
         limit = int((0.2 + 0.03 * seed) * sum(map(max, costs)) + sum(map(min, costs)))
-        check(choose(losses, costs, limit), losses, costs, limit, oracle.brute(losses, costs, limit)[1])
+        check(
+            choose(losses, costs, limit),
+            losses,
+            costs,
+            limit,
+            oracle.brute(losses, costs, limit)[1],
+        )
 
 
 @pytest.mark.parametrize("ticks", [0, 1, 2, 5, 9, 30])
@@ -170,7 +204,9 @@ def test_or_tools_stopped_early_leaves_a_bound_that_is_true(monkeypatch):
     found = choose(losses, costs, limit, time_limit=1.0)
     assert total(costs, found.choices) <= limit
     assert found.bound <= whole.objective <= found.objective
-    assert (found.status is Status.OPTIMAL) == (found.objective - found.bound <= 1e-9 * found.objective)
+    assert (found.status is Status.OPTIMAL) == (
+        found.objective - found.bound <= 1e-9 * found.objective
+    )
 
 
 def test_the_same_twice_and_the_first_of_equals():
@@ -190,11 +226,17 @@ def test_rounding_is_not_above_the_limit():
 
 def test_more_room_than_needed_is_exact():
     found = choose([[3.0, 0.1], [4.0, 0.2]], [[1, 5], [1, 5]], 1e30)
-    assert (found.choices, found.objective, found.bound) == ((1, 1), math.fsum([0.1, 0.2]), math.fsum([0.1, 0.2]))
+    assert (found.choices, found.objective, found.bound) == (
+        (1, 1),
+        math.fsum([0.1, 0.2]),
+        math.fsum([0.1, 0.2]),
+    )
 
 
 def two_sizes():
-    """Layers as in large language models: costs come in two sizes, and linear relaxations do not close."""
+    """Layers as in large language models: costs come in two sizes, and linear relaxations do not
+    close.
+    """
     kept = np.arange(1, 17)
     scale = np.random.default_rng(0).lognormal(0, 0.5, 60)
     losses = [(s * t * (1 - kept / 16) ** 2).tolist() for t in scale for s in (1.0, 2.6875)]

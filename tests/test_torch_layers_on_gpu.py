@@ -14,7 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from nmsolve.torch.dispatch.algorithms import offered, recall, sorted_out
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said, machine_at, why_not
-from nmsolve.torch.dispatch.masked_linear import masked_linear, sparse_linear, sparse_linear_grad_input
+from nmsolve.torch.dispatch.masked_linear import (
+    masked_linear,
+    sparse_linear,
+    sparse_linear_grad_input,
+)
 from nmsolve.torch.dispatch.measuring import measure, wrong_result
 from nmsolve.torch.dispatch.packed_linear import PackedLinear, packed_product
 from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
@@ -31,7 +35,9 @@ if CUDA:
     def run_apart(code):
         here = Path(__file__).parent
         path = os.pathsep.join(map(str, (here, here.parent)))
-        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path}
+        )
 
     def served(backend, dtype=torch.bfloat16):
         return why_not(backend, (128, 256), dtype, "cuda") is None
@@ -62,7 +68,11 @@ if CUDA:
     def test_operators_obey_torch_on_a_gpu(backend):
         _said.add("masked dense")
         x, w, mask, b = operands(7, 128, 256, torch.bfloat16, "cuda")
-        tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # results of two runs may differ in the last bit
+        tests = (
+            "test_schema",
+            "test_autograd_registration",
+            "test_faketensor",
+        )  # results of two runs may differ in the last bit
         torch.library.opcheck(sparse_linear, (x, w, mask, b, backend, False), test_utils=tests)
         torch.library.opcheck(
             sparse_linear_grad_input,
@@ -71,7 +81,11 @@ if CUDA:
         )
         if served(backend):
             packed = pack_unchecked((w * mask).detach(), backend)
-            torch.library.opcheck(packed_product, (x, packed.packed, packed.meta, b, 128, 256, backend), test_utils=tests)
+            torch.library.opcheck(
+                packed_product,
+                (x, packed.packed, packed.meta, b, 128, 256, backend),
+                test_utils=tests,
+            )
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("backend", SPARSE_BACKENDS)
@@ -87,10 +101,16 @@ if CUDA:
         assert torch.equal(layer.weight, source.masked_weight)
         assert torch.equal(layer.state_dict()["weight"], source.state_dict()["weight"])
         y = layer(x)
-        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer).half().bfloat16()):
+        for other in (
+            copy.deepcopy(layer),
+            pickle.loads(pickle.dumps(layer)),
+            copy.deepcopy(layer).half().bfloat16(),
+        ):
             assert other.packed == layer.packed
             close(other(x), y)
-        fresh = PackedLinear.from_linear(sparse_layer(128, 256, seed=1).to("cuda", torch.bfloat16), backend)
+        fresh = PackedLinear.from_linear(
+            sparse_layer(128, 256, seed=1).to("cuda", torch.bfloat16), backend
+        )
         fresh.load_state_dict(layer.state_dict())
         close(fresh(x), y)
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -112,13 +132,20 @@ if CUDA:
 
         def run(x, use_reentrant=None):
             with torch.autocast("cuda", dtype=torch.bfloat16):
-                y = layer(x) if use_reentrant is None else checkpoint(layer, x, use_reentrant=use_reentrant)
+                y = (
+                    layer(x)
+                    if use_reentrant is None
+                    else checkpoint(layer, x, use_reentrant=use_reentrant)
+                )
             return y.float().square().sum()
 
         expected = torch.autograd.grad(run(x), (x, layer.weight, layer.bias))
         for got in (
             torch.autograd.grad(run(x, False), (x, layer.weight, layer.bias)),
-            torch.autograd.grad(torch.compile(run, fullgraph=True, backend="aot_eager")(x), (x, layer.weight, layer.bias)),
+            torch.autograd.grad(
+                torch.compile(run, fullgraph=True, backend="aot_eager")(x),
+                (x, layer.weight, layer.bias),
+            ),
         ):
             for ours, theirs in zip(got, expected, strict=True):
                 close(ours, theirs)
@@ -139,7 +166,10 @@ if CUDA:
         values = pack_unchecked(w, "cusparselt").packed
         count = offered(values, x)
         assert count >= 1
-        dense, truth = torch.nn.functional.linear(x, w, b), torch.nn.functional.linear(x.float(), w.float(), b.float())
+        dense, truth = (
+            torch.nn.functional.linear(x, w, b),
+            torch.nn.functional.linear(x.float(), w.float(), b.float()),
+        )
 
         def wrong(algorithm):
             y = packed_linear(x, values, None, b, (128, 256), "cusparselt", algorithm=algorithm)
@@ -147,7 +177,9 @@ if CUDA:
 
         right, bad = sorted_out(count, wrong, x.device)
         assert 0 in right, bad
-        close(packed_linear(x, values, None, b, (128, 256), "cusparselt", algorithm=right[-1]), dense)
+        close(
+            packed_linear(x, values, None, b, (128, 256), "cusparselt", algorithm=right[-1]), dense
+        )
 
     REFUSED = """
 import copy, pytest, torch
@@ -157,7 +189,8 @@ from nmsolve.torch.dispatch.backends import machine_at
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 
 def close(ours, theirs):
-    torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0.02 * float(theirs.float().abs().max()))
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0.02 *
+    float(theirs.float().abs().max()))
 
 def memory(*algorithms):
     return remembered(machine_at(None), torch.bfloat16, 64, *algorithms)
@@ -167,7 +200,8 @@ source = sparse_layer(128, 256).to("cuda", torch.bfloat16)
 inference = PackedLinear.from_linear(source, "cusparselt", memory(nobody))
 forward = SparseLinear.from_linear(source, source.mask, "cusparselt", memory(nobody, 0))
 backward = SparseLinear.from_linear(source, source.mask, "cusparselt", memory(0, nobody))
-x, other = (torch.randn(n, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (64, 72))
+x, other = (torch.randn(n, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in
+(64, 72))
 for layer in (inference, forward):
     with pytest.raises(RuntimeError):
         layer(x)
@@ -185,7 +219,9 @@ torch.cuda.synchronize()
 
     @pytest.mark.gpu
     def test_a_layer_uses_what_it_remembers_and_nowhere_else():
-        """An algorithm that does not exist is refused, which shows that it arrived. In a process of its own, in case it is not."""
+        """An algorithm that does not exist is refused, which shows that it arrived. In a process of
+        its own, in case it is not.
+        """
         if served("cusparselt"):
             run_apart(REFUSED)
 
@@ -202,7 +238,10 @@ torch.cuda.synchronize()
         shapes = {(product.rows, product.cols) for product in searched}
         assert shapes == ({(512, 1024), (1024, 512)} if training else {(512, 1024)})
         found = [
-            recall(timing.algorithms, machine_at(weight.device.index), call.dtype, call.tokens, back) for back in (False, True)
+            recall(
+                timing.algorithms, machine_at(weight.device.index), call.dtype, call.tokens, back
+            )
+            for back in (False, True)
         ]
         assert not set(found) & set(timing.wrong)
         assert len(timing.algorithms) == 6
@@ -211,7 +250,9 @@ torch.cuda.synchronize()
     @pytest.mark.gpu
     def test_times_of_the_device_and_the_host():
         x = torch.randn(64, 64, device="cuda")
-        quick, waiting = call_times([lambda i: x @ x, lambda i: (x @ x).sum().item()], x.device, rotation=2, repeats=3)
+        quick, waiting = call_times(
+            [lambda i: x @ x, lambda i: (x @ x).sum().item()], x.device, rotation=2, repeats=3
+        )
         for taken in (quick, waiting):
             assert taken.device_us > 0
             assert taken.in_use_us == max(taken.device_us, taken.host_us)
@@ -221,7 +262,8 @@ import torch
 from nmsolve.torch.dispatch.timing import graph_medians_us, medians_us
 x = torch.randn(64, 64, device="cuda")
 waits = lambda i: (x @ x).sum().item()                        # torch knows that it waits
-hides = lambda i: (x @ x, torch.cuda.current_stream().synchronize())  # torch does not: the capture breaks
+hides = lambda i: (x @ x, torch.cuda.current_stream().synchronize())  # torch does not: the capture
+breaks
 draws = lambda i: torch.rand_like(x)
 multiplies = lambda i: x @ x
 times = graph_medians_us([waits, hides, multiplies, draws], x.device, rotation=2, repeats=3)
@@ -248,6 +290,8 @@ torch.cuda.synchronize()
         x, w, mask, b = (t.detach() for t in operands(64, 128, 256, torch.bfloat16, "cuda"))
         packed = pack_unchecked(torch.where(mask, w, 0), backend)
         (taken,) = graph_medians_us(
-            [lambda i: packed_linear(x, packed.packed, packed.meta, b, (128, 256), backend)], x.device, repeats=3
+            [lambda i: packed_linear(x, packed.packed, packed.meta, b, (128, 256), backend)],
+            x.device,
+            repeats=3,
         )
         assert taken is None or taken > 0

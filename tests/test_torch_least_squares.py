@@ -1,4 +1,6 @@
-"""Kept weights on a given mask: least squares against a dense oracle in every dtype and scale, and Adam against torch's."""
+"""Kept weights on a given mask: least squares against a dense oracle in every dtype and scale, and
+Adam against torch's.
+"""
 
 import copy
 from unittest.mock import patch
@@ -41,11 +43,15 @@ def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
 ):
     torch.manual_seed(seed)
     layer = nn.Linear(shape[1], shape[0]).double()
-    x = torch.randn(samples, rank, dtype=torch.double) @ torch.randn(rank, shape[1], dtype=torch.double)
+    x = torch.randn(samples, rank, dtype=torch.double) @ torch.randn(
+        rank, shape[1], dtype=torch.double
+    )
     x = x * torch.exp(spread * torch.randn(shape[1], dtype=torch.double))
     dense, plain = copy.deepcopy(layer), masked(layer, pattern)
     with patch.object(least_squares, "_AT_ONCE", at_once):  # one row at a time, or all
-        found = nmt.adaprune_(layer, pattern, list(x.split(2)), nmt.LeastSquares(damping=damping, tolerance=1e-12))[0]
+        found = nmt.adaprune_(
+            layer, pattern, list(x.split(2)), nmt.LeastSquares(damping=damping, tolerance=1e-12)
+        )[0]
 
     assert nmt.verify(layer, nmt.plan(layer, pattern))
     assert torch.equal(layer.bias, dense.bias)
@@ -55,11 +61,21 @@ def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
     assert found.damping == pytest.approx(delta)
     mask = nmt.solve(dense.weight, pattern).mask
     for row in range(shape[0]):
-        oracle = least_squares_row(x.numpy(), wanted[:, row].numpy(), dense.weight[row].detach().numpy(), mask[row].numpy(), delta)
-        torch.testing.assert_close(layer.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-5, atol=1e-6)
+        oracle = least_squares_row(
+            x.numpy(),
+            wanted[:, row].numpy(),
+            dense.weight[row].detach().numpy(),
+            mask[row].numpy(),
+            delta,
+        )
+        torch.testing.assert_close(
+            layer.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-5, atol=1e-6
+        )
 
     squares = float(wanted.square().sum())
-    before, after = (float((model(x) - dense(x)).detach().square().sum()) for model in (plain, layer))
+    before, after = (
+        float((model(x) - dense(x)).detach().square().sum()) for model in (plain, layer)
+    )
     assert after <= before * (1 + 1e-9) + 1e-12 * squares
     assert found.before == pytest.approx(before / squares, rel=1e-6, abs=1e-12)
     assert found.after == pytest.approx(after / squares, rel=1e-6, abs=1e-12)
@@ -74,7 +90,10 @@ def test_rounding_never_makes_a_layer_worse_than_masking(dtype):
     dense = layer.weight.detach().double()
     plain = dense * nmt.solve(layer.weight, "2:4").mask
     nmt.adaprune_(layer, "2:4", [x], nmt.LeastSquares(damping=1e4))
-    errors = [((w - dense) @ x.double().T).square().sum(1) for w in (plain, layer.weight.detach().double())]
+    errors = [
+        ((w - dense) @ x.double().T).square().sum(1)
+        for w in (plain, layer.weight.detach().double())
+    ]
     assert bool((errors[1] <= errors[0] * (1 + 1e-12)).all())
     assert layer.weight.dtype == dtype
 
@@ -95,8 +114,12 @@ def test_convolutions_match_the_dense_oracle():
         deltas.append(delta)
         for row in range(3 * group, 3 * group + 3):
             weight = dense.weight[row].detach().flatten().numpy()
-            oracle = least_squares_row(inputs, inputs @ weight, weight, mask[row].flatten().numpy(), delta)
-            torch.testing.assert_close(conv.weight[row].detach().flatten(), torch.from_numpy(oracle), rtol=1e-5, atol=1e-7)
+            oracle = least_squares_row(
+                inputs, inputs @ weight, weight, mask[row].flatten().numpy(), delta
+            )
+            torch.testing.assert_close(
+                conv.weight[row].detach().flatten(), torch.from_numpy(oracle), rtol=1e-5, atol=1e-7
+            )
     assert found.damping == pytest.approx(max(deltas))
 
 
@@ -115,7 +138,10 @@ def test_without_damping_it_is_plain_least_squares():
 
 def test_adam_is_torchs_adam_on_the_kept_weights():
     torch.manual_seed(0)
-    layer, x = nn.Linear(8, 4), torch.randn(30, 8)  # fewer samples than a batch: every step sees them all
+    layer, x = (
+        nn.Linear(8, 4),
+        torch.randn(30, 8),
+    )  # fewer samples than a batch: every step sees them all
     dense = copy.deepcopy(layer)
     mask = nmt.solve(layer.weight, "2:4").mask
     weight = (layer.weight * mask).detach().requires_grad_()
@@ -143,7 +169,8 @@ def test_laying_out_weights_is_undone(seed, shape, parts):
     assert torch.equal(layout.weight(layout.matrices(weight)), weight)
     turned = Layout(shape[:2], 0, 1)
     assert torch.equal(
-        turned.weight(turned.matrices(weight.reshape(*shape[:2], -1)[..., 0])), weight.reshape(*shape[:2], -1)[..., 0]
+        turned.weight(turned.matrices(weight.reshape(*shape[:2], -1)[..., 0])),
+        weight.reshape(*shape[:2], -1)[..., 0],
     )
 
 
@@ -157,7 +184,9 @@ def test_laying_out_weights_is_undone(seed, shape, parts):
     seed=st.integers(0, 999),
 )
 @settings(max_examples=40)
-def test_iterating_in_float32_ends_where_float64_does(rows, cols, samples, outlier, scale, damping, seed):
+def test_iterating_in_float32_ends_where_float64_does(
+    rows, cols, samples, outlier, scale, damping, seed
+):
     torch.manual_seed(seed)
     layer = nn.Linear(cols, rows, bias=False)
     x = torch.randn(samples, cols) * scale
@@ -167,8 +196,13 @@ def test_iterating_in_float32_ends_where_float64_does(rows, cols, samples, outli
     found = nmt.adaprune_(layer, "2:4", [x], solver)[0]
     wanted = nmt.adaprune_(wide, "2:4", [x.double()], solver)[0]
     assert found.residual <= solver.tolerance
-    if samples > cols:  # else damping alone says where in the inputs' null space weights are, and residuals hardly depend on it
+    # Else damping alone says where in the inputs' null space weights are, and residuals hardly
+    # depend on it.
+    if samples > cols:
         torch.testing.assert_close(
-            layer.weight.double(), wide.weight, rtol=1e-4, atol=1e-5 * float(wide.weight.detach().abs().max())
+            layer.weight.double(),
+            wide.weight,
+            rtol=1e-4,
+            atol=1e-5 * float(wide.weight.detach().abs().max()),
         )
     assert found.after == pytest.approx(wanted.after, rel=1e-3, abs=1e-9)

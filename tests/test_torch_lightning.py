@@ -1,4 +1,6 @@
-"""nmt.LightningCallback in Lightning's real Trainer, against plain loops: closures, clipping, accumulation, precisions."""
+"""nmt.LightningCallback in Lightning's real Trainer, against plain loops: closures, clipping,
+accumulation, precisions.
+"""
 
 from contextlib import nullcontext
 
@@ -22,10 +24,18 @@ def loss_of(net):
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize(
     ("name", "pattern", "method"),
-    [("mlp", "2:4", "SRSTE"), ("mlp", "2:4T", "Fixed"), ("conv", "2:4T", "STE"), ("conv", "2:4", "LBC"), ("conv", "1:4", "Fixed")],
+    [
+        ("mlp", "2:4", "SRSTE"),
+        ("mlp", "2:4T", "Fixed"),
+        ("conv", "2:4T", "STE"),
+        ("conv", "2:4", "LBC"),
+        ("conv", "1:4", "Fixed"),
+    ],
 )
 def test_trains_and_is_saved(tmp_path, name, pattern, method, optimizer, whole):
-    """The loss falls, masks move, and what the Trainer saves at the end is sparse and loads into a plain module."""
+    """The loss falls, masks move, and what the Trainer saves at the end is sparse and loads into a
+    plain module.
+    """
     module = Net(NETS[name](), optimizer)
     sparse = nmt.sparsify_(module if whole else module.net, pattern, METHODS[method])
     before = loss_of(module.net)
@@ -49,7 +59,9 @@ def test_trains_and_is_saved(tmp_path, name, pattern, method, optimizer, whole):
 
 @pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
 def test_srste_written_out(pattern):
-    """W∘E forward and backward, λ (1 − E)∘W added to the gradients of this very batch, SGD, new masks: without nmsolve's hooks."""
+    """W∘E forward and backward, λ (1 − E)∘W added to the gradients of this very batch, SGD, new
+    masks: without nmsolve's hooks.
+    """
     module = Net(mlp())
     sparse = nmt.sparsify_(module.net, pattern, nmt.SRSTE(decay=0.5))
     fitted(module, sparse)
@@ -61,8 +73,19 @@ def test_srste_written_out(pattern):
     masks = [nmt.solve(w.detach(), pattern).mask for w in weights]
     for _ in range(2):
         for x, y in loader():
-            hidden = F.relu(F.linear(x.flatten(1), weights[0] + (weights[0] * masks[0] - weights[0]).detach(), net[1].bias))
-            loss = F.cross_entropy(F.linear(hidden, weights[1] + (weights[1] * masks[1] - weights[1]).detach(), net[3].bias), y)
+            hidden = F.relu(
+                F.linear(
+                    x.flatten(1),
+                    weights[0] + (weights[0] * masks[0] - weights[0]).detach(),
+                    net[1].bias,
+                )
+            )
+            loss = F.cross_entropy(
+                F.linear(
+                    hidden, weights[1] + (weights[1] * masks[1] - weights[1]).detach(), net[3].bias
+                ),
+                y,
+            )
             optimizer.zero_grad()
             loss.backward()
             for w, mask in zip(weights, masks, strict=True):
@@ -100,10 +123,15 @@ VARIANTS = {
     ],
 )
 def test_same_as_a_plain_loop(name, method, optimizer, variant):
-    """Bit for bit: decay and scores see the gradients that Lightning computes in the optimizer's closure, accumulated and
-    clipped."""
+    """Bit for bit: decay and scores see the gradients that Lightning computes in the optimizer's
+    closure, accumulated and clipped.
+    """
     accumulated = VARIANTS[variant].get("accumulate_grad_batches", 1)
-    clipping, mixed, half = variant.startswith("clipped"), variant == "bf16-mixed", variant == "bf16-true"
+    clipping, mixed, half = (
+        variant.startswith("clipped"),
+        variant == "bf16-mixed",
+        variant == "bf16-true",
+    )
     module = Net(NETS[name](), optimizer)
     sparse = nmt.sparsify_(module.net, "2:4", METHODS[method])
     fitted(module, sparse, max_epochs=2 * accumulated, **VARIANTS[variant])
@@ -117,7 +145,11 @@ def test_same_as_a_plain_loop(name, method, optimizer, variant):
     same.attach(steps)
     for _ in range(2 * accumulated):
         for index, (x, y) in enumerate(loader()):
-            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if mixed else nullcontext():
+            with (
+                torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+                if mixed
+                else nullcontext()
+            ):
                 loss = F.cross_entropy(net(x.to(torch.bfloat16) if half else x), y)
             (loss / accumulated).backward()
             if (index + 1) % accumulated:
@@ -133,6 +165,8 @@ def test_same_as_a_plain_loop(name, method, optimizer, variant):
     assert differing(snapshot(module.net), snapshot(net)) == []
     assert sparse.stats() == same.stats()
     assert sparse.stats().step == 16
-    assert {layer.weight.dtype for layer in sparse.layers} == {torch.bfloat16 if half else torch.float32}
+    assert {layer.weight.dtype for layer in sparse.layers} == {
+        torch.bfloat16 if half else torch.float32
+    }
     assert (sparse.stats().flips > 0) == (method != "Fixed")
     assert sparse.finalize_().ok

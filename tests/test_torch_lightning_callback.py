@@ -1,4 +1,6 @@
-"""nmt.LightningCallback over the life of a Trainer: logs, wrong models, frozen layers, fitting again, finalizing."""
+"""nmt.LightningCallback over the life of a Trainer: logs, wrong models, frozen layers, fitting
+again, finalizing.
+"""
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -17,8 +19,14 @@ def test_logs(tmp_path, accumulated):
     module = Net(mlp())
     sparse = nmt.sparsify_(module, "2:4T", nmt.STE())
     found = {}
-    record = At(range(1, 17), lambda trainer: found.setdefault(trainer.global_step - 1, sparse.stats()))
-    options = {"max_epochs": 2 * accumulated, "accumulate_grad_batches": accumulated, "log_every_n_steps": 3}
+    record = At(
+        range(1, 17), lambda trainer: found.setdefault(trainer.global_step - 1, sparse.stats())
+    )
+    options = {
+        "max_epochs": 2 * accumulated,
+        "accumulate_grad_batches": accumulated,
+        "log_every_n_steps": 3,
+    }
     fitted(module, sparse, record, logger=CSVLogger(tmp_path), **options)
     rows = logged(tmp_path)
     assert list(rows) == [2, 5, 8, 11, 14]
@@ -42,11 +50,16 @@ def test_logs_nothing(tmp_path):
 
 def test_errors():
     for wrong in (Net(mlp()), None, nmt.SRSTE()):
-        with pytest.raises(nmsolve.InputError, match=f"what sparsify_ returned, got {type(wrong).__name__}"):
+        with pytest.raises(
+            nmsolve.InputError, match=f"what sparsify_ returned, got {type(wrong).__name__}"
+        ):
             nmt.LightningCallback(wrong)
     sparse = nmt.sparsify_(mlp(), "2:4")
     trainer = trainer_of(sparse)
-    with pytest.raises(nmsolve.InputError, match="the Net is not, and does not contain, the model that was sparsified"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match="the Net is not, and does not contain, the model that was sparsified",
+    ):
         trainer.fit(Net(mlp()), loader())
     assert hooks_of(trainer.optimizers[0]) == (0, 0)
     assert sparse.stats().step == 0
@@ -80,7 +93,9 @@ def test_frozen_layers():
 
 
 def test_fits_twice():
-    """With the same Trainer, and then with another: masks are attached once, to the last optimizer."""
+    """With the same Trainer, and then with another: masks are attached once, to the last
+    optimizer.
+    """
     module = Net(mlp())
     sparse = nmt.sparsify_(module, "2:4", nmt.STE())
     trainer = fitted(module, sparse)
@@ -101,7 +116,10 @@ def test_fits_twice():
 def test_two_models_in_one_module():
     """Each with a plan, a method and a callback of its own, at the steps of one optimizer."""
     module = Net(mlp())
-    first, second = nmt.sparsify_(module.net[1], "2:4T"), nmt.sparsify_(module.net[3], "1:4", nmt.Fixed())
+    first, second = (
+        nmt.sparsify_(module.net[1], "2:4T"),
+        nmt.sparsify_(module.net[3], "1:4", nmt.Fixed()),
+    )
     trainer = fitted(module, first, nmt.LightningCallback(second))
     assert hooks_of(trainer.optimizers[0]) == (2, 2)
     assert first.stats().step == second.stats().step == 16
@@ -111,7 +129,9 @@ def test_two_models_in_one_module():
 
 
 def test_after_finalize():
-    """Another fit trains a plain module: no hooks, no masks, the numbers of one that never had them."""
+    """Another fit trains a plain module: no hooks, no masks, the numbers of one that never had
+    them.
+    """
     module = Net(mlp())
     sparse = nmt.sparsify_(module, "2:4")
     trainer = fitted(module, sparse)
@@ -129,8 +149,9 @@ def test_after_finalize():
 
 
 def test_finalized_while_training(tmp_path):
-    """By a callback, at the end of an epoch: the steps after it are dense ones, and logs say nothing of masks. (Within an epoch
-    Lightning repeats what was logged.)"""
+    """By a callback, at the end of an epoch: the steps after it are dense ones, and logs say
+    nothing of masks. (Within an epoch Lightning repeats what was logged.)
+    """
     module = Net(mlp())
     sparse = nmt.sparsify_(module, "2:4")
     reports = []
@@ -139,5 +160,10 @@ def test_finalized_while_training(tmp_path):
     assert [report.ok for report in reports] == [True]
     assert hooks_of(trainer.optimizers[0]) == (0, 0)
     assert trainer.global_step == 16
-    assert {step: row["nm_density"] for step, row in logged(tmp_path).items()} == {3: "0.5", 7: "0.5", 11: "", 15: ""}
+    assert {step: row["nm_density"] for step, row in logged(tmp_path).items()} == {
+        3: "0.5",
+        7: "0.5",
+        11: "",
+        15: "",
+    }
     assert not nmt.verify(module, sparse.plan).ok

@@ -1,4 +1,6 @@
-"""Checkpoints of Lightning's Trainer: resuming bit for bit, in the middle of an epoch, other plans."""
+"""Checkpoints of Lightning's Trainer: resuming bit for bit, in the middle of an epoch, other
+plans.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,12 @@ def test_resumes_bit_for_bit(tmp_path, name, optimizer, method, whole):
     assert continued.stats() == sparse.stats()
     assert continued.stats().step == 16
     moments = [
-        [value for entry in t.optimizers[0].state_dict()["state"].values() for value in entry.values() if value is not None]
+        [
+            value
+            for entry in t.optimizers[0].state_dict()["state"].values()
+            for value in entry.values()
+            if value is not None
+        ]
         for t in (trainer, second)
     ]
     assert moments[0]
@@ -49,7 +56,9 @@ def test_resumes_bit_for_bit(tmp_path, name, optimizer, method, whole):
 
 
 def test_checkpoints_while_training(tmp_path):
-    """Those of ModelCheckpoint, in the middle of an epoch and at its end, hold the masks of their steps."""
+    """Those of ModelCheckpoint, in the middle of an epoch and at its end, hold the masks of their
+    steps.
+    """
     module = Net(mlp())
     sparse = nmt.sparsify_(module.net, "2:4", nmt.STE())
     states = {}
@@ -59,12 +68,16 @@ def test_checkpoints_while_training(tmp_path):
     for step in (5, 10, 15):
         other = Net(mlp())
         loaded = nmt.sparsify_(other.net, "2:4", nmt.STE())
-        other.load_state_dict(torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"])
+        other.load_state_dict(
+            torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
+        )
         assert loaded.stats().step == step
         assert differing(snapshot(other), states[step]) == []
 
 
-@pytest.mark.parametrize("part", ["", "net", "net.1"], ids=["the module itself", "a model inside", "a layer inside"])
+@pytest.mark.parametrize(
+    "part", ["", "net", "net.1"], ids=["the module itself", "a model inside", "a layer inside"]
+)
 def test_checkpoints_of_another_plan(tmp_path, part):
     """An error that names the layer, and nothing of the sparsified model is loaded."""
 

@@ -14,8 +14,9 @@ pytestmark = MARKS
 
 
 class Manual(pl.LightningModule):
-    """Optimizers of its own, stepped by hand: one for each layer's weight, of which the second rests at every other batch, and
-    one for biases."""
+    """Optimizers of its own, stepped by hand: one for each layer's weight, of which the second
+    rests at every other batch, and one for biases.
+    """
 
     def __init__(self, closure=False):
         super().__init__()
@@ -84,7 +85,9 @@ def test_resumes_several_optimizers(tmp_path):
     sparse = nmt.sparsify_(module, "2:4")
     fitted(module, sparse)
     first = Manual()
-    fitted(first, nmt.sparsify_(first, "2:4"), max_epochs=1).save_checkpoint(tmp_path / "first.ckpt")
+    fitted(first, nmt.sparsify_(first, "2:4"), max_epochs=1).save_checkpoint(
+        tmp_path / "first.ckpt"
+    )
     resumed = Manual()
     continued = nmt.sparsify_(resumed, "2:4")
     fitted(resumed, continued, ckpt_path=tmp_path / "first.ckpt")

@@ -1,4 +1,6 @@
-"""`losses`: against loops over groups, blocks one by one, and the layers' own outputs; what fits where; the model untouched."""
+"""`losses`: against loops over groups, blocks one by one, and the layers' own outputs; what fits
+where; the model untouched.
+"""
 
 import copy
 import itertools
@@ -50,14 +52,18 @@ class Net(nn.Module):
 
 
 def groups(weight):
-    """(out, in, kernel …) as groups of one output row and kernel position, input channels in order."""
+    """(out, in, kernel …) as groups of one output row and kernel position, input channels in
+    order.
+    """
     array = np.abs(weight.detach().double().numpy())
     return array.reshape(*array.shape[:2], -1).transpose(0, 2, 1).reshape(-1, array.shape[1])
 
 
 def lost_by_rows(weight, n, m):
     return math.fsum(
-        math.fsum(row[a : a + m]) - brute.select(row[a : a + m], n)[1] for row in groups(weight) for a in range(0, len(row), m)
+        math.fsum(row[a : a + m]) - brute.select(row[a : a + m], n)[1]
+        for row in groups(weight)
+        for a in range(0, len(row), m)
     )
 
 
@@ -76,12 +82,21 @@ def test_scores_lost_are_those_of_exact_masks():
     for path in ("conv", "first", "odd"):
         weight = model.get_submodule(path).weight
         for n, m in ((2, 4), (1, 4), (4, 8)):
-            assert loss_of(found[path], f"{n}:{m}") == pytest.approx(lost_by_rows(weight, n, m), rel=1e-12)
-            assert next(o.kept for o in found[path].options if o.pattern == Pattern(n, m)) == weight.numel() * n // m
+            assert loss_of(found[path], f"{n}:{m}") == pytest.approx(
+                lost_by_rows(weight, n, m), rel=1e-12
+            )
+            assert (
+                next(o.kept for o in found[path].options if o.pattern == Pattern(n, m))
+                == weight.numel() * n // m
+            )
         dense = found[path].options[-1]
         assert (dense.pattern, dense.loss, dense.kept) == (None, 0.0, weight.numel())
-    assert loss_of(found["first"], "2:4T") == pytest.approx(lost_by_blocks(model.first.weight, 2, 4), rel=1e-12)
-    assert not any(option.pattern == Pattern(2, 4, transposable=True) for option in found["odd"].options)  # 6 rows
+    assert loss_of(found["first"], "2:4T") == pytest.approx(
+        lost_by_blocks(model.first.weight, 2, 4), rel=1e-12
+    )
+    assert not any(
+        option.pattern == Pattern(2, 4, transposable=True) for option in found["odd"].options
+    )  # 6 rows
     assert found["stem"].options == ()
     assert found["stem"].entry.reason == "3 input channels do not consist of groups of 4"
     assert (found["again"].options, found["again"].entry.tied_to) == ((), "first")
@@ -95,7 +110,9 @@ def test_padding_and_at_most_count_what_is_kept():
     assert found[0].options[0].kept == int(mask.sum()) == 6 * (2 + 2 + 2)
     at_most = nmt.solve(model[1].weight.detach(), "<=2:4T").mask
     assert found[1].options[1].kept == int(at_most.sum())
-    assert found[1].options[1].loss == pytest.approx(float(model[1].weight.detach()[~at_most].abs().double().sum()), rel=1e-12)
+    assert found[1].options[1].loss == pytest.approx(
+        float(model[1].weight.detach()[~at_most].abs().double().sum()), rel=1e-12
+    )
 
 
 def test_given_scores_are_lost_instead():
@@ -105,7 +122,9 @@ def test_given_scores_are_lost_instead():
     assert found.scores is scores
     for layer in found:
         given = scores[layer.path].reshape(-1, 4).double()
-        assert layer.options[0].loss == pytest.approx(float(given.sum() - given.max(1).values.sum()), rel=1e-12)
+        assert layer.options[0].loss == pytest.approx(
+            float(given.sum() - given.max(1).values.sum()), rel=1e-12
+        )
     with pytest.raises(InputError, match="no scores for layer 1"):
         losses(model, ["1:4"], scores={"0": scores["0"]})
 
@@ -114,13 +133,22 @@ def test_calibration_errors_are_those_of_the_layers_outputs():
     model = seeded(Net)
     batches = [torch.randn(2, 3, 9, 9), torch.randn(3, 3, 9, 9)]
     found = by_path(losses(model, ["2:4", "4:8", "dense"], calibration=iter(batches)))
-    for path, name in (("conv", "2:4"), ("conv", "4:8"), ("grouped", "2:4"), ("grouped", "4:8"), ("first", "2:4"), ("odd", "4:8")):
+    for path, name in (
+        ("conv", "2:4"),
+        ("conv", "4:8"),
+        ("grouped", "2:4"),
+        ("grouped", "4:8"),
+        ("first", "2:4"),
+        ("odd", "4:8"),
+    ):
         total = 0.0
         for used in ("first", "again") if path == "first" else (path,):
             layer = copy.deepcopy(model.get_submodule(used)).double()
             layer.bias = None
             seen = []
-            handle = model.get_submodule(used).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            handle = model.get_submodule(used).register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0])
+            )
             with torch.no_grad():
                 for batch in batches:
                     model(batch)
@@ -129,12 +157,21 @@ def test_calibration_errors_are_those_of_the_layers_outputs():
                 weight = layer.weight
                 weight.mul_(nmt.solve(model.get_submodule(used).weight.detach(), name).mask)
                 whole = sum(float(y.square().sum()) for y in dense)
-                error = sum(float((layer(x.double()) - y).square().sum()) for x, y in zip(seen, dense, strict=True))
+                error = sum(
+                    float((layer(x.double()) - y).square().sum())
+                    for x, y in zip(seen, dense, strict=True)
+                )
                 total += error / whole
         assert loss_of(found[path], name) == pytest.approx(total, rel=1e-9)
         assert found[path].options[-1].loss == 0
-    # Positions are of the first item: 2 images, from 9 × 9 to 4 × 4 to 3 × 3, and two uses of the shared weight.
-    assert [found[path].positions for path in ("conv", "grouped", "first", "odd")] == [2 * 16, 2 * 9, 2 + 2, 2]
+    # Positions are of the first item: 2 images, from 9 × 9 to 4 × 4 to 3 × 3, and two uses of the
+    # shared weight.
+    assert [found[path].positions for path in ("conv", "grouped", "first", "odd")] == [
+        2 * 16,
+        2 * 9,
+        2 + 2,
+        2,
+    ]
     assert found["stem"].positions is found["again"].positions is None
 
 
@@ -150,7 +187,9 @@ def test_calibration_errors_have_no_unit(scale, seed):
             parameter.mul_(scale)
         model[2].weight.div_(scale)
     for old, new in zip(before, losses(model, ["1:4", "2:4T"], calibration=[x]), strict=True):
-        assert [option.loss for option in new.options] == pytest.approx([option.loss for option in old.options], rel=1e-9)
+        assert [option.loss for option in new.options] == pytest.approx(
+            [option.loss for option in old.options], rel=1e-9
+        )
 
 
 def test_a_layer_without_output_loses_nothing():
@@ -169,7 +208,9 @@ def test_gram_matrices_in_parts(monkeypatch):
     ran = []
     gather = module.gram_matrices
     monkeypatch.setattr(
-        module, "gram_matrices", lambda m, uses, items: (ran.append([u.path for u in uses]), gather(m, uses, items))[1]
+        module,
+        "gram_matrices",
+        lambda m, uses, items: (ran.append([u.path for u in uses]), gather(m, uses, items))[1],
     )
     monkeypatch.setattr(module, "_AT_ONCE", 8 * (2 * 32**2 + 2 * 16**2))
     parts = losses(model, ["2:4", "1:4"], calibration=batches)
@@ -191,7 +232,9 @@ def test_attention_and_what_reaches_its_projections():
     for name in ("2:4", "2:4T"):
         removed = weight.masked_fill(nmt.solve(weight, name).mask, 0).double()
         rows = x.double().reshape(-1, 16)
-        by_hand = float((rows @ removed.T).square().sum() / (rows @ weight.double().T).square().sum())
+        by_hand = float(
+            (rows @ removed.T).square().sum() / (rows @ weight.double().T).square().sum()
+        )
         assert loss_of(found["self_attn.in_proj_weight"], name) == pytest.approx(by_hand, rel=1e-9)
     assert {path: layer.positions for path, layer in found.items()} == dict.fromkeys(found, 5)
     assert set(found) == {"self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"}
@@ -235,7 +278,11 @@ def test_candidates_are_named_each_once():
 
 def test_errors_name_the_layer():
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4)))
-    with pytest.raises(InputError, match=r"(?s)no candidate of 4:16, dense fits any layer of this Sequential:.*8 input channels"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)no candidate of 4:16, dense fits any layer of this Sequential:.*8 input "
+        r"channels",
+    ):
         losses(model, ["4:16", "dense"])
     with pytest.raises(InputError, match=r"layer layers\.1 is never reached by"):
         losses(_Half(model), ["2:4"], calibration=[torch.randn(2, 8)])

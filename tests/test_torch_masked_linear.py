@@ -1,4 +1,6 @@
-"""masked_linear: numbers and gradients against dense autograd, transforms, compilers, bad operands."""
+"""masked_linear: numbers and gradients against dense autograd, transforms, compilers, bad
+operands.
+"""
 
 import subprocess
 import sys
@@ -9,7 +11,11 @@ from layers import DEVICES, operands, operators_of, reference
 
 import nmsolve
 from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said
-from nmsolve.torch.dispatch.masked_linear import masked_linear, sparse_linear, sparse_linear_grad_input
+from nmsolve.torch.dispatch.masked_linear import (
+    masked_linear,
+    sparse_linear,
+    sparse_linear_grad_input,
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -62,7 +68,9 @@ def test_only_what_is_asked_is_computed(wanted):
     assert ((4, 8) in shapes) == ("w" in wanted)
     assert ((12, 8) in shapes) == ("x" in wanted)
     y.sum().backward()
-    assert {name for name, tensor in (("x", x), ("w", w), ("b", b)) if tensor.grad is not None} == set(wanted)
+    assert {
+        name for name, tensor in (("x", x), ("w", w), ("b", b)) if tensor.grad is not None
+    } == set(wanted)
     names = operators_of(lambda: masked_linear(x, w, mask, b).sum().backward())
     assert ("nmsolve::sparse_linear_grad_input" in names) == ("x" in wanted)
 
@@ -78,11 +86,21 @@ def test_transforms_of_torch_func(through):
 
     def dense(x, w):
         masked = torch.where(mask, w, 0)
-        return torch.nn.functional.linear(x, masked.detach() + w - w.detach() if through else masked, b).square().sum()
+        return (
+            torch.nn.functional.linear(
+                x, masked.detach() + w - w.detach() if through else masked, b
+            )
+            .square()
+            .sum()
+        )
 
     tangents = torch.randn_like(x), torch.randn_like(w)
-    torch.testing.assert_close(torch.func.jvp(ours, (x, w), tangents), torch.func.jvp(dense, (x, w), tangents))
-    torch.testing.assert_close(torch.func.grad(ours, (0, 1))(x, w), torch.func.grad(dense, (0, 1))(x, w))
+    torch.testing.assert_close(
+        torch.func.jvp(ours, (x, w), tangents), torch.func.jvp(dense, (x, w), tangents)
+    )
+    torch.testing.assert_close(
+        torch.func.grad(ours, (0, 1))(x, w), torch.func.grad(dense, (0, 1))(x, w)
+    )
     torch.testing.assert_close(torch.func.jacrev(ours)(x, w), torch.func.jacfwd(dense)(x, w))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, tangents[0])
@@ -94,7 +112,9 @@ def test_odd_strides_and_expanded_gradients():
     x, w, mask, b = operands(6)
     strided = torch.randn(8, 2, 3).permute(1, 2, 0)
     torch.testing.assert_close(masked_linear(strided, w, mask, b), reference(strided, w, mask, b))
-    torch.testing.assert_close(masked_linear(x[::2], w.t().contiguous().t(), mask, b), reference(x[::2], w, mask, b))
+    torch.testing.assert_close(
+        masked_linear(x[::2], w.t().contiguous().t(), mask, b), reference(x[::2], w, mask, b)
+    )
     masked_linear(x, w, mask, b).sum().backward()  # dy is one expanded number
     torch.testing.assert_close(x.grad, (w * mask).sum(0).expand(6, 8))
 
@@ -151,7 +171,9 @@ def test_bad_operands_are_named():
 def test_what_cannot_be_served_is_dense_and_said_once(backend, recwarn):
     x, w, mask, b = operands(3)
     _said.discard("masked dense")
-    with pytest.warns(UserWarning, match=r"masked dense weight where \w+ cannot serve; here: float32 is 1:2"):
+    with pytest.warns(
+        UserWarning, match=r"masked dense weight where \w+ cannot serve; here: float32 is 1:2"
+    ):
         y = masked_linear(x, w, mask, b, backend=backend)
     recwarn.clear()
     masked_linear(x, w, mask, b, backend=backend).sum().backward()
@@ -164,7 +186,9 @@ def test_operators_obey_torch(straight_through):
     x, w, mask, b = operands(5)
     torch.library.opcheck(sparse_linear, (x, w, mask, b, "dense", straight_through))
     torch.library.opcheck(sparse_linear, (x.detach(), w, mask, None, "dense", straight_through))
-    torch.library.opcheck(sparse_linear_grad_input, (torch.randn(5, 12), w, mask, "dense", straight_through))
+    torch.library.opcheck(
+        sparse_linear_grad_input, (torch.randn(5, 12), w, mask, "dense", straight_through)
+    )
 
 
 def test_compiles_without_a_break():
@@ -180,7 +204,9 @@ def test_compiles_without_a_break():
     for tokens in (5, 7):
         x, w, mask, b = operands((2, tokens))
         for ours, theirs in zip(
-            torch.autograd.grad(compiled(x, w, b), (x, w, b)), torch.autograd.grad(step(x, w, b), (x, w, b)), strict=True
+            torch.autograd.grad(compiled(x, w, b), (x, w, b)),
+            torch.autograd.grad(step(x, w, b), (x, w, b)),
+            strict=True,
         ):
             torch.testing.assert_close(ours, theirs)
     torch._dynamo.reset()
@@ -189,4 +215,9 @@ def test_compiles_without_a_break():
 def test_importing_does_not_load_the_compiler():
     heavy = ("torch._dynamo", "triton", "numba", "scipy", "transformers", "lightning")
     code = f"import sys, nmsolve.torch; print([m for m in sys.modules if m.startswith({heavy})])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,4 +1,6 @@
-"""Modules with masks on them: compiled, fused, tied, convolutional, accelerated; and what prints."""
+"""Modules with masks on them: compiled, fused, tied, convolutional, accelerated; and what
+prints.
+"""
 
 import copy
 import itertools
@@ -14,7 +16,9 @@ from nmsolve.torch.training.acceleration import use
 
 
 @ALL
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own, at any autograd.Function
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # Dynamo's own, at any autograd.Function
 def test_compiled_without_a_graph_break(name):
     model, opt, sparse = made(name)
     eager, eager_opt, _ = made(name)
@@ -35,7 +39,9 @@ def test_compiled_without_a_graph_break(name):
 
 
 def test_fused_attention_reads_the_masked_weights():
-    """nn.TransformerEncoderLayer's fast path and MultiheadAttention's projections go past every forward of ours."""
+    """nn.TransformerEncoderLayer's fast path and MultiheadAttention's projections go past every
+    forward of ours.
+    """
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).eval()
     sparse = nmt.sparsify_(layer, "2:4", nmt.STE())
@@ -123,7 +129,9 @@ def test_accelerate_without_a_gpu_changes_no_number(warned_already):
 @pytest.mark.parametrize("name", ["fixed", "srste"])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_accelerated_layers_multiply_by_the_same_weight(name):
-    """The forward that packs, with the dense backend instead of a GPU's: products, gradients, copies, compiling, finalizing."""
+    """The forward that packs, with the dense backend instead of a GPU's: products, gradients,
+    copies, compiling, finalizing.
+    """
     results = []
     for accelerated in (False, True):
         torch.manual_seed(0)
@@ -135,13 +143,17 @@ def test_accelerated_layers_multiply_by_the_same_weight(name):
             assert type(model[0]).forward is not nn.Linear.forward
         for _ in range(4):
             opt.zero_grad()
-            model(torch.linspace(-1, 1, 64, dtype=torch.float64).view(4, 16)).square().sum().backward()
+            model(
+                torch.linspace(-1, 1, 64, dtype=torch.float64).view(4, 16)
+            ).square().sum().backward()
             opt.step()
         results.append(snapshot(model))
         x = torch.ones(3, 16, dtype=torch.float64)
         expected = model(x)
         torch.testing.assert_close(copy.deepcopy(model)(x), expected)
-        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+        torch.testing.assert_close(
+            torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected
+        )
         torch._dynamo.reset()
         assert sparse.finalize_().ok
         assert type(model[0]) is nn.Linear

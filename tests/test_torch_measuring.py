@@ -1,4 +1,6 @@
-"""What accelerate_ decides from: recorded shapes, times of real calls, the check of results, the rule, the table."""
+"""What accelerate_ decides from: recorded shapes, times of real calls, the check of results, the
+rule, the table.
+"""
 
 import time
 from collections import Counter
@@ -13,7 +15,13 @@ from nmsolve.torch.dispatch.algorithms import recall
 from nmsolve.torch.dispatch.backends import machine_at
 from nmsolve.torch.dispatch.measuring import Product, Searched, _fastest, measure, wrong_result
 from nmsolve.torch.dispatch.recording import Call, record
-from nmsolve.torch.dispatch.timing import CallTime, call_times, graph_medians_us, medians_us, rotation_beyond_cache
+from nmsolve.torch.dispatch.timing import (
+    CallTime,
+    call_times,
+    graph_medians_us,
+    medians_us,
+    rotation_beyond_cache,
+)
 from nmsolve.torch.running import undisturbed
 
 pytestmark = pytest.mark.usefixtures("warned_already")
@@ -51,15 +59,27 @@ def timing(dense, sparse, failure=None, wrong=()):
         ({"a": timing(10, 5)}, True, ("a", "a", "2.00 × the speed of dense")),
         ({"a": timing(10, 5), "b": timing(10, 4)}, True, ("b", "b", "2.50 × the speed of dense")),
         ({"a": timing(10, 20)}, True, (None, "a", "slower: 0.50 × the speed of dense")),
-        ({"a": timing(10, 20)}, False, ("a", "a", "slower, but asked for: 0.50 × the speed of dense")),
-        ({"a": timing(10, 10 * (1 - MARGIN / 2))}, True, (None, "a", "not faster: 1.01 × the speed of dense")),
+        (
+            {"a": timing(10, 20)},
+            False,
+            ("a", "a", "slower, but asked for: 0.50 × the speed of dense"),
+        ),
+        (
+            {"a": timing(10, 10 * (1 - MARGIN / 2))},
+            True,
+            (None, "a", "not faster: 1.01 × the speed of dense"),
+        ),
         ({"a": timing(None, None, "wrong result: y")}, False, (None, "a", "a: wrong result: y")),
         (
             {"a": timing(None, None, "wrong"), "b": timing(10, 20)},
             False,
             ("b", "b", "slower, but asked for: 0.50 × the speed of dense"),
         ),
-        ({"a": timing(None, None, "no"), "b": timing(None, None, "nor")}, True, (None, "a", "a: no; b: nor")),
+        (
+            {"a": timing(None, None, "no"), "b": timing(None, None, "nor")},
+            True,
+            (None, "a", "a: no; b: nor"),
+        ),
         ({}, True, (None, None, "no backend")),
         (
             {"a": timing(10, 5, wrong=(3,))},
@@ -69,7 +89,11 @@ def timing(dense, sparse, failure=None, wrong=()):
         (
             {"a": timing(10, 20, wrong=(3, 12))},
             True,
-            (None, "a", "slower: 0.50 × the speed of dense; wrong results by algorithms 3, 12, not used"),
+            (
+                None,
+                "a",
+                "slower: 0.50 × the speed of dense; wrong results by algorithms 3, 12, not used",
+            ),
         ),
     ],
 )
@@ -79,8 +103,9 @@ def test_choice(timings, only, expected):
 
 def test_the_table_fits():
     rows = [  # the longest cells there are
-        LayerDecision(name="model.decoder.layers.31.mlp.down_proj", shape=(4096, 16384), tokens=131072, backend="cusparselt",
-                      dense_us=123456.7, sparse_us=98765.4, decision="masked dense", reason="a long reason " * 12,
+        LayerDecision(name="model.decoder.layers.31.mlp.down_proj", shape=(4096, 16384),
+                      tokens=131072, backend="cusparselt", dense_us=123456.7, sparse_us=98765.4,
+                      decision="masked dense", reason="a long reason " * 12,
                       algorithms=(90, 801, 1, 131072, 12, 34)),
         LayerDecision(name="0", shape=(8, 8), tokens=0, backend=None,
                       dense_us=None, sparse_us=None, decision="dense", reason="short"),
@@ -90,7 +115,9 @@ def test_the_table_fits():
     assert max(map(len, lines)) <= 120
     assert lines[0].split("  ")[-1] == "reason"
     start = lines[0].index("reason")
-    assert lines[1].startswith("….layers.31.mlp.down_proj  4096×16384  131072  cusparselt/12,34  123456.7")
+    assert lines[1].startswith(
+        "….layers.31.mlp.down_proj  4096×16384  131072  cusparselt/12,34  123456.7"
+    )
     assert lines[1][start:].startswith("a long")
     assert all(line[:start].isspace() and line[start] != " " for line in lines[2:-1])
     assert lines[-1].endswith("short")
@@ -106,7 +133,9 @@ def test_medians_of_real_calls():
         taken.append(i)
         time.sleep(0.01)
 
-    quick_us, slow_us = medians_us([lambda i: None, slow], torch.device("cpu"), rotation=3, repeats=3, warm_up=1)
+    quick_us, slow_us = medians_us(
+        [lambda i: None, slow], torch.device("cpu"), rotation=3, repeats=3, warm_up=1
+    )
     assert 10_000 <= slow_us < 29_000
     assert quick_us < 2000
     assert taken == [0, 1, 2] * 4
@@ -121,7 +150,10 @@ def test_a_loop_waits_for_the_slower_of_the_two():
 
 def test_nothing_is_captured_on_a_cpu():
     called = []
-    assert graph_medians_us([called.append, called.append], torch.device("cpu"), rotation=2) == [None, None]
+    assert graph_medians_us([called.append, called.append], torch.device("cpu"), rotation=2) == [
+        None,
+        None,
+    ]
     assert not called
 
 
@@ -137,7 +169,12 @@ def test_measuring_the_training_step(bias):
     """On a CPU the sparse step is the masked dense one, but everything around it is real."""
     torch.manual_seed(0)
     layer = masked_(nn.Linear(16, 16, bias))
-    calls = Counter({Call(5, torch.float32, torch.device("cpu")): 2, Call(0, torch.float32, torch.device("cpu")): 1})
+    calls = Counter(
+        {
+            Call(5, torch.float32, torch.device("cpu")): 2,
+            Call(0, torch.float32, torch.device("cpu")): 1,
+        }
+    )
     found = measure(layer.weight, layer.bias, calls, "cusparselt", training=True)
     assert found.failure is None
     assert found.dense_us > 0
@@ -152,8 +189,12 @@ def test_a_backend_that_fails_is_a_reason():
     weight = masked_(nn.Linear(16, 16)).weight.detach()
     refused = measure(weight.bfloat16(), None, calls, "cutlass", training=False)
     assert refused.dense_us is None
-    assert refused.failure.startswith("failed with cannot pack a torch.bfloat16 weight of shape (16, 16) for cutlass")
-    raised = measure(weight.bfloat16(), torch.zeros(4, dtype=torch.bfloat16), calls, "cutlass", training=True)
+    assert refused.failure.startswith(
+        "failed with cannot pack a torch.bfloat16 weight of shape (16, 16) for cutlass"
+    )
+    raised = measure(
+        weight.bfloat16(), torch.zeros(4, dtype=torch.bfloat16), calls, "cutlass", training=True
+    )
     assert raised.failure.startswith("failed with bias must be (16,)")
 
 
@@ -169,7 +210,9 @@ def test_products_of_one_shape_are_searched_once(training):
     }
     wrong = {}
     memory = _fastest(weight, bias, Call(13, torch.bfloat16, cpu), training, searched, wrong)
-    assert [recall(memory, machine_at(None), torch.bfloat16, 13, backward) for backward in (False, True)] == [3, 4 * training]
+    assert [
+        recall(memory, machine_at(None), torch.bfloat16, 13, backward) for backward in (False, True)
+    ] == [3, 4 * training]
     assert set(wrong) == ({5, 6} if training else {5})
     assert len(searched) == 3
 
@@ -180,7 +223,8 @@ def test_memory_that_runs_out_is_a_reason():
     found = measure(masked_(nn.Linear(16, 16)).weight, None, calls, "cusparselt", training=True)
     assert found.dense_us is None
     assert found.failure.startswith(
-        "failed with out of memory on the host with 70368744177664 tokens for a weight of shape (16, 16)"
+        "failed with out of memory on the host with 70368744177664 tokens for a weight of shape "
+        "(16, 16)"
     )
 
 
@@ -190,7 +234,9 @@ class Broken(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if function is nn.functional.linear:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore about it")
+            raise torch.AcceleratorError(
+                "CUDA error: an illegal memory access was encountered\nmore about it"
+            )
         return super().__torch_function__(function, types, args, kwargs or {})
 
 

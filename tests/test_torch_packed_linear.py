@@ -49,7 +49,9 @@ def test_packed_layer_is_the_masked_linear():
 
 def test_packed_layer_stays_dense_on_a_cpu_and_says_so_once(recwarn):
     _said.discard("masked dense")
-    with pytest.warns(UserWarning, match="keeps 2:4 weights dense where cusparselt cannot serve; here: .*float32"):
+    with pytest.warns(
+        UserWarning, match="keeps 2:4 weights dense where cusparselt cannot serve; here: .*float32"
+    ):
         layer = packed_layer(backend="cusparselt")
     recwarn.clear()
     assert not layer.packed
@@ -70,4 +72,7 @@ def test_gradient_of_a_packed_product(tokens, seed):
 
 def test_packed_operators_obey_torch():
     packed = pack_unchecked(torch.randn(32, 64).half() * mask_of(32, 64), "cutlass")
-    torch.library.opcheck(packed_product_grad_input, (torch.randn(3, 32).half(), packed.packed, packed.meta, 32, 64, "cutlass"))
+    torch.library.opcheck(
+        packed_product_grad_input,
+        (torch.randn(3, 32).half(), packed.packed, packed.meta, 32, 64, "cutlass"),
+    )

@@ -1,4 +1,6 @@
-"""2:4 checks against the core's verify; round trips through torch's own converters; nothing that is not 2:4 is packed."""
+"""2:4 checks against the core's verify; round trips through torch's own converters; nothing that is
+not 2:4 is packed.
+"""
 
 import numpy as np
 import pytest
@@ -27,16 +29,27 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 
 def weights_2to4(rows, cols, dtype, seed, spare=0.0, ties=False):
-    """Random 2:4 weights: two of four at random, of which a share `spare` is zero (−0 among them)."""
+    """Random 2:4 weights: two of four at random, of which a share `spare` is zero (−0 among
+    them).
+    """
     g = torch.Generator().manual_seed(seed)
     kept = torch.rand(rows, cols // 4, 4, generator=g).argsort(-1).argsort(-1) < 2
     kept &= torch.rand(kept.shape, generator=g) >= spare
-    values = torch.randint(1, 3, kept.shape, generator=g) if ties else torch.randn(kept.shape, generator=g)
+    values = (
+        torch.randint(1, 3, kept.shape, generator=g)
+        if ties
+        else torch.randn(kept.shape, generator=g)
+    )
     return (values.to(dtype) * kept).reshape(rows, cols)  # negative × False is −0
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 3), st.sampled_from(DTYPES), st.integers(0, 999), st.sampled_from([0, 0.3, 1]), st.booleans()
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(DTYPES),
+    st.integers(0, 999),
+    st.sampled_from([0, 0.3, 1]),
+    st.booleans(),
 )
 def test_round_trip_of_the_cutlass_layout(rows, cols, dtype, seed, spare, ties):
     weight = weights_2to4(32 * rows, 64 * cols, dtype, seed, spare, ties)
@@ -44,7 +57,9 @@ def test_round_trip_of_the_cutlass_layout(rows, cols, dtype, seed, spare, ties):
     packed = pack_unchecked(weight, "cutlass")
     check_round_trip(packed, weight)
     torch.testing.assert_close(unpack(packed), weight, rtol=0, atol=0)
-    torch.testing.assert_close(sparse_semi_structured_to_dense_cutlass(packed.packed, packed.meta), weight, rtol=0, atol=0)
+    torch.testing.assert_close(
+        sparse_semi_structured_to_dense_cutlass(packed.packed, packed.meta), weight, rtol=0, atol=0
+    )
     again = unpack(wrap(tuple(weight.shape), packed.packed, packed.meta, "cutlass"))
     torch.testing.assert_close(again, weight, rtol=0, atol=0)
 
@@ -70,7 +85,9 @@ def test_slices_are_every_column_once_and_bounded(rows, cols):
     widths = {stop - start for start, stop in slices}
     assert all(width % 16 == 0 for width in widths)
     assert max(widths) * (rows + cols) <= 2**26 or widths == {16}
-    assert len(slices) == 1 or (max(widths) + 16) * (rows + cols) > 2**26  # no more slices than it takes
+    assert (
+        len(slices) == 1 or (max(widths) + 16) * (rows + cols) > 2**26
+    )  # no more slices than it takes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,7 +121,9 @@ def test_a_round_trip_that_fails_is_found():
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 999), st.floats(0, 1), st.booleans())
 def test_the_check_agrees_with_the_core(rows, cols, seed, share, transposable):
-    weight = torch.from_numpy((np.random.default_rng(seed).random((4 * rows, 4 * cols)) < share).astype(np.float32))
+    weight = torch.from_numpy(
+        (np.random.default_rng(seed).random((4 * rows, 4 * cols)) < share).astype(np.float32)
+    )
     report = is_2to4(weight, transposable)
     expected = nmsolve.verify(weight.numpy(), "2:4T" if transposable else "2:4")
     assert report == expected
@@ -154,7 +173,9 @@ if torch.cuda.is_available():
         dense = unpack(packed)
         peak = torch.cuda.max_memory_allocated() - before
         torch.testing.assert_close(dense, weight, rtol=0, atol=0)
-        if backend == "cusparselt":  # the weight itself, one slice, and as much again for what the kernels ask for
+        if (
+            backend == "cusparselt"
+        ):  # the weight itself, one slice, and as much again for what the kernels ask for
             assert peak <= 2 * weight.numel() * 3 + 2 * 2 * 2**26
 
     @pytest.mark.parametrize("backend", SPARSE_BACKENDS)
@@ -184,4 +205,6 @@ if torch.cuda.is_available():
             for b in (bias, None):
                 y = packed_linear(x, packed.packed, packed.meta, b, (128, 192), backend)
                 assert y.is_contiguous()
-                torch.testing.assert_close(y, torch.nn.functional.linear(x, weight, b), rtol=2e-2, atol=5e-2)
+                torch.testing.assert_close(
+                    y, torch.nn.functional.linear(x, weight, b), rtol=2e-2, atol=5e-2
+                )

@@ -70,22 +70,34 @@ def test_every_weight_has_an_entry_with_a_pattern_or_a_reason():
     for layer in plan.planned:
         assert (layer.pattern, layer.reason, layer.axis) == (Pattern(2, 4), None, 1)
     assert found["conv"].shape == (32, 16, 3, 3)
-    assert (found["attention.in_proj_weight"].name, found["attention.in_proj_weight"].parameter) == ("attention", "in_proj_weight")
+    assert (
+        found["attention.in_proj_weight"].name,
+        found["attention.in_proj_weight"].parameter,
+    ) == ("attention", "in_proj_weight")
     assert (found["head"].name, found["head"].kind) == ("head", "Linear")
     text = str(plan)
     assert all(path in text for path in found)
     assert "16×3×3×3" in text
-    listed = {path.removesuffix(".weight") for path, p in model.named_parameters() if p.dim() >= 2 and "old" not in path}
+    listed = {
+        path.removesuffix(".weight")
+        for path, p in model.named_parameters()
+        if p.dim() >= 2 and "old" not in path
+    }
     assert listed <= set(found)  # nothing is left out in silence
 
 
 def test_blocks_need_rows_and_stay_in_their_filter_group():
     found = by_path(nmt.plan(Zoo(), "4:8T"))
     assert found["head"].reason == "10 output channels do not consist of blocks of 8"
-    assert found["grouped"].reason == "4 output channels within each of its 4 filter groups do not consist of blocks of 8"
+    assert (
+        found["grouped"].reason
+        == "4 output channels within each of its 4 filter groups do not consist of blocks of 8"
+    )
     assert by_path(nmt.plan(Zoo(), "2:4T"))["grouped"].pattern == Pattern(2, 4, transposable=True)
     assert by_path(nmt.plan(Zoo(), "4:8"))["grouped"].pattern == Pattern(4, 8)
-    assert by_path(nmt.plan(Zoo(), "8:16"))["grouped"].reason.startswith("8 input channels within each of its 4 filter groups")
+    assert by_path(nmt.plan(Zoo(), "8:16"))["grouped"].reason.startswith(
+        "8 input channels within each of its 4 filter groups"
+    )
 
 
 @pytest.mark.parametrize("padding", ["pad", "dense"])
@@ -99,7 +111,10 @@ def test_padding(padding):
     assert torch.equal(mask, nmt.solve(sparse.layers[0].weight, "2:4T", padding=padding).mask)
     assert nmt.verify(model, plan).ok
     assert sparse.finalize_().ok
-    with pytest.raises(InputError, match=r"1 of shape \(16, 2\), pattern 2:4T.*2 input channels|0 of shape.*10 input"):
+    with pytest.raises(
+        InputError,
+        match=r"1 of shape \(16, 2\), pattern 2:4T.*2 input channels|0 of shape.*10 input",
+    ):
         nmt.plan(model, "2:4T", padding="error")
 
 
@@ -107,15 +122,23 @@ def test_include_exclude_and_patterns_by_glob():
     model = nn.Sequential()
     model.body = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model.head = nn.Sequential(nn.Linear(16, 16))
-    assert [layer.path for layer in nmt.plan(model, "2:4", exclude=["head"]).planned] == ["body.0", "body.1"]
-    assert [layer.path for layer in nmt.plan(model, "2:4", include="body.*", exclude="*.1").planned] == ["body.0"]
+    assert [layer.path for layer in nmt.plan(model, "2:4", exclude=["head"]).planned] == [
+        "body.0",
+        "body.1",
+    ]
+    assert [
+        layer.path for layer in nmt.plan(model, "2:4", include="body.*", exclude="*.1").planned
+    ] == ["body.0"]
     assert by_path(nmt.plan(model, "2:4", include="body"))["head.0"].reason == "not included"
     mixed = by_path(nmt.plan(model, {"body.0": "2:4T", "body": "1:4", "head": None}))
     assert [str(mixed[path].pattern) for path in ("body.0", "body.1")] == ["2:4T", "1:4"]
     assert mixed["head.0"].reason == "left dense: no pattern is given for it"
     sparse = nmt.sparsify_(model, nmt.plan(model, {"body.0": "2:4T", "*": "1:8"}))
     assert sparse.finalize_().ok
-    assert [float((m.weight != 0).float().mean()) for m in (model.body[0], model.head[0])] == [0.5, 0.125]
+    assert [float((m.weight != 0).float().mean()) for m in (model.body[0], model.head[0])] == [
+        0.5,
+        0.125,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +172,15 @@ def test_tied_weights():
     assert "shares weight and mask with 0" in str(plan)
     skipped = nmt.plan(model, "2:4", exclude="2")
     assert skipped[0].reason == "its weight is tied to 2, a Linear: excluded"
-    assert nmt.plan(model, {"0": "2:4", "*": "1:4"})[0].reason == "its weight is tied to 2, a Linear: that has pattern 1:4"
+    assert (
+        nmt.plan(model, {"0": "2:4", "*": "1:4"})[0].reason
+        == "its weight is tied to 2, a Linear: that has pattern 1:4"
+    )
     lm = nn.ModuleDict({"embed": nn.Embedding(16, 16), "head": nn.Linear(16, 16)})
     lm["head"].weight = lm["embed"].weight
-    assert by_path(nmt.plan(lm, "2:4"))["head"].reason.startswith("its weight is tied to embed, a Embedding: an embedding looks up")
+    assert by_path(nmt.plan(lm, "2:4"))["head"].reason.startswith(
+        "its weight is tied to embed, a Embedding: an embedding looks up"
+    )
 
 
 def test_meta_and_lazy_models_and_other_dtypes():
@@ -161,7 +189,9 @@ def test_meta_and_lazy_models_and_other_dtypes():
     assert nmt.plan(meta, "2:4").planned
     with pytest.raises(InputError, match="meta"):
         nmt.sparsify_(meta, "2:4")
-    assert nmt.plan(nn.Sequential(nn.LazyLinear(8)), "2:4")[0].reason.startswith("not initialised yet")
+    assert nmt.plan(nn.Sequential(nn.LazyLinear(8)), "2:4")[0].reason.startswith(
+        "not initialised yet"
+    )
     integers = nn.Linear(8, 8)
     integers.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
     assert "int8" in nmt.plan(integers, "2:4")[0].reason
@@ -224,12 +254,18 @@ def test_layers_with_a_forward_of_their_own():
     )
     with torch.device("meta"):
         meta = nn.ModuleDict(
-            {name: type(m)(8, 8, 3) if isinstance(m, nn.Conv1d | nn.Conv2d) else type(m)(8, 8) for name, m in model.items()}
+            {
+                name: type(m)(8, 8, 3) if isinstance(m, nn.Conv1d | nn.Conv2d) else type(m)(8, 8)
+                for name, m in model.items()
+            }
         )
     for one in (model, meta):
         found = by_path(nmt.plan(one, "2:4"))
         assert {path for path, layer in found.items() if layer.pattern} == {"scaled", "last"}
-        assert "does not multiply by its weight as it is, (out, in, …), but uses mean on it" in found["standardised"].reason
+        assert (
+            "does not multiply by its weight as it is, (out, in, …), but uses mean on it"
+            in found["standardised"].reason
+        )
         assert "Backwards does not multiply by its weight as it is" in found["backwards"].reason
         assert "could not be run (TypeError)" in found["unwilling"].reason
     nmt.sparsify_(model, "2:4")

@@ -78,7 +78,10 @@ BOTH = [inputs(-1.0), inputs(1.0)]
         (exhausted, ["gave no inputs"]),
         (lambda: [inputs(-1.0)], ["layer rare is never reached by the calibration", "exclude"]),
         (lambda: [inputs(-1.0), with_nan()], ["the input of layer first is nan", "item 1"]),
-        (lambda: [inputs(), inputs()[:, :3]], ["item 1", "Branches(float32 tensor (6, 3) on cpu)", "RuntimeError"]),
+        (
+            lambda: [inputs(), inputs()[:, :3]],
+            ["item 1", "Branches(float32 tensor (6, 3) on cpu)", "RuntimeError"],
+        ),
         (lambda: [(inputs(), torch.zeros(6))], ["item 0", "TypeError", "inputs alone"]),
         (lambda: [{"y": inputs()}], ["item 0", "TypeError", "y=float32 tensor (6, 8)"]),
         (lambda: inputs(), ["a tensor of shape (6, 8)", "pass [inputs]"]),
@@ -86,10 +89,25 @@ BOTH = [inputs(-1.0), inputs(1.0)]
         (lambda: None, ["got None"]),
         (
             lambda: [*BOTH, inputs(1.0, size=1)],
-            ["batch norm norm is given one value a channel by calibration item 2", "larger batches"],
+            [
+                "batch norm norm is given one value a channel by calibration item 2",
+                "larger batches",
+            ],
         ),
     ],
-    ids=["empty", "exhausted", "unreached", "nan", "shape", "targets", "keyword", "tensor", "shrinking", "none", "batch norm"],
+    ids=[
+        "empty",
+        "exhausted",
+        "unreached",
+        "nan",
+        "shape",
+        "targets",
+        "keyword",
+        "tensor",
+        "shrinking",
+        "none",
+        "batch norm",
+    ],
 )
 def test_calibration_that_does_not_do_is_refused(prune, calibration, words):
     torch.manual_seed(0)
@@ -106,20 +124,34 @@ def test_calibration_that_does_not_do_is_refused(prune, calibration, words):
 def test_arguments_that_were_mixed_up_are_told_shortly():
     model, x = nn.Sequential(nn.Linear(8, 8)), [torch.randn(20, 8)]
     found = nmt.scores.activation(model, x)
-    allocated = nmt.allocate({"0": {"2:4": 1.0, "dense": 0.0}}, budget=nmt.Latency({"0": {"2:4": 1, "dense": 2}}, 1))
+    allocated = nmt.allocate(
+        {"0": {"2:4": 1.0, "dense": 0.0}}, budget=nmt.Latency({"0": {"2:4": 1, "dense": 2}}, 1)
+    )
     offered = nmt.losses(model, ["2:4"], calibration=x)
     for call, message in (
         (lambda: nmt.adaprune_(model, x, "2:4"), "cannot read the pattern [tensor"),
-        (lambda: nmt.adaprune_(model, "2:4", x, scores=nmt.scores.activation), "scores must be 'magnitude', 'activation' or"),
+        (
+            lambda: nmt.adaprune_(model, "2:4", x, scores=nmt.scores.activation),
+            "scores must be 'magnitude', 'activation' or",
+        ),
         (lambda: nmt.adaprune_(model, "2:4", x, scores=found["0"]), "got Tensor"),
         (lambda: nmt.plan(model, "2:4", scores=found["0"]), "scores map layer paths to tensors"),
-        (lambda: nmt.solve(model[0].weight, "2:4", found), "pass that of the layer, scores[…] (it has 0)"),
+        (
+            lambda: nmt.solve(model[0].weight, "2:4", found),
+            "pass that of the layer, scores[…] (it has 0)",
+        ),
         (lambda: nmt.adaprune_(model, allocated, x), "pass nmt.plan(model, plan.patterns)"),
         (lambda: nmt.allocate(offered, nmt.Params(32)), "pass budget=Params(limit=32)"),
-        (lambda: nmt.Latency(3.0, {"0": {"2:4": 1.0}}), "Latency(table, limit) takes a positive number of seconds, got a dict"),
+        (
+            lambda: nmt.Latency(3.0, {"0": {"2:4": 1.0}}),
+            "Latency(table, limit) takes a positive number of seconds, got a dict",
+        ),
         (lambda: nmt.domino_search(model, x, nmt.Params(3)), "got a list"),
         (lambda: nmt.losses(model, ["2:4"], calibration=[(x[0], 1)]), "calibration item 0"),
-        (lambda: nmt.scores.fisher(model, x, nn.functional.cross_entropy), "item 0, called as loss(model, item), failed"),
+        (
+            lambda: nmt.scores.fisher(model, x, nn.functional.cross_entropy),
+            "item 0, called as loss(model, item), failed",
+        ),
     ):
         with pytest.raises(nmsolve.NMSolveError) as caught:
             call()
@@ -135,7 +167,9 @@ def untouched(model, before):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk"), nmsolve.SolverError("inside")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, OSError("disk"), nmsolve.SolverError("inside")]
+)
 @pytest.mark.parametrize("run", [1, 2, 3, 4])
 @pytest.mark.parametrize("sequential", [True, False])
 def test_whatever_interrupts_leaves_the_model_as_it_was(error, run, sequential):
@@ -189,7 +223,11 @@ def test_models_and_plans_that_do_not_fit_are_refused():
     x = [torch.randn(5, 8)]
     refuses(lambda: nmt.adaprune_(model[0].weight, "2:4", x), "nn.Module", "Parameter")
     refuses(lambda: nmt.adaprune_(model, nmt.plan(other, "2:4"), x), "another model", "(4, 8)")
-    refuses(lambda: nmt.adaprune_(nn.Sequential(nn.Linear(6, 4)), "2:4", x), "nothing to do", "6 input channels")
+    refuses(
+        lambda: nmt.adaprune_(nn.Sequential(nn.Linear(6, 4)), "2:4", x),
+        "nothing to do",
+        "6 input channels",
+    )
     refuses(lambda: nmt.adaprune_(model, "2:4", x, "lasso"), "'lasso'", "least_squares")
     refuses(lambda: nmt.adaprune_(model, "2:4", x, scores="wanda"), "'wanda'", "activation")
     refuses(lambda: nmt.adaprune_(model, "2:4", x, scores={}), "no scores for layer 0")

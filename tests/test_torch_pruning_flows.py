@@ -1,4 +1,6 @@
-"""Pruning models whose layers are not called one after the other: branches, experts, empty batches, shared layers, batch norms."""
+"""Pruning models whose layers are not called one after the other: branches, experts, empty batches,
+shared layers, batch norms.
+"""
 
 import copy
 
@@ -37,7 +39,13 @@ def test_batch_norms_that_are_not_reached_keep_their_statistics():
 def test_batch_norms_in_front_of_what_is_pruned_keep_their_statistics():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(72, 4)
+        nn.Conv2d(4, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(72, 4),
     )
     for _ in range(5):
         model(torch.randn(16, 4, 7, 7) * 3 + 5)
@@ -78,15 +86,24 @@ def test_convolutions_of_empty_batches():
     with_empty, without = [x, -x, x + 0.1], [x, x + 0.1]
     scores = [nmt.scores.activation(seeded_boxes(), items) for items in (with_empty, without)]
     assert all(torch.equal(scores[0][path], scores[1][path]) for path in ("stem", "head"))
-    rises = [nmt.losses(seeded_boxes(), ["2:4", "1:4"], calibration=items, example_inputs=x) for items in (with_empty, without)]
+    rises = [
+        nmt.losses(seeded_boxes(), ["2:4", "1:4"], calibration=items, example_inputs=x)
+        for items in (with_empty, without)
+    ]
     assert rises[0] == rises[1]
     for prune in (nmt.adaprune_, nmt.sparsegpt_):
         models = [seeded_boxes(), seeded_boxes()]
         for model, items in zip(models, (with_empty, without), strict=True):
             prune(model, "2:4", items)
         assert same_after(*models)
-    refuses(lambda: nmt.scores.activation(seeded_boxes(), [-x]), "layers stem, head are never reached by the calibration")
-    refuses(lambda: nmt.losses(seeded_boxes(), ["2:4"], calibration=[-x]), "layers stem, head are never reached")
+    refuses(
+        lambda: nmt.scores.activation(seeded_boxes(), [-x]),
+        "layers stem, head are never reached by the calibration",
+    )
+    refuses(
+        lambda: nmt.losses(seeded_boxes(), ["2:4"], calibration=[-x]),
+        "layers stem, head are never reached",
+    )
 
 
 def seeded_boxes():
@@ -114,11 +131,19 @@ def test_branches_come_before_what_they_lead_to():
     other[0, 0] = 1
     found = nmt.adaprune_(copy.deepcopy(model), "2:4", [x, other])
     assert [layer.name for layer in found] == ["first", "rare", "common", "head"]
-    offered = nmt.losses(model, ["2:4"], calibration=[x, other])  # counted for the first item, which does not reach all
+    offered = nmt.losses(
+        model, ["2:4"], calibration=[x, other]
+    )  # counted for the first item, which does not reach all
     assert [layer.positions for layer in offered] == [20, 20, None, 20]
     assert nmt.allocate(offered, budget=nmt.Params(128)).status.value == "optimal"
-    refuses(lambda: nmt.allocate(offered, budget=nmt.FLOPs(9999)), "no multiply-adds are known of layer rare")
-    refuses(lambda: nmt.losses(model, ["2:4"], calibration=[x, other], example_inputs=x), "layer rare is never reached by the ex")
+    refuses(
+        lambda: nmt.allocate(offered, budget=nmt.FLOPs(9999)),
+        "no multiply-adds are known of layer rare",
+    )
+    refuses(
+        lambda: nmt.losses(model, ["2:4"], calibration=[x, other], example_inputs=x),
+        "layer rare is never reached by the ex",
+    )
 
 
 def test_shared_layers_between_others_keep_the_order():
@@ -130,7 +155,11 @@ def test_shared_layers_between_others_keep_the_order():
         def forward(self, x):
             return self.c(self.a(self.b(self.a(x))))
 
-    assert [layer.name for layer in nmt.adaprune_(Again(), "2:4", [torch.randn(20, 8)])] == ["a", "b", "c"]
+    assert [layer.name for layer in nmt.adaprune_(Again(), "2:4", [torch.randn(20, 8)])] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 class Random(nn.Module):
@@ -159,9 +188,16 @@ def test_forwards_run_to_their_end():
     class Collecting(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.head, self.features = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(32, 8), []
+            self.a, self.b, self.head, self.features = (
+                nn.Linear(16, 16),
+                nn.Linear(16, 16),
+                nn.Linear(32, 8),
+                [],
+            )
             for layer in (self.a, self.b):
-                layer.register_forward_hook(lambda module, args, output: self.features.append(output))
+                layer.register_forward_hook(
+                    lambda module, args, output: self.features.append(output)
+                )
 
         def forward(self, x):
             self.b(self.a(x).relu())
@@ -215,11 +251,18 @@ def test_a_shared_weight_needs_one_use_only():
     x = [torch.randn(9, 8)]
     assert len(nmt.adaprune_(Shared(), "2:4", x)) == 1
     assert set(nmt.scores.activation(Shared(), x)) == {"a", "b"}
-    assert nmt.allocate(Shared(), ["2:4", "1:4"], nmt.FLOPs(40), calibration=x, example_inputs=x[0][:1]).status.value == "optimal"
+    assert (
+        nmt.allocate(
+            Shared(), ["2:4", "1:4"], nmt.FLOPs(40), calibration=x, example_inputs=x[0][:1]
+        ).status.value
+        == "optimal"
+    )
 
 
 class Past(nn.Module):
-    """Multiplies by weights without calling their modules, as the attention of Swin and BEiT does."""
+    """Multiplies by weights without calling their modules, as the attention of Swin and BEiT
+    does.
+    """
 
     def __init__(self, past):
         super().__init__()
@@ -249,5 +292,7 @@ def test_weights_that_are_read_past_their_modules():
 
 
 def test_samples_without_rows_reach_nothing():
-    refuses(lambda: nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16)]), "layers 0, 2 are never reached")
+    refuses(
+        lambda: nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16)]), "layers 0, 2 are never reached"
+    )
     assert nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16), torch.randn(5, 16)])

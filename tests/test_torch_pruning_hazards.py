@@ -1,4 +1,6 @@
-"""Models that do unusual things while they are calibrated: found by trying to break what the other tests show."""
+"""Models that do unusual things while they are calibrated: found by trying to break what the other
+tests show.
+"""
 
 import copy
 
@@ -39,7 +41,10 @@ def test_forwards_that_were_put_on_instances_are_compared():
     model[0].forward = lambda given: own(given)  # as accelerate's hooks do
     assert torch.equal(nmt.scores.activation(model, x)["0"], expected["0"])
     model[0].forward = lambda given: own(given / 10)
-    refuses(lambda: nmt.scores.activation(model, x), "layer 0 is a Linear whose forward is not that of Linear")
+    refuses(
+        lambda: nmt.scores.activation(model, x),
+        "layer 0 is a Linear whose forward is not that of Linear",
+    )
 
 
 def test_numbers_beside_buffers_come_back_with_them():
@@ -67,7 +72,11 @@ def test_weights_that_are_elsewhere_are_named_before_anything_runs():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 8))
     x = [torch.randn(2, 8)]
-    for scores in (nmt.scores.magnitude, lambda m: nmt.scores.activation(m, x), lambda m: nmt.scores.fisher(m, x)):
+    for scores in (
+        nmt.scores.magnitude,
+        lambda m: nmt.scores.activation(m, x),
+        lambda m: nmt.scores.fisher(m, x),
+    ):
         refuses(lambda scores=scores: scores(model), "the weight of layer 0", "meta device")
 
 
@@ -82,7 +91,9 @@ def test_losses_that_fail_name_the_item():
         assert not differing(snapshot(model), before)
 
 
-@pytest.mark.parametrize("change", [{"padding": (2, 2), "dilation": (2, 2)}, {"padding": "same"}, {"padding": "valid"}])
+@pytest.mark.parametrize(
+    "change", [{"padding": (2, 2), "dilation": (2, 2)}, {"padding": "same"}, {"padding": "valid"}]
+)
 def test_convolutions_whose_attributes_were_changed(change):
     torch.manual_seed(0)
     conv, x = nn.Conv2d(8, 4, 3, padding=1), torch.randn(3, 8, 9, 9)
@@ -90,7 +101,9 @@ def test_convolutions_whose_attributes_were_changed(change):
         setattr(conv, name, value)
     fresh = nn.Conv2d(8, 4, 3, padding=conv.padding, dilation=conv.dilation)
     fresh.load_state_dict(conv.state_dict())
-    assert torch.equal(nmt.scores.activation(conv, [x])["weight"], nmt.scores.activation(fresh, [x])["weight"])
+    assert torch.equal(
+        nmt.scores.activation(conv, [x])["weight"], nmt.scores.activation(fresh, [x])["weight"]
+    )
     found = nmt.losses(conv, ["2:4"], example_inputs=x)[0].positions
     assert found == conv(x).numel() / 4
 
@@ -111,7 +124,9 @@ def test_autocast_around_it_does_not_hide_what_was_pruned():
         return model(x).square().mean()
 
     with torch.autocast("cpu", torch.bfloat16):
-        nmt.domino_search(mlp(), train_step, nmt.Params(200), m=8, decay=20.0, penalty_every=1, check_every=1)
+        nmt.domino_search(
+            mlp(), train_step, nmt.Params(200), m=8, decay=20.0, penalty_every=1, check_every=1
+        )
     assert float((seen[-1] - seen[0]).norm()) > 0.1 * float(seen[0].norm())
 
 
@@ -167,10 +182,23 @@ def test_layers_that_compute_something_else_are_told():
             return self.layer(torch.ones(16), x)
 
     x = torch.randn(20, 16)
-    refuses(lambda: nmt.adaprune_(Wrapped(), "2:4", [x]), "the forward of Scaled", "could not be run", "name the layer")
+    refuses(
+        lambda: nmt.adaprune_(Wrapped(), "2:4", [x]),
+        "the forward of Scaled",
+        "could not be run",
+        "name the layer",
+    )
     for model, name in ((nn.Sequential(Normed(16, 8)), "0"), (Wrapped(), "layer")):
-        refuses(lambda m=model, n=name: nmt.scores.activation(m, [x], include=n), f"layer {name} is a", "forward is not that of")
-        refuses(lambda m=model, n=name: nmt.adaprune_(m, {n: "2:4"}, [x]), f"layer {name} is a", "exclude")
+        refuses(
+            lambda m=model, n=name: nmt.scores.activation(m, [x], include=n),
+            f"layer {name} is a",
+            "forward is not that of",
+        )
+        refuses(
+            lambda m=model, n=name: nmt.adaprune_(m, {n: "2:4"}, [x]),
+            f"layer {name} is a",
+            "exclude",
+        )
     assert nmt.adaprune_(nn.Sequential(Same(16, 8)), "2:4", [x])
 
 
@@ -205,7 +233,9 @@ def test_datasets_without_an_iterator_end():
             return torch.full((5, 16), float(index + 1))
 
     found = nmt.scores.activation(mlp(), Indexed())
-    assert torch.allclose(found["0"], nmt.scores.activation(mlp(), [Indexed()[i] for i in range(4)])["0"])
+    assert torch.allclose(
+        found["0"], nmt.scores.activation(mlp(), [Indexed()[i] for i in range(4)])["0"]
+    )
 
 
 def test_an_interrupt_at_the_last_moment_takes_everything_back(monkeypatch):
@@ -266,7 +296,10 @@ def test_scores_that_are_no_plain_tensors_are_refused():
     model, x = mlp(), [torch.randn(5, 16)]
     plain = dict(nmt.scores.magnitude(model))
     for bad in (plain["0"].to_sparse(), plain["0"].to("meta"), plain["0"].to(torch.complex64)):
-        refuses(lambda bad=bad: nmt.adaprune_(model, "2:4", x, scores=plain | {"0": bad}), "scores for layer 0")
+        refuses(
+            lambda bad=bad: nmt.adaprune_(model, "2:4", x, scores=plain | {"0": bad}),
+            "scores for layer 0",
+        )
 
 
 def test_weights_made_in_inference_mode_are_refused():
@@ -274,7 +307,11 @@ def test_weights_made_in_inference_mode_are_refused():
         model = mlp()
     x = [torch.randn(5, 16)]
     refuses(lambda: nmt.adaprune_(model, "2:4", x), "layer 0", "inference_mode")
-    refuses(lambda: nmt.scores.gradient(model, x, lambda model, x: model(x).mean()), "layer 0", "inference_mode")
+    refuses(
+        lambda: nmt.scores.gradient(model, x, lambda model, x: model(x).mean()),
+        "layer 0",
+        "inference_mode",
+    )
 
 
 def test_adam_works_inside_inference_mode():
@@ -295,7 +332,18 @@ def test_searches_with_a_loss_that_cannot_be_used_again():
     model, x = mlp(), torch.randn(20, 16)
     loss = model(x).square().mean()
     before = snapshot(model)
-    refuses(lambda: nmt.domino_search(model, lambda model: loss, nmt.Params(300), m=8), "example_inputs=")
-    refuses(lambda: nmt.domino_search(model, lambda model: loss, nmt.Params(300), m=8, example_inputs=x), "backward from the loss")
-    refuses(lambda: nmt.domino_search(model, lambda model: model(x).mean() * 1j, nmt.Params(300), m=8), "complex")
+    refuses(
+        lambda: nmt.domino_search(model, lambda model: loss, nmt.Params(300), m=8),
+        "example_inputs=",
+    )
+    refuses(
+        lambda: nmt.domino_search(
+            model, lambda model: loss, nmt.Params(300), m=8, example_inputs=x
+        ),
+        "backward from the loss",
+    )
+    refuses(
+        lambda: nmt.domino_search(model, lambda model: model(x).mean() * 1j, nmt.Params(300), m=8),
+        "complex",
+    )
     assert not differing(snapshot(model), before)

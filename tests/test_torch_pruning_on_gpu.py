@@ -37,16 +37,26 @@ if torch.cuda.is_available():
     @pytest.mark.gpu
     def test_scores_are_those_on_the_cpu():
         here, there = both()
-        for name, arguments in (("activation", ()), ("fisher", (lambda model, x: model(x).square().mean(),))):
-            first, second = (getattr(nmt.scores, name)(model, items, *arguments) for model, items in (here, there))
+        for name, arguments in (
+            ("activation", ()),
+            ("fisher", (lambda model, x: model(x).square().mean(),)),
+        ):
+            first, second = (
+                getattr(nmt.scores, name)(model, items, *arguments)
+                for model, items in (here, there)
+            )
             for path, scores in first.items():
-                torch.testing.assert_close(second[path].cpu(), scores, rtol=1e-2, atol=1e-5 + 1e-3 * float(scores.max()))
+                torch.testing.assert_close(
+                    second[path].cpu(), scores, rtol=1e-2, atol=1e-5 + 1e-3 * float(scores.max())
+                )
 
     @pytest.mark.gpu
     def test_losses_and_searches_run_there():
         (_, _), (model, items) = both()
         losses = nmt.losses(model, ["2:4", "1:4", "2:4T", "dense"], calibration=items)
-        whole = sum(max(option.kept for option in layer.options) for layer in losses if layer.options)
+        whole = sum(
+            max(option.kept for option in layer.options) for layer in losses if layer.options
+        )
         assert nmt.allocate(losses, budget=nmt.Params(whole // 2)).status.value == "optimal"
         found = nmt.domino_search(
             model.train(),

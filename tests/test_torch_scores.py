@@ -18,12 +18,16 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def by_loops(weight, inputs):
-    return torch.from_numpy(activation_scores(weight.detach().double().numpy(), inputs.detach().double().numpy()))
+    return torch.from_numpy(
+        activation_scores(weight.detach().double().numpy(), inputs.detach().double().numpy())
+    )
 
 
 def close(found, wanted, tolerance=1e-5):
     assert found.shape == wanted.shape
-    torch.testing.assert_close(found.double(), wanted.double(), rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        found.double(), wanted.double(), rtol=tolerance, atol=tolerance * float(wanted.abs().max())
+    )
 
 
 @given(
@@ -52,7 +56,9 @@ def test_activation_scores_of_a_linear_layer_equal_the_loops(batches, rows, cols
     seed=st.integers(0, 99),
 )
 @settings(max_examples=25)
-def test_activation_scores_of_a_convolution_equal_the_loops(channels, kernel, stride, padding, dilation, seed):
+def test_activation_scores_of_a_convolution_equal_the_loops(
+    channels, kernel, stride, padding, dilation, seed
+):
     torch.manual_seed(seed)
     inputs, outputs, groups = channels
     layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups)
@@ -69,21 +75,29 @@ def test_activation_scores_of_a_convolution_equal_the_loops(channels, kernel, st
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (lambda: nn.Conv1d(4, 6, 3, dilation=2, padding="same", padding_mode="circular"), (2, 4, 9)),
+        (
+            lambda: nn.Conv1d(4, 6, 3, dilation=2, padding="same", padding_mode="circular"),
+            (2, 4, 9),
+        ),
         (lambda: nn.Conv3d(4, 6, (1, 2, 3), padding=(0, 1, 2), stride=(1, 2, 1)), (2, 4, 3, 4, 5)),
         (lambda: nn.Conv2d(4, 6, 3), (4, 7, 8)),
     ],
     ids=["Conv1d", "Conv3d", "unbatched"],
 )
 def test_activation_scores_of_other_convolutions(layer, shape):
-    """The squared norm of what a weight meets is the gradient of half the squared outputs' sum, of squared inputs and ones."""
+    """The squared norm of what a weight meets is the gradient of half the squared outputs' sum, of
+    squared inputs and ones.
+    """
     torch.manual_seed(0)
     model, x = nn.Sequential(layer()), torch.randn(shape)
     twin = nn.Sequential(layer()).double()
     nn.init.zeros_(twin[0].bias)
     nn.init.ones_(twin[0].weight)
     twin(x.double().square()).sum().backward()
-    close(nmt.scores.activation(model, [x])["0"], model[0].weight.detach().abs() * twin[0].weight.grad.sqrt())
+    close(
+        nmt.scores.activation(model, [x])["0"],
+        model[0].weight.detach().abs() * twin[0].weight.grad.sqrt(),
+    )
 
 
 def test_attention_is_scored_by_what_its_projections_multiply():
@@ -97,9 +111,12 @@ def test_attention_is_scored_by_what_its_projections_multiply():
     plain = nn.MultiheadAttention(8, 2)  # sequence first
     memory = torch.randn(6, 3, 8)
     sequence = torch.randn(5, 3, 8)
-    packed = nmt.scores.activation(plain, [{"query": sequence, "key": memory, "value": memory}])["in_proj_weight"]
+    packed = nmt.scores.activation(plain, [{"query": sequence, "key": memory, "value": memory}])[
+        "in_proj_weight"
+    ]
     wanted = [
-        by_loops(part, x.flatten(0, 1)) for part, x in zip(plain.in_proj_weight.chunk(3), (sequence, memory, memory), strict=True)
+        by_loops(part, x.flatten(0, 1))
+        for part, x in zip(plain.in_proj_weight.chunk(3), (sequence, memory, memory), strict=True)
     ]
     close(packed, torch.cat(wanted))
 
@@ -110,7 +127,8 @@ def test_the_output_projection_of_attention_sees_the_heads():
     x = torch.randn(3, 5, 8)
     found = nmt.scores.activation(attention, [(x, x, x)])["out_proj"]
     q, k, v = (
-        part.unflatten(-1, (2, 4)).transpose(1, 2) for part in nn.functional.linear(x, attention.in_proj_weight).chunk(3, -1)
+        part.unflatten(-1, (2, 4)).transpose(1, 2)
+        for part in nn.functional.linear(x, attention.in_proj_weight).chunk(3, -1)
     )
     heads = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     close(found, by_loops(attention.out_proj.weight, heads.flatten(0, 1)))
@@ -118,7 +136,9 @@ def test_the_output_projection_of_attention_sees_the_heads():
 
 def test_an_encoder_is_scored_past_its_fused_path():
     torch.manual_seed(0)
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2
+    ).eval()
     enabled = torch.backends.mha.get_fastpath_enabled()
     found = nmt.scores.activation(encoder, [torch.randn(2, 4, 8)])
     assert len(found) == 8
@@ -134,7 +154,9 @@ def test_gradient_scores_equal_the_loop():
     def loss(model, item):
         return nn.functional.cross_entropy(model(item[0]), item[1])
 
-    first, second = (getattr(nmt.scores, name)(model, items, loss) for name in ("gradient", "fisher"))
+    first, second = (
+        getattr(nmt.scores, name)(model, items, loss) for name in ("gradient", "fisher")
+    )
     for path in ("0", "2"):
         weight = model[int(path)].weight
         gradients = [torch.autograd.grad(loss(model, item), weight)[0].double() for item in items]
@@ -166,7 +188,9 @@ def test_scoring_leaves_no_trace():
 @pytest.mark.parametrize("generator", [True, False])
 @pytest.mark.parametrize("criterion", ["activation", "gradient", "fisher"])
 def test_calibration_is_run_through_once_and_let_go_of(criterion, generator):
-    """Memory independent of the number of samples: when the third batch is asked for, the first is gone."""
+    """Memory independent of the number of samples: when the third batch is asked for, the first is
+    gone.
+    """
     alive = []
 
     def batches():
@@ -204,8 +228,13 @@ def test_scores_decide_masks_everywhere(tmp_path, capsys):
     found = nmt.scores.activation(model, [x])
     wanted = {path: nmt.solve(scores, "2:4", scores).mask for path, scores in found.items()}
     magnitudes = nmt.scores.magnitude(model)
-    assert any(not torch.equal(wanted[path], nmt.solve(magnitudes[path], "2:4").mask) for path in wanted)
-    assert all(torch.equal(nmt.solve(model[int(p)].weight, "2:4", found[p]).mask, mask) for p, mask in wanted.items())
+    assert any(
+        not torch.equal(wanted[path], nmt.solve(magnitudes[path], "2:4").mask) for path in wanted
+    )
+    assert all(
+        torch.equal(nmt.solve(model[int(p)].weight, "2:4", found[p]).mask, mask)
+        for p, mask in wanted.items()
+    )
 
     plan = nmt.plan(model, "2:4", scores=found)
     assert plan.scores is found
@@ -222,7 +251,15 @@ def test_scores_decide_masks_everywhere(tmp_path, capsys):
 
     np.save(tmp_path / "w.npy", model[0].weight.detach().numpy())
     np.save(tmp_path / "s.npy", found["0"].numpy())
-    arguments = ["solve", str(tmp_path / "w.npy"), "2:4", "--scores", str(tmp_path / "s.npy"), "--out", str(tmp_path / "m.npy")]
+    arguments = [
+        "solve",
+        str(tmp_path / "w.npy"),
+        "2:4",
+        "--scores",
+        str(tmp_path / "s.npy"),
+        "--out",
+        str(tmp_path / "m.npy"),
+    ]
     assert main(arguments) == 0
     assert np.array_equal(np.load(tmp_path / "m.npy"), wanted["0"].numpy())
     assert "objective" in capsys.readouterr().out
@@ -254,10 +291,16 @@ def test_what_cannot_be_scored_is_refused():
     refuses(lambda: nmt.scores.activation(model, 3), "got 3")
     refuses(lambda: nmt.scores.activation(model, [x, bad]), "the input of layer 0 is nan", "item 1")
     refuses(
-        lambda: nmt.scores.activation(model, [(x, torch.zeros(5))]), "item 0", "Sequential(float32 tensor (5, 8)", "inputs alone"
+        lambda: nmt.scores.activation(model, [(x, torch.zeros(5))]),
+        "item 0",
+        "Sequential(float32 tensor (5, 8)",
+        "inputs alone",
     )
     refuses(lambda: nmt.scores.activation(model, [x[:, :5]]), "item 0", "RuntimeError")
-    refuses(lambda: nmt.scores.activation(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), [x]), "nothing to score")
+    refuses(
+        lambda: nmt.scores.activation(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), [x]),
+        "nothing to score",
+    )
 
     class Bypass(nn.Module):
         def __init__(self):
@@ -273,8 +316,14 @@ def test_what_cannot_be_scored_is_refused():
     mean = lambda model, x: model(x).mean()  # noqa: E731
     refuses(lambda: nmt.scores.gradient(Bypass(), [x], mean), "layer spare is never reached")
     refuses(lambda: nmt.scores.gradient(model, [x]), "has no loss", "loss=")
-    refuses(lambda: nmt.scores.gradient(model, [x], lambda model, x: model(x)), "a tensor of shape (5, 4)")
-    refuses(lambda: nmt.scores.gradient(model, [x], lambda model, x: model(x).mean().detach()), "without a gradient")
+    refuses(
+        lambda: nmt.scores.gradient(model, [x], lambda model, x: model(x)),
+        "a tensor of shape (5, 4)",
+    )
+    refuses(
+        lambda: nmt.scores.gradient(model, [x], lambda model, x: model(x).mean().detach()),
+        "without a gradient",
+    )
     refuses(lambda: nmt.scores.fisher(model, [bad], mean), "the loss is nan")
     with pytest.raises(KeyError, match="there are 0, 2"):
         nmt.scores.magnitude(model)["1"]
@@ -284,12 +333,25 @@ def test_scores_that_do_not_fit_are_refused():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4))
     found = nmt.scores.magnitude(model)
     part = {"0": found["0"]}
-    refuses(lambda: nmt.plan(model, "2:4", scores=part), "no scores for layer 2", "there are some for 0")
-    refuses(lambda: nmt.plan(model, "2:4", scores=part | {"2": found["0"]}), "layer 2 have shape (4, 8)", "(4, 4)")
+    refuses(
+        lambda: nmt.plan(model, "2:4", scores=part), "no scores for layer 2", "there are some for 0"
+    )
+    refuses(
+        lambda: nmt.plan(model, "2:4", scores=part | {"2": found["0"]}),
+        "layer 2 have shape (4, 8)",
+        "(4, 4)",
+    )
     refuses(lambda: nmt.plan(model, "2:4", scores=part | {"2": 1.0}), "layer 2 are a float")
     refuses(lambda: nmt.plan(model, "2:4", scores=[1]), "nmt.scores.activation")
     assert nmt.plan(model, "2:4", exclude="2", scores=part).planned
     for method in (nmt.STE(), nmt.SRSTE(), nmt.LBC(t_i=0, t_f=5)):
-        refuses(lambda method=method: nmt.sparsify_(model, "2:4", method, scores=found), type(method).__name__, "nmt.Fixed()")
-    refuses(lambda: nmt.sparsify_(model, "2:4", nmt.Fixed(score=lambda w, g: w.abs()), scores=found), "choose one")
+        refuses(
+            lambda method=method: nmt.sparsify_(model, "2:4", method, scores=found),
+            type(method).__name__,
+            "nmt.Fixed()",
+        )
+    refuses(
+        lambda: nmt.sparsify_(model, "2:4", nmt.Fixed(score=lambda w, g: w.abs()), scores=found),
+        "choose one",
+    )
     assert not any(nn.utils.parametrize.is_parametrized(module) for module in model.modules())

@@ -100,12 +100,19 @@ def test_convolution_weights_are_matrices_a_kernel_position(shape, text, channel
 
 def test_non_contiguous_views():
     base = torch.randn(24, 32)
-    for view in (base.t(), base[::2, ::2], base[:, 4:-4], torch.randn(1, 8).expand(8, 8), torch.randn(2, 8, 3, 8)[:, :, 0]):
+    for view in (
+        base.t(),
+        base[::2, ::2],
+        base[:, 4:-4],
+        torch.randn(1, 8).expand(8, 8),
+        torch.randn(2, 8, 3, 8)[:, :, 0],
+    ):
         assert torch.equal(nmt.solve(view, "2:4T").mask, nmt.solve(view.contiguous(), "2:4T").mask)
     imaginary = torch.randn(8, 8, dtype=torch.complex64).conj().imag  # carries a pending minus sign
     assert imaginary.is_neg()
     assert (
-        nmt.solve(imaginary, "2:4", scores=imaginary).objective == nmt.solve(imaginary, "2:4", scores=imaginary.clone()).objective
+        nmt.solve(imaginary, "2:4", scores=imaginary).objective
+        == nmt.solve(imaginary, "2:4", scores=imaginary.clone()).objective
     )
 
 
@@ -130,12 +137,24 @@ def quantized():
         (lambda: torch.empty(8, 8, device="meta"), ["meta device", "to_empty"]),
         (lambda: torch.randn(8, 8).to_sparse(), ["sparse (sparse_coo)", "to_dense()"]),
         (lambda: torch.randn(8, 8).to_sparse_csr(), ["sparse (sparse_csr)", "to_dense()"]),
-        (lambda: torch.randn(8, 8, dtype=torch.complex64), ["complex", "complex64", "weights.abs()"]),
+        (
+            lambda: torch.randn(8, 8, dtype=torch.complex64),
+            ["complex", "complex64", "weights.abs()"],
+        ),
         (quantized, ["quantized", "dequantize()"]),
-        (lambda: torch.nested.nested_tensor([torch.randn(4, 4), torch.randn(8, 4)]), ["nested", "unbind()"]),
+        (
+            lambda: torch.nested.nested_tensor([torch.randn(4, 4), torch.randn(8, 4)]),
+            ["nested", "unbind()"],
+        ),
         (lambda: torch.nn.LazyLinear(8).weight, ["not initialised", "lazy"]),
-        (lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), ["float4_e2m1fn_x2", "two values", "unpack"]),
-        (lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.int4), ["torch.int4", "unpack", "int8"]),
+        (
+            lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+            ["float4_e2m1fn_x2", "two values", "unpack"],
+        ),
+        (
+            lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.int4),
+            ["torch.int4", "unpack", "int8"],
+        ),
         (lambda: torch.zeros(8, 8, dtype=torch.uint8).view(torch.bits8), ["torch.bits8", "unpack"]),
         (lambda: torch.ones(8, 8, dtype=torch.bool), ["bool", "torch.uint8"]),
         (lambda: torch.randn(8), ["(8,)", "weights[None, :]"]),
@@ -182,7 +201,9 @@ def test_the_core_points_to_this_layer():
 
 def test_scores_must_fit():
     W = torch.randn(8, 8)
-    with pytest.raises(nmsolve.InputError, match=re.escape("scores have shape (8, 4), weights (8, 8)")):
+    with pytest.raises(
+        nmsolve.InputError, match=re.escape("scores have shape (8, 4), weights (8, 8)")
+    ):
         nmt.solve(W, "2:4", scores=torch.randn(8, 4))
     with pytest.raises(nmsolve.InputError, match=r"scores .* meta device"):
         nmt.solve(W, "2:4", scores=torch.randn(8, 8, device="meta"))
@@ -198,7 +219,14 @@ def test_errors_of_convolutions_show_their_shape():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("pattern", "5:4"), ("pattern", "2:4X"), ("method", "best"), ("padding", "no"), ("threads", 0)]
+    ("name", "value"),
+    [
+        ("pattern", "5:4"),
+        ("pattern", "2:4X"),
+        ("method", "best"),
+        ("padding", "no"),
+        ("threads", 0),
+    ],
 )
 def test_options_are_checked_as_in_the_core(name, value):
     W = torch.randn(8, 8)
@@ -242,12 +270,16 @@ def test_a_worse_mask_of_one_tiny_block_fails(text, dtype):
     mask = result.mask.clone()
     mask[8:16, 16:24] = mask[8:16, 16:24].flip(1)
     value = float((W.double().abs() * mask).sum())
-    lie = dataclasses.replace(result, mask=mask, objective=value, gap=max(0.0, (result.bound - value) / result.bound))
+    lie = dataclasses.replace(
+        result, mask=mask, objective=value, gap=max(0.0, (result.bound - value) / result.bound)
+    )
     with pytest.raises(nmsolve.SolverError, match=r"optimal.*block at index \[8, "):
         lie.verify(W)
 
 
-@pytest.mark.parametrize("wrong", [torch.complex128, torch.float32, torch.bfloat16, "an array", "nothing"], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [torch.complex128, torch.float32, torch.bfloat16, "an array", "nothing"], ids=str
+)
 def test_duals_of_another_kind_fail(wrong):
     import dataclasses
 
@@ -268,7 +300,9 @@ def test_verify_takes_masks_and_weights():
     assert not nmt.verify(torch.tensor([[True, False, False, False]]), "2:4")
     assert nmt.verify(torch.tensor([[-0.0, 0.0, 0.0, -2.0]]), "2:4").density == 0.25
     assert nmt.verify(
-        torch.ones(3, 6, dtype=torch.bool)[:, :5] & torch.tensor([True, True, False, False, True]), "2:4", padding="dense"
+        torch.ones(3, 6, dtype=torch.bool)[:, :5] & torch.tensor([True, True, False, False, True]),
+        "2:4",
+        padding="dense",
     )
     with pytest.raises(nmsolve.InputError, match="meta"):
         nmt.verify(torch.empty(4, 4, device="meta"), "2:4")
@@ -291,13 +325,16 @@ def test_import_is_lazy_about_compilers():
 
     code = (
         "import sys, nmsolve.torch; "
-        "heavy = {'numba', 'triton', 'torch._dynamo', 'scipy', 'ortools'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'numba', 'triton', 'torch._dynamo', 'scipy', 'ortools'} & set(sys.modules); "
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_engines_of_devices():
-    """Large transposable blocks are the host's, whatever device they are on; large groups are not."""
+    """Large transposable blocks are the host's, whatever device they are on; large groups are
+    not.
+    """
     cuda, other = torch.device("cuda"), torch.device("privateuseone")
     for device, pattern, name in (
         (cuda, "16:32T", "triton"),
@@ -330,10 +367,13 @@ assert nmt.solve(torch.ones(64, 64), "2:4")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_memory_that_runs_out_is_told_with_the_tensor():
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(
-        "out of memory on the host with weights of shape (30000, 30000), torch.float32, on cpu, pattern 2:4: "
+        "out of memory on the host with weights of shape (30000, 30000), torch.float32, on cpu, "
+        "pattern 2:4: "
     )
 
 
@@ -347,7 +387,10 @@ if torch.cuda.is_available():
         total = torch.cuda.mem_get_info()[1]
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**27) / total)
         try:
-            with pytest.raises(nmsolve.SolverError, match=r"memory on cuda:0 \(.* GiB free\) with weights of shape \(8192, 8192\)"):
+            with pytest.raises(
+                nmsolve.SolverError,
+                match=r"memory on cuda:0 \(.* GiB free\) with weights of shape \(8192, 8192\)",
+            ):
                 nmt.solve(W, "4:8T")
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
@@ -357,12 +400,16 @@ if torch.cuda.is_available():
 
 def test_a_triton_that_cannot_be_imported_is_done_without(tmp_path):
     """As `backends` says of it."""
-    (tmp_path / "triton.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')")
+    (tmp_path / "triton.py").write_text(
+        "raise OSError('libcuda.so.1: cannot open shared object file')"
+    )
     code = """
 import torch, nmsolve
 from nmsolve.torch.masks import engine_name
 print(engine_name(torch.device("cuda"), nmsolve.Pattern.parse("4:8T")))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.stdout.strip() == "plain", done.stderr

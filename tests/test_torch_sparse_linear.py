@@ -20,7 +20,9 @@ def test_parametrized_layers():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
     with pytest.raises(nmsolve.InputError, match="parametrized"):
         SparseLinear.from_linear(layer, torch.eye(8, dtype=torch.bool))
-    sparse = nn.utils.parametrizations.weight_norm(SparseLinear.from_linear(nn.Linear(8, 8), torch.eye(8, dtype=torch.bool)))
+    sparse = nn.utils.parametrizations.weight_norm(
+        SparseLinear.from_linear(nn.Linear(8, 8), torch.eye(8, dtype=torch.bool))
+    )
     sparse.load_state_dict(sparse.state_dict())
 
 
@@ -47,7 +49,8 @@ def _sharded(rank, port):
     model.load_state_dict(held)
     model.eval()
     assert torch.equal(layer.weight.full_tensor(), expected["weight"])
-    torch.distributed.barrier()  # a rank that takes its connections down while the other still uses them aborts it
+    # a rank that takes its connections down while the other still uses them aborts it
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
@@ -80,7 +83,13 @@ def test_shares_all_of_the_linear():
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.ones(12, 8, dtype=torch.bool), torch.zeros(12, 8), torch.zeros(8, 12, dtype=torch.bool), None]
+    "mask",
+    [
+        torch.ones(12, 8, dtype=torch.bool),
+        torch.zeros(12, 8),
+        torch.zeros(8, 12, dtype=torch.bool),
+        None,
+    ],
 )
 def test_a_mask_that_is_none_is_refused(mask):
     layer = sparse_layer()
@@ -96,7 +105,9 @@ def test_a_mask_that_is_none_is_refused(mask):
 
 def test_row_wise_is_not_enough_to_train():
     only = torch.tensor([[1, 1, 0, 0]] * 4, dtype=torch.bool)
-    with pytest.raises(nmsolve.InputError, match=r"2:4T is violated .* from index \[0, 0\], keeps 4"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"2:4T is violated .* from index \[0, 0\], keeps 4"
+    ):
         SparseLinear.from_linear(nn.Linear(4, 4), only)
 
 
@@ -136,11 +147,19 @@ def test_loading_keeps_a_mask_that_covers(assign):
 def test_loading_refuses_what_is_not_2to4(make, strict):
     model = nn.Sequential(make())
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError, match=r"0\.weight cannot be loaded into a .*Linear: 2:4T? is violated .* from index \[0, 0\]"):
-        model.load_state_dict({"0.weight": torch.ones(12, 8), "0.bias": torch.ones(12)}, strict=strict)
+    with pytest.raises(
+        RuntimeError,
+        match=r"0\.weight cannot be loaded into a .*Linear: 2:4T? is violated .* from index "
+        r"\[0, 0\]",
+    ):
+        model.load_state_dict(
+            {"0.weight": torch.ones(12, 8), "0.bias": torch.ones(12)}, strict=strict
+        )
     assert torch.equal(model[0].state_dict()["weight"], before["0.weight"])
     with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight"):
-        model.load_state_dict({"0.weight": torch.ones(8, 8), "0.bias": torch.ones(12)}, strict=strict)
+        model.load_state_dict(
+            {"0.weight": torch.ones(8, 8), "0.bias": torch.ones(12)}, strict=strict
+        )
 
 
 @pytest.mark.parametrize("make", [sparse_layer, packed_layer])
@@ -157,7 +176,9 @@ def test_loading_is_strict(make):
 
 @pytest.mark.parametrize("make", [sparse_layer, packed_layer])
 def test_loading_copies_or_assigns(make):
-    state = dict(make(seed=1).to(torch.float64).state_dict())  # torch notes assign=True in the metadata, which dict() drops
+    state = dict(
+        make(seed=1).to(torch.float64).state_dict()
+    )  # torch notes assign=True in the metadata, which dict() drops
     layer, taker = make(), make()
     layer.load_state_dict(state)
     assert layer.weight.dtype == torch.float32
@@ -190,7 +211,12 @@ def test_copies(make):
     whole = io.BytesIO()
     torch.save(layer, whole)
     whole.seek(0)
-    for other in (fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(whole, weights_only=False)):
+    for other in (
+        fresh,
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(whole, weights_only=False),
+    ):
         assert type(other) is type(layer)
         assert torch.equal(other(x), layer(x))
         assert other.weight.data_ptr() != layer.weight.data_ptr()

@@ -1,4 +1,6 @@
-"""Masks by second order: against the brain surgeon in loops, against the best of all masks, and against AdaPrune."""
+"""Masks by second order: against the brain surgeon in loops, against the best of all masks, and
+against AdaPrune.
+"""
 
 import copy
 import itertools
@@ -27,7 +29,9 @@ def problem_of(rows, cols, pattern, seed, padding="error"):
     """A layer with correlated inputs."""
     torch.manual_seed(seed)
     layer = nn.Linear(cols, rows, bias=False).double()
-    x = torch.randn(3 * cols, cols, dtype=torch.double) @ torch.randn(cols, cols, dtype=torch.double)
+    x = torch.randn(3 * cols, cols, dtype=torch.double) @ torch.randn(
+        cols, cols, dtype=torch.double
+    )
     entry = nmt.plan(nn.Sequential(layer), pattern, padding=padding)[0]
     weight = layer.weight.detach()[None]
     gram = (x.T @ x)[None]
@@ -35,10 +39,16 @@ def problem_of(rows, cols, pattern, seed, padding="error"):
     return problem, gram + problem.damping(1e-2) * torch.eye(cols, dtype=torch.double)
 
 
-@given(cols=st.sampled_from([4, 8, 16, 132]), pattern=st.sampled_from(["2:4", "1:4", "3:4"]), seed=st.integers(0, 99))
+@given(
+    cols=st.sampled_from([4, 8, 16, 132]),
+    pattern=st.sampled_from(["2:4", "1:4", "3:4"]),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=10, deadline=None)
 def test_masks_are_the_surgeons(cols, pattern, seed):
-    """Blocks of columns and Cholesky factors change the order of the arithmetic, not what is chosen."""
+    """Blocks of columns and Cholesky factors change the order of the arithmetic, not what is
+    chosen.
+    """
     problem, hessian = problem_of(2, cols, pattern, seed)
     found = surgeon_mask(problem, problem.weight, hessian)[0]
     n = nmsolve.Pattern.parse(pattern).n
@@ -63,7 +73,9 @@ def error_on(problem, mask, hessian):
 
 
 def all_masks(n, m):
-    lines = [np.array([j in chosen for j in range(m)]) for chosen in itertools.combinations(range(m), n)]
+    lines = [
+        np.array([j in chosen for j in range(m)]) for chosen in itertools.combinations(range(m), n)
+    ]
     for rows in itertools.product(lines, repeat=m):
         if (np.sum(rows, axis=0) == n).all():
             yield torch.from_numpy(np.array(rows))
@@ -101,7 +113,9 @@ def test_layers_lose_less_than_by_adaprune(pattern):
     adaprune = nmt.adaprune_(first, plan, items, sequential=False)
     sparsegpt = nmt.sparsegpt_(second, plan, items, sequential=False)
     assert nmt.verify(second, plan)
-    assert [layer.before for layer in sparsegpt] == pytest.approx([layer.before for layer in adaprune])
+    assert [layer.before for layer in sparsegpt] == pytest.approx(
+        [layer.before for layer in adaprune]
+    )
     for one, other in zip(sparsegpt, adaprune, strict=True):
         assert one.after <= other.after * (1 + 1e-6)
     assert sum(layer.after for layer in sparsegpt) < 0.95 * sum(layer.after for layer in adaprune)
@@ -109,14 +123,20 @@ def test_layers_lose_less_than_by_adaprune(pattern):
 
 @pytest.mark.parametrize("padding", ["pad", "dense"])
 @pytest.mark.parametrize(
-    "layer", [nn.Linear(10, 8), nn.Conv2d(6, 8, 3), nn.Conv2d(12, 8, (2, 1), groups=2)], ids=["linear", "conv", "groups"]
+    "layer",
+    [nn.Linear(10, 8), nn.Conv2d(6, 8, 3), nn.Conv2d(12, 8, (2, 1), groups=2)],
+    ids=["linear", "conv", "groups"],
 )
 @pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
 def test_remainders_follow_the_plan(padding, layer, pattern):
     torch.manual_seed(0)
     model = nn.Sequential(copy.deepcopy(layer))
     plan = nmt.plan(model, pattern, padding=padding)
-    x = torch.randn(40, 10) if isinstance(layer, nn.Linear) else torch.randn(9, layer.in_channels, 5, 5)
+    x = (
+        torch.randn(40, 10)
+        if isinstance(layer, nn.Linear)
+        else torch.randn(9, layer.in_channels, 5, 5)
+    )
     nmt.sparsegpt_(model, plan, [x])
     assert nmt.verify(model, plan)
     other = nmt.solve(layer.weight, pattern, padding=padding).mask
@@ -148,7 +168,11 @@ def test_what_makes_no_sense_is_refused():
         nmt.sparsegpt_(model, plan, [x])
 
 
-@given(zeros=st.floats(0, 1), m=st.sampled_from([4, 8, 16]), confidence=st.sampled_from([0.5, 0.9, 0.95]))
+@given(
+    zeros=st.floats(0, 1),
+    m=st.sampled_from([4, 8, 16]),
+    confidence=st.sampled_from([0.5, 0.9, 0.95]),
+)
 @settings(max_examples=40)
 def test_matching_patterns_follow_the_binomial_rule(zeros, m, confidence):
     layer = nn.Linear(2 * m, 40)
@@ -161,7 +185,12 @@ def test_matching_patterns_follow_the_binomial_rule(zeros, m, confidence):
         assert not found.planned
     else:
         assert found.planned[0].pattern == nmsolve.Pattern(n, m)
-        assert nmt.matching_plan(nn.Sequential(layer), m, confidence, transposable=m == 8).planned[0].pattern.n == n
+        assert (
+            nmt.matching_plan(nn.Sequential(layer), m, confidence, transposable=m == 8)
+            .planned[0]
+            .pattern.n
+            == n
+        )
 
 
 def test_layers_inside_others_match_by_their_own_zeros():

@@ -1,4 +1,6 @@
-"""Models that are changed while masks are on them: adapters, heads that are swapped, wrappers, layers that are dropped."""
+"""Models that are changed while masks are on them: adapters, heads that are swapped, wrappers,
+layers that are dropped.
+"""
 
 import copy
 import importlib.util
@@ -56,9 +58,17 @@ def masked(model):
 @pytest.mark.parametrize("method", [nmt.Fixed(), nmt.STE()], ids=["fixed", "ste"])
 @pytest.mark.parametrize("how", ["merge_and_unload", "safe_merge", "merge_adapter", "dora"])
 def test_a_merged_adapter_is_in_the_finalized_weights(method, how):
-    """PEFT's LoRA trained on a masked base: what is finalized is M∘(W + BA), not the base as it was before."""
+    """PEFT's LoRA trained on a masked base: what is finalized is M∘(W + BA), not the base as it was
+    before.
+    """
     model, sparse = made(method)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["a", "b"], modules_to_save=["head"], use_dora=how == "dora")
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["a", "b"],
+        modules_to_save=["head"],
+        use_dora=how == "dora",
+    )
     adapted = get_peft_model(model, config)
     parameters = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
@@ -72,7 +82,9 @@ def test_a_merged_adapter_is_in_the_finalized_weights(method, how):
         with torch.no_grad():
             tuned = layer.base_layer.weight + layer.get_delta_weight("default")
             if how == "dora":
-                size = layer.lora_magnitude_vector["default"].weight / torch.linalg.norm(tuned, dim=1)
+                size = layer.lora_magnitude_vector["default"].weight / torch.linalg.norm(
+                    tuned, dim=1
+                )
                 tuned = size[:, None] * tuned
         expected[name] = torch.where(mask, tuned, 0)
     trained_head = base.head.modules_to_save["default"].weight.detach().clone()
@@ -105,7 +117,9 @@ def test_merging_and_unmerging_an_adapter_restores_what_is_kept():
 
 
 def test_adapters_that_are_not_merged():
-    """Their matrices are in no plan; and finalizing before they are merged is warned of, for merging makes weights dense."""
+    """Their matrices are in no plan; and finalizing before they are merged is warned of, for
+    merging makes weights dense.
+    """
     model, sparse = made(nmt.SRSTE())
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["a"], init_lora_weights=False))
     plan = {layer.path: layer for layer in nmt.plan(adapted, "2:4").layers}
@@ -144,7 +158,8 @@ def test_embeddings_that_are_resized():
     """transformers makes a new head, from the masked weight."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
         tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -158,7 +173,9 @@ def test_embeddings_that_are_resized():
     assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
 
 
-@pytest.mark.parametrize("drop", [lambda model: delattr(model, "b"), lambda model: setattr(model, "b", nn.Identity())])
+@pytest.mark.parametrize(
+    "drop", [lambda model: delattr(model, "b"), lambda model: setattr(model, "b", nn.Identity())]
+)
 def test_layers_that_are_dropped(drop):
     model, sparse = made()
     drop(model)
@@ -181,7 +198,9 @@ def test_layers_that_are_moved():
 
 
 def test_a_model_inside_another():
-    """Two calls of sparsify_ on parts of one model, whose layers have the same names: each has its own masks, to the end."""
+    """Two calls of sparsify_ on parts of one model, whose layers have the same names: each has its
+    own masks, to the end.
+    """
     inner, outer = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
     first = nmt.sparsify_(inner, "2:4", nmt.STE())
     second = nmt.sparsify_(outer, "2:4", nmt.Fixed())
@@ -236,7 +255,9 @@ def test_all_layers_gone():
     model, sparse = made()
     model.a = model.b = model.head = nn.Identity()
     for call in (sparse.finalize_, sparse.stats, sparse.refresh_):
-        with pytest.raises(nmsolve.InputError, match=r"no mask of this plan.*replaced \(a, b, head\)"):
+        with pytest.raises(
+            nmsolve.InputError, match=r"no mask of this plan.*replaced \(a, b, head\)"
+        ):
             call()
 
 
@@ -285,7 +306,9 @@ def test_masks_come_off(zeros):
         changed = change(model)
         assert len(nmt.remove_masks_(changed, zeros=zeros)) == 3
         assert not masked(changed)
-        weights = [module.weight.detach() for module in changed.modules() if isinstance(module, nn.Linear)]
+        weights = [
+            module.weight.detach() for module in changed.modules() if isinstance(module, nn.Linear)
+        ]
         for weight, expected in zip(weights, before.values(), strict=True):
             assert torch.equal(weight, expected)
         assert nmt.remove_masks_(changed) == ()
@@ -310,10 +333,15 @@ def lookahead():
 
 
 def test_optimizers_that_run_no_hooks():
-    """timm's Lookahead does not call Optimizer.__init__: hooks would be kept and never run. The one inside is named, and works."""
+    """timm's Lookahead does not call Optimizer.__init__: hooks would be kept and never run. The one
+    inside is named, and works.
+    """
     model, sparse = made(nmt.STE())
     optimizer = lookahead()(torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(nmsolve.InputError, match=r"Lookahead did not call .*sparse\.attach\(optimizer\._base_optimizer\)"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match=r"Lookahead did not call .*sparse\.attach\(optimizer\._base_optimizer\)",
+    ):
         sparse.attach(optimizer)
     sparse.attach(optimizer._base_optimizer)
     train(model, optimizer, 8)

@@ -1,4 +1,6 @@
-"""State dicts, whole models and pickles: what they hold, and that training goes on from them bit for bit."""
+"""State dicts, whole models and pickles: what they hold, and that training goes on from them bit
+for bit.
+"""
 
 import copy
 import io
@@ -20,7 +22,9 @@ from nmsolve.torch.training.acceleration import use
 def test_resumes_bit_for_bit(name, optimizer, tmp_path):
     model, opt, sparse = made(name, optimizer, "1:4")
     train(model, opt, range(3))
-    torch.save({"model": model.state_dict(), "optimizer": opt.state_dict()}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": opt.state_dict()}, tmp_path / "checkpoint.pt"
+    )
     train(model, opt, range(3, 7))
     again, other, resumed = made(name, optimizer, "1:4", seed=7)
     held = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -50,11 +54,15 @@ def test_loading_before_attaching_resumes_too():
     assert differing(snapshot(model, opt), snapshot(again, other)) == []
     late = torch.optim.AdamW(again.parameters(), lr=0.01)
     sparse.attach(late)
-    with pytest.raises(nmsolve.InputError, match=r"conv.*in another order.*before sparsify_ or after"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"conv.*in another order.*before sparsify_ or after"
+    ):
         late.load_state_dict(opt_state)
     loaded = torch.optim.AdamW(again.parameters(), lr=0.01)
     loaded.load_state_dict(opt_state)
-    with pytest.raises(nmsolve.InputError, match=r"conv.*in another order.*before sparsify_ or after"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"conv.*in another order.*before sparsify_ or after"
+    ):
         sparse.attach(loaded)
 
 
@@ -96,7 +104,9 @@ def test_whole_models_are_saved(name, tmp_path):
     torch.save(again, buffer)
     if name != "lbc":  # whose masks are not 2:4 yet
         sparse.finalize_(again)
-        assert [key for key, _ in again.named_parameters()] == [key for key, _ in Net().named_parameters()]
+        assert [key for key, _ in again.named_parameters()] == [
+            key for key, _ in Net().named_parameters()
+        ]
 
 
 @ALL
@@ -142,7 +152,9 @@ def test_keys_are_plain_where_they_are_missing(tmp_path):
         return model
 
     assert "0.weight" in tied().load_state_dict({}, strict=False).missing_keys
-    assert "weight" in nn.Sequential(tied())[0][0].load_state_dict({}, strict=False).missing_keys[-1]
+    assert (
+        "weight" in nn.Sequential(tied())[0][0].load_state_dict({}, strict=False).missing_keys[-1]
+    )
     model, again = tied(), tied()
     save_model(model, tmp_path / "model.safetensors")
     load_model(again, tmp_path / "model.safetensors")
@@ -161,7 +173,10 @@ def test_casting_everything_leaves_masks_alone():
     model = nn.Sequential(nn.Linear(8, 12))
     sparse = nmt.sparsify_(model, "2:4")
     mask = sparse.layers[0].masked.mask.clone()
-    for cast in (lambda: model.type(torch.float64), lambda: model._apply(lambda tensor: tensor.half())):
+    for cast in (
+        lambda: model.type(torch.float64),
+        lambda: model._apply(lambda tensor: tensor.half()),
+    ):
         cast()
         assert torch.equal(sparse.layers[0].masked.mask, mask)
         assert model.state_dict()["0.weight_mask"].numel() == 12

@@ -15,7 +15,9 @@ import nmsolve.torch as nmt
 
 @ALL
 def test_copies(name):
-    """A deep copy has masks of its own, trains on its own, is finalized on its own; the original does not notice."""
+    """A deep copy has masks of its own, trains on its own, is finalized on its own; the original
+    does not notice.
+    """
     model, opt, sparse = made(name)
     train(model, opt, range(3))
     twin = copy.deepcopy(model)
@@ -47,7 +49,9 @@ def test_copies(name):
 def test_averages(name, averaging):
     """AveragedModel averages the dense weights and copies the masks as they are now."""
     model, opt, sparse = made(name)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5) if averaging == "ema" else None)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(0.5) if averaging == "ema" else None
+    )
     for step in range(6):
         train(model, opt, [step])
         average.update_parameters(model)
@@ -76,7 +80,9 @@ def test_refreshing_masks_by_hand(name):
             sparse.finalize_(average.module)
     masks = [masked.mask.clone() for masked in masks_of(model)]
     assert sparse.refresh_(average.module).finalize_(average.module).ok
-    assert all(torch.equal(mask, masked.mask) for mask, masked in zip(masks, masks_of(model), strict=True))
+    assert all(
+        torch.equal(mask, masked.mask) for mask, masked in zip(masks, masks_of(model), strict=True)
+    )
     model.load_state_dict(Net().state_dict(), strict=False)  # a dense checkpoint
     sparse.refresh_()
     for layer in sparse.layers:

@@ -1,4 +1,6 @@
-"""Bad use of training: a clear error that names the layer and the remedy, and everything as it was."""
+"""Bad use of training: a clear error that names the layer and the remedy, and everything as it
+was.
+"""
 
 import copy
 import math
@@ -40,7 +42,10 @@ def step(model, optimizer, value=1.0):
             lambda model: torch.optim.SGD(net().parameters(), lr=0.1),
             r"SGD does not hold the weight of 0, 2: make it from the parameters",
         ),
-        (lambda model: torch.optim.AdamW(model[0].parameters(), lr=0.1), "AdamW does not hold the weight of 2:"),
+        (
+            lambda model: torch.optim.AdamW(model[0].parameters(), lr=0.1),
+            "AdamW does not hold the weight of 2:",
+        ),
         (lambda model: "adam", "torch optimizers, got str"),
     ],
 )
@@ -98,7 +103,10 @@ def test_training_without_attach(method):
             sparse.refresh_()
             assert sparse.finalize_().ok
         else:
-            with pytest.warns(UserWarning, match=r"weights have changed since sparsify_.*sparse\.attach\(optimizer\)"):
+            with pytest.warns(
+                UserWarning,
+                match=r"weights have changed since sparsify_.*sparse\.attach\(optimizer\)",
+            ):
                 assert sparse.finalize_().ok
 
 
@@ -108,7 +116,11 @@ def test_finalize_twice():
     twin = copy.deepcopy(model)
     sparse.finalize_()
     before = state(model)
-    for call in (sparse.finalize_, sparse.stats, lambda: sparse.attach(torch.optim.SGD(model.parameters(), lr=0.1))):
+    for call in (
+        sparse.finalize_,
+        sparse.stats,
+        lambda: sparse.attach(torch.optim.SGD(model.parameters(), lr=0.1)),
+    ):
         with pytest.raises(InputError, match="finalized"):
             call()
     assert_unchanged(model, before)
@@ -133,7 +145,9 @@ def test_a_plan_made_for_another_model():
     before = state(other)
     for use in (nmt.sparsify_, nmt.verify):
         with pytest.raises(
-            InputError, match=r"another model than this Sequential: its 0 has shape \(32, 16\), not \(16, 16\); it has no 2"
+            InputError,
+            match=r"another model than this Sequential: its 0 has shape \(32, 16\), not \(16, "
+            r"16\); it has no 2",
         ):
             use(other, plan)
     assert_unchanged(other, before)
@@ -146,7 +160,9 @@ def test_a_plan_made_for_another_model():
         nmt.sparsify_(conv, plan)
     normed = net()
     nn.utils.parametrizations.weight_norm(normed[0])
-    with pytest.raises(InputError, match="0 is a ParametrizedLinear, planned was a Linear: make a new plan"):
+    with pytest.raises(
+        InputError, match="0 is a ParametrizedLinear, planned was a Linear: make a new plan"
+    ):
         nmt.sparsify_(normed, plan)
 
 
@@ -164,7 +180,8 @@ def test_a_checkpoint_with_masks_of_another_pattern(saved):
     for strict in (True, False):
         with pytest.raises(
             InputError,
-            match=rf"nothing was loaded into the sparsified model: 0\.weight: .* pattern {saved}, the plan 2:4; sparsify",
+            match=rf"nothing was loaded into the sparsified model: 0\.weight: .* pattern {saved}, "
+            rf"the plan 2:4; sparsify",
         ):
             model.load_state_dict(source.state_dict(), strict=strict)
         assert_unchanged(model, before)
@@ -207,7 +224,9 @@ def test_lbc_that_does_not_fit_in_memory():
         model = nn.Sequential(nn.Linear(side, side, bias=False))
     model = model.to_empty(device="cpu")  # not touched, so it takes no memory
     with pytest.raises(
-        InputError, match=r"candidates would take [\d,.]+ GiB on cpu, where [\d,.]+ GiB are free: pattern 8:16 takes 812 bytes"
+        InputError,
+        match=r"candidates would take [\d,.]+ GiB on cpu, where [\d,.]+ GiB are free: pattern 8:16 "
+        r"takes 812 bytes",
     ):
         nmt.sparsify_(model, "8:16", nmt.LBC(t_i=0, t_f=10))
     assert type(model[0]) is nn.Linear
@@ -217,7 +236,9 @@ def test_lbc_that_is_not_done():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sparse = nmt.sparsify_(model, "2:4", nmt.LBC(t_i=0, t_f=9))
-    with pytest.raises(InputError, match="0 has 6 candidates a group alive after 0 steps; train to step t_f=9"):
+    with pytest.raises(
+        InputError, match="0 has 6 candidates a group alive after 0 steps; train to step t_f=9"
+    ):
         sparse.finalize_()
     sparse.attach(optimizer)
     for _ in range(2):
@@ -245,12 +266,16 @@ def test_resuming_lbc_with_another_criterion():
     again = net()
     sparse = nmt.sparsify_(again, "2:4", nmt.LBC(t_i=0, t_f=5))
     again.load_state_dict(model.state_dict())
-    with pytest.raises(InputError, match=r"layer 0: the checkpoint's candidates.*criterion 'learned'"):
+    with pytest.raises(
+        InputError, match=r"layer 0: the checkpoint's candidates.*criterion 'learned'"
+    ):
         sparse.attach(torch.optim.SGD(again.parameters(), lr=0.01))
 
 
 @pytest.mark.parametrize("replace", ["parameter", "assign"])
-@pytest.mark.parametrize("method", [nmt.STE(), nmt.Fixed(), nmt.SRSTE(decay=0.1), nmt.LBC(t_i=0, t_f=4)])
+@pytest.mark.parametrize(
+    "method", [nmt.STE(), nmt.Fixed(), nmt.SRSTE(decay=0.1), nmt.LBC(t_i=0, t_f=4)]
+)
 def test_a_parameter_replaced_behind_our_back(replace, method):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -262,7 +287,9 @@ def test_a_parameter_replaced_behind_our_back(replace, method):
         model[0].parametrizations.weight.original = nn.Parameter(torch.ones(16, 16))
         model[2].parametrizations.weight.original = nn.Parameter(torch.ones(8, 16))
     before = state(model)
-    with pytest.raises(InputError, match=r"weight of 0, 2 is no longer the tensor that the SGD holds.*attach"):
+    with pytest.raises(
+        InputError, match=r"weight of 0, 2 is no longer the tensor that the SGD holds.*attach"
+    ):
         step(model, optimizer)
     assert_unchanged(model, before)
     fresh = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -273,7 +300,13 @@ def test_a_parameter_replaced_behind_our_back(replace, method):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(
-    "method", [nmt.STE(), nmt.SRSTE(decay=0.1), nmt.LBC(t_i=0, t_f=9), nmt.LBC(t_i=0, t_f=9, criterion="magnitude")]
+    "method",
+    [
+        nmt.STE(),
+        nmt.SRSTE(decay=0.1),
+        nmt.LBC(t_i=0, t_f=9),
+        nmt.LBC(t_i=0, t_f=9, criterion="magnitude"),
+    ],
 )
 def test_weights_that_are_not_finite_at_a_refresh(value, method):
     model = net()
@@ -297,7 +330,9 @@ def test_weights_that_are_not_finite_at_a_refresh(value, method):
         pytest.fail("no error")
     assert "layer 2: " in message
     assert "resume from the last checkpoint, with a lower learning rate" in message
-    assert [torch.equal(a, layer.masked.mask) for a, layer in zip(masks, sparse.layers, strict=True)] == [True, True]
+    assert [
+        torch.equal(a, layer.masked.mask) for a, layer in zip(masks, sparse.layers, strict=True)
+    ] == [True, True]
     assert str(sparse.stats()) == stats
     model.load_state_dict(backup[0])  # from here training goes on
     optimizer.load_state_dict(backup[1])
@@ -315,7 +350,9 @@ def test_weights_that_are_not_finite_at_the_start():
     assert [type(module) for module in model] == [type(module) for module in before]
 
 
-@pytest.mark.parametrize("score", [lambda weight, gradient: weight[0], lambda weight, gradient: 3.0])
+@pytest.mark.parametrize(
+    "score", [lambda weight, gradient: weight[0], lambda weight, gradient: 3.0]
+)
 def test_a_score_that_is_none(score):
     model = net()
     with pytest.raises(InputError, match="layer 0: the score function gave"):
@@ -339,7 +376,10 @@ def test_a_score_that_is_none(score):
         (lambda: nmt.sparsify_(net(), "2:4", nmt.STE(score="taylor")), "score must be"),
         (lambda: nmt.sparsify_(net(), "2:4", "srste"), r"nmt\.Fixed\(\).*got 'srste'"),
         (lambda: nmt.sparsify_("net", "2:4"), r"nn\.Module, got str"),
-        (lambda: nmt.verify(torch.ones(4, 4), nmt.plan(net(), "2:4")), "one pattern, such as '2:4', not a Plan"),
+        (
+            lambda: nmt.verify(torch.ones(4, 4), nmt.plan(net(), "2:4")),
+            "one pattern, such as '2:4', not a Plan",
+        ),
         (lambda: nmt.verify(net(), "2:4", padding="pad"), "for tensors"),
     ],
 )
@@ -354,7 +394,9 @@ def test_masks_that_someone_spoiled_are_found():
     sparse.layers[0].masked.mask[0, :4] = True
     before = state(model)
     assert not nmt.verify(model, sparse.plan)
-    with pytest.raises(SolverError, match=r"nothing was finalized(.|\n)*from index \[0, 0\]: keeps 4"):
+    with pytest.raises(
+        SolverError, match=r"nothing was finalized(.|\n)*from index \[0, 0\]: keeps 4"
+    ):
         sparse.finalize_()
     assert_unchanged(model, before)
 

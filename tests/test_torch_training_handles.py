@@ -1,4 +1,6 @@
-"""What module.weight gives of a masked layer: read, held, copied, transformed; and when it is too late to write to it."""
+"""What module.weight gives of a masked layer: read, held, copied, transformed; and when it is too
+late to write to it.
+"""
 
 import copy
 import io
@@ -26,7 +28,9 @@ def test_copies_have_what_was_written(take):
 
 
 def test_in_time():
-    """What was written before a checkpoint is loaded, or the model converted, was written in time."""
+    """What was written before a checkpoint is loaded, or the model converted, was written in
+    time.
+    """
     model, _, _, _ = made(nmt.STE())
     state = {key: value.clone() for key, value in model.state_dict().items()}
     held = model[0].weight
@@ -107,8 +111,9 @@ def test_a_reader_changes_nothing():
     model, _, _, before = made(nmt.STE())
     version = dense_of(model)._version
     for read in (
-        lambda w: w.data.abs().sum(), lambda w: w.detach().numpy().sum(), lambda w: w.T @ w, lambda w: w[0].tolist(),
-        repr, copy.copy, list, lambda w: w.data.numpy().copy(), lambda w: w.untyped_storage().nbytes(),
+        lambda w: w.data.abs().sum(), lambda w: w.detach().numpy().sum(), lambda w: w.T @ w,
+        lambda w: w[0].tolist(), repr, copy.copy, list, lambda w: w.data.numpy().copy(),
+        lambda w: w.untyped_storage().nbytes(),
         lambda w: np.asarray(w.detach()), lambda w: w.to(torch.float64).sum(),
     ):  # fmt: skip
         read(model[0].weight)
@@ -120,7 +125,9 @@ def test_a_reader_changes_nothing():
 
 
 def test_a_late_write_is_an_error():
-    """What was read before a step and is written after it would undo the step: it is refused, by name, at whatever comes next."""
+    """What was read before a step and is written after it would undo the step: it is refused, by
+    name, at whatever comes next.
+    """
     for use in (
         lambda m, s, o: m.state_dict(),
         lambda m, s, o: m(torch.ones(1, 8)),
@@ -133,7 +140,9 @@ def test_a_late_write_is_an_error():
         optimizer.step()
         after = dense_of(model).clone()
         held.fill_(1)
-        with pytest.raises(nmsolve.InputError, match=r"layer 0: something was written .* Read module\.weight again"):
+        with pytest.raises(
+            nmsolve.InputError, match=r"layer 0: something was written .* Read module\.weight again"
+        ):
             use(model, sparse, optimizer)
         assert torch.equal(dense_of(model), after)
         held.fill_(2)  # told once for each write
@@ -142,7 +151,9 @@ def test_a_late_write_is_an_error():
 
 
 def test_held_and_written_within_its_time():
-    """What is held may be written again and again while the dense weight does not change otherwise."""
+    """What is held may be written again and again while the dense weight does not change
+    otherwise.
+    """
     model, _, _, _ = made(nmt.STE())
     held, data = model[0].weight, model[0].weight.data
     del held
@@ -184,7 +195,9 @@ def test_what_is_detached_is_independent_but_for_its_memory():
 
 
 def test_functional_call_puts_back_the_dense_weight():
-    """Under plain names it assigns a weight, and then what it had read: the dense weight is what it was."""
+    """Under plain names it assigns a weight, and then what it had read: the dense weight is what it
+    was.
+    """
     model, _, _, before = made(nmt.STE())
     with torch.no_grad():
         out = functional_call(model, {"0.weight": NEW}, (torch.eye(8),))

@@ -1,4 +1,6 @@
-"""What users do around masked models: odd assignments, transforms, frozen layers, checkpoints cut and cast, copies."""
+"""What users do around masked models: odd assignments, transforms, frozen layers, checkpoints cut
+and cast, copies.
+"""
 
 import copy
 import itertools
@@ -42,16 +44,22 @@ def test_assigning_copies_and_checks():
         b[0].weight = torch.zeros(5, 5)
     before = dense(b).detach().clone()
     with pytest.raises(InputError, match=r"parametrizations\.weight\.original"):
-        torch.func.functional_call(b, {"0.weight": torch.randn(12, 8, requires_grad=True)}, (torch.ones(2, 8),))
+        torch.func.functional_call(
+            b, {"0.weight": torch.randn(12, 8, requires_grad=True)}, (torch.ones(2, 8),)
+        )
     assert torch.equal(dense(b), before)
     w = torch.randn(12, 8, requires_grad=True)
-    torch.func.functional_call(b, {"0.parametrizations.weight.original": w}, (torch.ones(2, 8),)).sum().backward()
+    torch.func.functional_call(
+        b, {"0.parametrizations.weight.original": w}, (torch.ones(2, 8),)
+    ).sum().backward()
     assert w.grad.count_nonzero() > 0
     with pytest.raises(InputError, match="load_state_dict"):
         b[0].weight_mask = torch.ones(3)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:DeprecationWarning")  # torch.func and torch.export use it themselves
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.*deprecated:DeprecationWarning"
+)  # torch.func and torch.export use it themselves
 @pytest.mark.parametrize("method", [nmt.STE(), nmt.Fixed()])
 def test_transforms(method):
     """Forward-mode derivatives, traces and exports."""
@@ -61,7 +69,11 @@ def test_transforms(method):
     weight, mask = dense(model).detach(), sparse.layers[0].masked.mask
     direction = torch.randn_like(weight)
     _, tangent = torch.func.jvp(
-        lambda w: torch.func.functional_call(model[0], {"parametrizations.weight.original": w}, (x,)), (weight,), (direction,)
+        lambda w: torch.func.functional_call(
+            model[0], {"parametrizations.weight.original": w}, (x,)
+        ),
+        (weight,),
+        (direction,),
     )
     through = direction if isinstance(method, nmt.STE) else direction * mask
     torch.testing.assert_close(tangent, x @ through.T)
@@ -165,7 +177,9 @@ def test_a_state_dict_without_the_duplicates_of_tied_weights():
     sparse = nmt.sparsify_(model, "2:4", nmt.LBC(t_i=0, t_f=20)).attach(optimizer)
     train(model, optimizer, 8)
     state = {
-        key: value for key, value in model.state_dict().items() if key not in ("1.weight", "1.weight_alive", "1.weight_scores")
+        key: value
+        for key, value in model.state_dict().items()
+        if key not in ("1.weight", "1.weight_alive", "1.weight_scores")
     }
     again = tied()
     resumed = nmt.sparsify_(again, "2:4", nmt.LBC(t_i=0, t_f=20))
@@ -174,7 +188,9 @@ def test_a_state_dict_without_the_duplicates_of_tied_weights():
 
 
 def test_fixed_resumes_in_any_order():
-    """Momenta are masked by the masks that belong to them, loaded before or after, attached before or after."""
+    """Momenta are masked by the masks that belong to them, loaded before or after, attached before
+    or after.
+    """
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     nmt.sparsify_(model, "2:4", nmt.Fixed()).attach(optimizer)
@@ -203,7 +219,10 @@ def test_fixed_resumes_in_any_order():
         (lambda s: s | {"0.weight_progress": s["0.weight_progress"][:3]}, "was cast or cut"),
         (lambda s: s | {"0.weight_progress": s["0.weight_progress"] * math.nan}, "not finite"),
         (lambda s: s | {"0.weight_mask": s["0.weight_mask"].float()}, "was cast or cut"),
-        (lambda s: s | {"0.weight_progress": torch.zeros(9, dtype=torch.float64)}, "pattern 0:0, the plan 2:4"),
+        (
+            lambda s: s | {"0.weight_progress": torch.zeros(9, dtype=torch.float64)},
+            "pattern 0:0, the plan 2:4",
+        ),
     ],
 )
 def test_spoiled_checkpoints(spoil, message):
@@ -257,7 +276,9 @@ def test_accelerating_what_is_masked(warned_already):
     model = net()
     nmt.sparsify_(model, "2:4")
     table = nmt.accelerate_(model, torch.ones(2, 8))
-    assert {layer.reason for layer in table} == {"masks are on it: finalize_ first, or sparsify_(…, accelerate=True)"}
+    assert {layer.reason for layer in table} == {
+        "masks are on it: finalize_ first, or sparsify_(…, accelerate=True)"
+    }
 
 
 def test_small_things():
@@ -303,7 +324,9 @@ def test_decoupled_decay_counts_once_a_step_of_lbfgs():
 
 
 def test_finalizing_whatever_became_of_other_parameters():
-    """A bias pruned, deleted or made a buffer, parameters added: masks come off whole, parameters keep their order."""
+    """A bias pruned, deleted or made a buffer, parameters added: masks come off whole, parameters
+    keep their order.
+    """
 
     def finalized(change):
         model = net()
@@ -322,7 +345,10 @@ def test_finalizing_whatever_became_of_other_parameters():
         for name in ("p2", "p1", "p4", "p3"):
             layer.register_parameter(name, nn.Parameter(torch.zeros(1)))
 
-    assert finalized(lambda layer: prune.l1_unstructured(layer, "bias", 0.5)) == ["weight", "bias_orig"]
+    assert finalized(lambda layer: prune.l1_unstructured(layer, "bias", 0.5)) == [
+        "weight",
+        "bias_orig",
+    ]
     assert finalized(to_buffer) == ["weight"]
     assert finalized(more) == ["weight", "bias", "p2", "p1", "p4", "p3"]
 

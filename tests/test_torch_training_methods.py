@@ -1,4 +1,6 @@
-"""Training methods against their equations written out in NumPy loops: weights and masks after every step."""
+"""Training methods against their equations written out in NumPy loops: weights and masks after
+every step.
+"""
 
 import itertools
 
@@ -13,19 +15,30 @@ from reference import training as oracle
 ROWS, COLS, BATCH, STEPS = 6, 16, 5, 12
 PATTERNS = [(2, 4), (1, 4), (3, 4), (2, 8)]
 OPTIMIZERS = {
-    "sgd": (lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=0.01), lambda: oracle.SGD(0.3, 0.9, 0.01)),
-    "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.05), lambda: oracle.AdamW(0.1, weight_decay=0.05)),
+    "sgd": (
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=0.01),
+        lambda: oracle.SGD(0.3, 0.9, 0.01),
+    ),
+    "adamw": (
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.05),
+        lambda: oracle.AdamW(0.1, weight_decay=0.05),
+    ),
 }
 
 
 def problem(seed):
     rng = np.random.default_rng(seed)
-    batches = [(rng.standard_normal((BATCH, COLS)), rng.standard_normal((BATCH, ROWS))) for _ in range(STEPS)]
+    batches = [
+        (rng.standard_normal((BATCH, COLS)), rng.standard_normal((BATCH, ROWS)))
+        for _ in range(STEPS)
+    ]
     return rng.standard_normal((ROWS, COLS)), batches
 
 
 def train(W, batches, pattern, method, optimizer, layer=None):
-    """Our training of nn.Linear in float64: the dense weight, the mask after every step, and the SparseModel."""
+    """Our training of nn.Linear in float64: the dense weight, the mask after every step, and the
+    SparseModel.
+    """
     model = nn.Sequential(nn.Linear(COLS, ROWS, bias=False, dtype=torch.float64))
     model[0].weight.data.copy_(torch.from_numpy(W))
     made = optimizer(model.parameters())
@@ -62,7 +75,10 @@ def test_fixed(n, m, optimizer, seed):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
-@pytest.mark.parametrize("options", [{}, {"update_every": 3}, {"freeze_after": 5}, {"update_every": 2, "freeze_after": 7}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"update_every": 3}, {"freeze_after": 5}, {"update_every": 2, "freeze_after": 7}],
+)
 def test_ste(n, m, optimizer, options):
     W, batches = problem(n + m)
     ours, theirs = OPTIMIZERS[optimizer]
@@ -106,7 +122,9 @@ def test_lbc(n, m, criterion, optimizer):
 
 @pytest.mark.parametrize("criterion", ["learned", "magnitude", "gradient", "inverse"])
 def test_lbc_where_there_is_no_gradient(criterion):
-    """Groups whose inputs are always zero, and layers that are frozen or not used, keep what is largest."""
+    """Groups whose inputs are always zero, and layers that are frozen or not used, keep what is
+    largest.
+    """
     W, batches = problem(7)
     batches = [(np.where(np.arange(COLS) < 8, 0.0, x), t) for x, t in batches]
     ours, theirs = OPTIMIZERS["sgd"]
@@ -119,7 +137,9 @@ def test_lbc_where_there_is_no_gradient(criterion):
     model[0].weight.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters())
     best = nmt.solve(model[0].weight, "2:4").mask
-    sparse = nmt.sparsify_(model, "2:4", nmt.LBC(t_i=0, t_f=4, criterion=criterion)).attach(optimizer)
+    sparse = nmt.sparsify_(model, "2:4", nmt.LBC(t_i=0, t_f=4, criterion=criterion)).attach(
+        optimizer
+    )
     for _ in range(4):
         optimizer.zero_grad()
         model(torch.randn(4, 16)).square().sum().backward()
@@ -133,14 +153,21 @@ def test_lbc_removes_when_it_is_due(update_every):
     W, batches = problem(1)
     ours, theirs = OPTIMIZERS["sgd"]
     result = train(W, batches, "2:4", nmt.LBC(t_i=0, t_f=9, update_every=update_every), ours)
-    assert_same(result, oracle.train_lbc(W, batches, 2, 4, theirs(), 0, 9, update_every=update_every))
+    assert_same(
+        result, oracle.train_lbc(W, batches, 2, 4, theirs(), 0, 9, update_every=update_every)
+    )
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_lbc_learns_with_the_momentum_that_it_is_given(momentum):
     W, batches = problem(3)
-    result = train(W, batches, "2:4", nmt.LBC(t_i=0, t_f=9, momentum=momentum), OPTIMIZERS["sgd"][0])
-    assert_same(result, oracle.train_lbc(W, batches, 2, 4, oracle.SGD(0.3, 0.9, 0.01), 0, 9, momentum=momentum))
+    result = train(
+        W, batches, "2:4", nmt.LBC(t_i=0, t_f=9, momentum=momentum), OPTIMIZERS["sgd"][0]
+    )
+    assert_same(
+        result,
+        oracle.train_lbc(W, batches, 2, 4, oracle.SGD(0.3, 0.9, 0.01), 0, 9, momentum=momentum),
+    )
 
 
 def test_the_criteria_of_lbc_differ():
@@ -196,11 +223,16 @@ def test_scores_of_ones_own():
     optimizer.step()
     layer = sparse.layers[0]
     assert seen == [True, False]
-    assert torch.equal(layer.masked.mask, nmt.solve(layer.weight, "2:4", (layer.weight * layer.gradient).abs()).mask)
+    assert torch.equal(
+        layer.masked.mask,
+        nmt.solve(layer.weight, "2:4", (layer.weight * layer.gradient).abs()).mask,
+    )
 
 
 def test_training_flops_are_those_of_the_papers_table():
-    """Relative training FLOPs: 0.83 and 0.75 for SR-STE at 2:4 and 1:4 (Table 1 of LBC has 0.83 and 0.74)."""
+    """Relative training FLOPs: 0.83 and 0.75 for SR-STE at 2:4 and 1:4 (Table 1 of LBC has 0.83 and
+    0.74).
+    """
 
     def flops(pattern, method, steps=8):
         model = nn.Sequential(nn.Linear(16, 16))
@@ -221,12 +253,20 @@ def test_training_flops_are_those_of_the_papers_table():
     assert share == pytest.approx((2 * density + 1) / 3)
 
 
-@pytest.mark.parametrize("method", [nmt.Fixed(), nmt.STE(), nmt.SRSTE(decay=0.1), nmt.LBC(t_i=0, t_f=5)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [nmt.Fixed(), nmt.STE(), nmt.SRSTE(decay=0.1), nmt.LBC(t_i=0, t_f=5)], ids=repr
+)
 def test_mixed_patterns(method):
     """Each layer is trained under the pattern that the plan gives it, to the end."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 8))
-    patterns = {"0": "1:4", "2": "2:8", "4": "1:2"} if isinstance(method, nmt.LBC) else {"0": "1:4", "2": "2:4T", "4": "2:8"}
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 8)
+    )
+    patterns = (
+        {"0": "1:4", "2": "2:8", "4": "1:2"}
+        if isinstance(method, nmt.LBC)
+        else {"0": "1:4", "2": "2:4T", "4": "2:8"}
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparse = nmt.sparsify_(model, patterns, method).attach(optimizer)
     for _ in range(6):
@@ -250,7 +290,10 @@ def test_several_models_in_one_optimizer_and_one_model_in_several(pattern):
     torch.manual_seed(0)
     a, b = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     both = torch.optim.SGD([*a.parameters(), *b.parameters()], lr=0.1)
-    sparse_a, sparse_b = nmt.sparsify_(a, pattern, nmt.Fixed()).attach(both), nmt.sparsify_(b, "1:4", nmt.STE()).attach(both)
+    sparse_a, sparse_b = (
+        nmt.sparsify_(a, pattern, nmt.Fixed()).attach(both),
+        nmt.sparsify_(b, "1:4", nmt.STE()).attach(both),
+    )
     for _ in range(3):
         both.zero_grad()
         b(a(torch.randn(4, 8))).square().sum().backward()
@@ -260,7 +303,10 @@ def test_several_models_in_one_optimizer_and_one_model_in_several(pattern):
     assert sparse_b.finalize_().ok
 
     c = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    one, two = torch.optim.SGD(c[0].parameters(), lr=0.1), torch.optim.AdamW(c[1].parameters(), lr=0.1)
+    one, two = (
+        torch.optim.SGD(c[0].parameters(), lr=0.1),
+        torch.optim.AdamW(c[1].parameters(), lr=0.1),
+    )
     sparse = nmt.sparsify_(c, pattern, nmt.SRSTE()).attach(one, two)
     for step in range(4):
         c.zero_grad()

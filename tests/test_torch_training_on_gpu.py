@@ -1,4 +1,6 @@
-"""Training with masks on a real GPU: every method moves its masks there, and packed products give the dense ones' numbers."""
+"""Training with masks on a real GPU: every method moves its masks there, and packed products give
+the dense ones' numbers.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,12 @@ from torch import nn
 import nmsolve.torch as nmt
 
 if CUDA:
-    METHODS = [nmt.Fixed(), nmt.STE(update_every=2), nmt.SRSTE(decay=0.01), nmt.SRSTE(decay=0.01, decoupled=False)]
+    METHODS = [
+        nmt.Fixed(),
+        nmt.STE(update_every=2),
+        nmt.SRSTE(decay=0.01),
+        nmt.SRSTE(decay=0.01, decoupled=False),
+    ]
 
     def train(method, pattern, accelerate=False, device="cuda", steps=6, fused=False):
         torch.manual_seed(0)
@@ -42,7 +49,9 @@ if CUDA:
     @pytest.mark.gpu
     def test_lbc_on_a_gpu():
         model, sparse, losses = train(nmt.LBC(t_i=0, t_f=5), "2:4")
-        assert losses == pytest.approx(train(nmt.LBC(t_i=0, t_f=5), "2:4", device="cpu")[2], rel=0.05)
+        assert losses == pytest.approx(
+            train(nmt.LBC(t_i=0, t_f=5), "2:4", device="cpu")[2], rel=0.05
+        )
         assert sparse.layers[0].masked.candidates.scores.is_cuda
         model.load_state_dict(model.state_dict())
         assert sparse.finalize_().ok
@@ -54,6 +63,8 @@ if CUDA:
         _, packed, losses = train(method, "2:4T", accelerate=True)
         assert losses == pytest.approx(expected, rel=0.05)
         if any(nmt.backends()[name] for name in ("cusparselt", "cutlass")):
-            assert all("packed" in reason for reason in packed.acceleration.values()), packed.acceleration
+            assert all("packed" in reason for reason in packed.acceleration.values()), (
+                packed.acceleration
+            )
         assert dense.finalize_().ok
         assert packed.finalize_().ok

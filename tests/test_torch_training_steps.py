@@ -1,4 +1,6 @@
-"""Plain loops around torch's own optimizers: accumulation, clipping, loss scaling, autocast, closures, frozen layers."""
+"""Plain loops around torch's own optimizers: accumulation, clipping, loss scaling, autocast,
+closures, frozen layers.
+"""
 
 import copy
 
@@ -14,7 +16,11 @@ import nmsolve.torch as nmt
 @BOTH
 @pytest.mark.parametrize(
     ("name", "pattern"),
-    [*((name, "2:4") for name in METHODS), ("lbc", "1:4"), *((name, "2:4T") for name in ("fixed", "ste", "srste"))],
+    [
+        *((name, "2:4") for name in METHODS),
+        ("lbc", "1:4"),
+        *((name, "2:4T") for name in ("fixed", "ste", "srste")),
+    ],
 )
 def test_a_plain_loop_ends_in_a_plain_sparse_model(name, optimizer, pattern):
     model, opt, sparse = made(name, optimizer, pattern)
@@ -29,13 +35,19 @@ def test_a_plain_loop_ends_in_a_plain_sparse_model(name, optimizer, pattern):
     report = sparse.finalize_()
     assert report.ok
     assert nmt.verify(model, plan).ok
-    assert {module_name: type(module).__name__ for module_name, module in model.named_modules()} == kinds
+    assert {
+        module_name: type(module).__name__ for module_name, module in model.named_modules()
+    } == kinds
     assert {id(p) for p in model.parameters()} == parameters
     assert list(model.state_dict()) == list(Net().state_dict())
-    assert [name for name, _ in model.named_parameters()] == [name for name, _ in Net().named_parameters()]
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in Net().named_parameters()
+    ]
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-6)
     Net().load_state_dict(model.state_dict())
-    assert int(model.conv.weight.count_nonzero()) == model.conv.weight.numel() * int(pattern[0]) // 4
+    assert (
+        int(model.conv.weight.count_nonzero()) == model.conv.weight.numel() * int(pattern[0]) // 4
+    )
     opt.step()  # no hook is left
     assert not opt._optimizer_step_pre_hooks
     assert not opt._optimizer_step_post_hooks
@@ -45,7 +57,14 @@ def test_a_plain_loop_ends_in_a_plain_sparse_model(name, optimizer, pattern):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.SGD]
+    "optimizer",
+    [
+        torch.optim.AdamW,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.NAdam,
+        torch.optim.SGD,
+    ],
 )
 def test_no_optimizer_revives_what_fixed_dropped(optimizer):
     """A warm optimizer, with momenta for all weights from dense training."""
@@ -64,7 +83,9 @@ def test_no_optimizer_revives_what_fixed_dropped(optimizer):
         if round_ == 0:
             for values in state["state"].values():
                 for key, value in values.items():
-                    values[key] = torch.ones_like(value) if torch.is_tensor(value) and value.dim() else value
+                    values[key] = (
+                        torch.ones_like(value) if torch.is_tensor(value) and value.dim() else value
+                    )
             opt.load_state_dict(state)  # momenta for dropped weights again
     assert sparse.finalize_().ok
 
@@ -85,19 +106,29 @@ def test_muon_does_not_either():
 
 @ALL
 def test_accumulation_is_one_step(name):
-    """Four quarter batches, accumulated, are a batch: the decay counts once, the mask moves once."""
+    """Four quarter batches, accumulated, are a batch: the decay counts once, the mask moves
+    once.
+    """
     torch.manual_seed(0)
     data = [(torch.randn(8, 16).double(), torch.randn(8, 8).double()) for _ in range(5)]
     results = []
     for parts in (1, 4):
         torch.manual_seed(1)
-        model, opt, sparse = made(name, "sgd", model=nn.Sequential(nn.Linear(16, 8)).double(), seed=1)
+        model, opt, sparse = made(
+            name, "sgd", model=nn.Sequential(nn.Linear(16, 8)).double(), seed=1
+        )
         for x, t in data:
             opt.zero_grad()
             for a, b in zip(x.chunk(parts), t.chunk(parts), strict=True):
                 ((model(a) - b).square().mean() / parts).backward()
             opt.step()
-        results.append((sparse.layers[0].weight.clone(), sparse.layers[0].masked.mask.clone(), sparse.stats().step))
+        results.append(
+            (
+                sparse.layers[0].weight.clone(),
+                sparse.layers[0].masked.mask.clone(),
+                sparse.stats().step,
+            )
+        )
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-9, atol=1e-12)
     assert torch.equal(results[0][1], results[1][1])
     assert results[0][2] == results[1][2] == 5
@@ -124,9 +155,13 @@ def test_the_decay_is_not_clipped_away():
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize("method", [nmt.SRSTE(decay=0.1, decoupled=False), nmt.LBC(t_i=0, t_f=6), nmt.Fixed()])
+@pytest.mark.parametrize(
+    "method", [nmt.SRSTE(decay=0.1, decoupled=False), nmt.LBC(t_i=0, t_f=6), nmt.Fixed()]
+)
 def test_grad_scaler(optimizer, fused, method):
-    """Steps under a scaler are those without, also where a fused optimizer unscales; skipped steps are no steps."""
+    """Steps under a scaler are those without, also where a fused optimizer unscales; skipped steps
+    are no steps.
+    """
     torch.manual_seed(0)
     data = [torch.randn(4, 16) for _ in range(6)]
     weights = []
@@ -146,7 +181,13 @@ def test_grad_scaler(optimizer, fused, method):
             scaler.scale(model(x).square().mean()).backward()
             scaler.step(opt)
             scaler.update()
-        weights.append((sparse.layers[0].weight.clone(), sparse.layers[0].masked.mask.clone(), sparse.stats().step))
+        weights.append(
+            (
+                sparse.layers[0].weight.clone(),
+                sparse.layers[0].masked.mask.clone(),
+                sparse.stats().step,
+            )
+        )
     torch.testing.assert_close(weights[0][0], weights[1][0], rtol=1e-5, atol=1e-7)
     assert torch.equal(weights[0][1], weights[1][1])
     assert weights[0][2] == weights[1][2] == 6
@@ -275,5 +316,8 @@ def test_an_optimizer_without_a_learning_rate(method):
     opt = Adafactor(model.parameters())  # makes its own rate
     nmt.sparsify_(model, "2:4", method).attach(opt)
     model(torch.randn(4, 8)).square().sum().backward()
-    with pytest.raises(nmsolve.InputError, match=r"layer 0: its optimizer has no learning rate \(lr=None\).*relative_step=False"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match=r"layer 0: its optimizer has no learning rate \(lr=None\).*relative_step=False",
+    ):
         opt.step()

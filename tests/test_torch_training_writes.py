@@ -1,4 +1,6 @@
-"""What is written through module.weight while a mask is on it reaches the dense weight, or is an error with the layer's name."""
+"""What is written through module.weight while a mask is on it reaches the dense weight, or is an
+error with the layer's name.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,12 @@ from torch import nn
 import nmsolve
 import nmsolve.torch as nmt
 
-METHODS = {"fixed": nmt.Fixed(), "ste": nmt.STE(), "srste": nmt.SRSTE(), "lbc": nmt.LBC(t_i=0, t_f=4)}
+METHODS = {
+    "fixed": nmt.Fixed(),
+    "ste": nmt.STE(),
+    "srste": nmt.SRSTE(),
+    "lbc": nmt.LBC(t_i=0, t_f=4),
+}
 EVERY = pytest.mark.parametrize("name", METHODS)
 
 
@@ -103,7 +110,8 @@ def state_dict(layer):
 
 
 WRITES = [
-    copy_into_data, add_to_data, assign_data, set_entries_of_data, keep_data, rows_of_data, in_place,
+    copy_into_data, add_to_data, assign_data, set_entries_of_data, keep_data, rows_of_data,
+    in_place,
     by_function, in_inference_mode, through_detach, through_views, through_rows, through_chunks,
     through_numpy, through_numpy_of_data, through_dlpack, through_a_storage, set_item, assign,
     state_dict,
@@ -113,7 +121,9 @@ WRITES = [
 @EVERY
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_writes(name, write):
-    """The dense weight holds what was written as soon as anything reads it through the layer, a state dict or a step."""
+    """The dense weight holds what was written as soon as anything reads it through the layer, a
+    state dict or a step.
+    """
     model, _, sparse, _ = made(METHODS[name])
     parameter = model[0].parametrizations.weight.original
     write(model[0])
@@ -131,7 +141,9 @@ def test_writes(name, write):
 
 @EVERY
 def test_a_write_before_a_step(name):
-    """What is written between two steps is where the next one starts from, kept entries and dropped ones as the method says."""
+    """What is written between two steps is where the next one starts from, kept entries and dropped
+    ones as the method says.
+    """
     model, optimizer, _, _ = made(METHODS[name])
     twin, other, _, _ = made(METHODS[name])
     for net, opt in ((model, optimizer), (twin, other)):
@@ -149,7 +161,9 @@ def test_a_write_before_a_step(name):
 
 
 def test_only_written_entries_change():
-    """What a mask drops reads as zero; where nothing else was written there, the dense weight keeps its value."""
+    """What a mask drops reads as zero; where nothing else was written there, the dense weight keeps
+    its value.
+    """
     model, _, _, before = made(nmt.STE())
     model[0].weight.data.mul_(2)
     mask = mask_of(model)
@@ -159,7 +173,8 @@ def test_only_written_entries_change():
 
 
 @pytest.mark.parametrize(
-    "initialise", [lambda layer: layer.reset_parameters(), lambda layer: nn.init.xavier_uniform_(layer.weight)]
+    "initialise",
+    [lambda layer: layer.reset_parameters(), lambda layer: nn.init.xavier_uniform_(layer.weight)],
 )
 def test_initialisation(initialise):
     """nn.init and reset_parameters give the dense weight that they give a plain layer."""
@@ -186,7 +201,9 @@ ZEROS = {
 
 @pytest.mark.parametrize("write", ZEROS)
 def test_zeros_are_written_too(write):
-    """What a mask drops reads as zero already; a zero that is written there reaches the dense weight all the same."""
+    """What a mask drops reads as zero already; a zero that is written there reaches the dense
+    weight all the same.
+    """
     model, _, sparse, _ = made(nmt.STE())
     ZEROS[write](model[0])
     assert int(model.state_dict()["0.weight"].count_nonzero()) == 0
@@ -221,7 +238,10 @@ def test_views_that_functions_make():
     for part in torch.chunk(model[0].weight, 2):
         nn.init.xavier_uniform_(part)
     del part
-    with pytest.raises(nmsolve.InputError, match=r"layer 0: something was written into a view of its weight that is gone"):
+    with pytest.raises(
+        nmsolve.InputError,
+        match=r"layer 0: something was written into a view of its weight that is gone",
+    ):
         model.state_dict()
     assert torch.equal(dense_of(model), before)
     out = model(torch.ones(1, 8))  # autograd holds such a view too
@@ -246,12 +266,17 @@ def test_wrong_shapes_are_refused():
     model, _, _, before = made(nmt.STE())
     with pytest.raises(
         nmsolve.InputError,
-        match=r"layer 0: the weight is float32 of shape \(8, 8\) on cpu; .data = … was given float32 of shape \(4, 8\)",
+        match=r"layer 0: the weight is float32 of shape \(8, 8\) on cpu; .data = … was given "
+        r"float32 of shape \(4, 8\)",
     ):
         model[0].weight.data = torch.ones(4, 8)
-    with pytest.raises(nmsolve.InputError, match="was given float16"):  # it would be rounded, and stay float32
+    with pytest.raises(
+        nmsolve.InputError, match="was given float16"
+    ):  # it would be rounded, and stay float32
         model[0].weight.data = model[0].weight.data.half()
-    with pytest.raises(nmsolve.InputError, match=r"no other Parameter can take its place(.|\n)*remove_masks_"):
+    with pytest.raises(
+        nmsolve.InputError, match=r"no other Parameter can take its place(.|\n)*remove_masks_"
+    ):
         model[0].weight = nn.Parameter(NEW.clone())
     with pytest.raises(nmsolve.InputError, match="other memory"):
         model[0].weight.set_(torch.ones(8, 8))

@@ -1,4 +1,6 @@
-"""Bad input: the error of the contract, with shape, pattern, first bad index and remedy. Nothing else may come out."""
+"""Bad input: the error of the contract, with shape, pattern, first bad index and remedy. Nothing
+else may come out.
+"""
 
 import subprocess
 import sys
@@ -10,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmsolve
-from nmsolve import InputError, MissingDependencyError, NMSolveError, Pattern, PatternError, SolverError
+from nmsolve import (
+    InputError,
+    MissingDependencyError,
+    NMSolveError,
+    Pattern,
+    PatternError,
+    SolverError,
+)
 
 GOOD = np.random.default_rng(0).standard_normal((16, 24)).astype(np.float32)
 PATTERNS = ("2:4T", "<=2:4T", "4:8T", "<=4:8T", "2:4", "<=4:8")
@@ -41,14 +50,21 @@ def test_error_types():
 
 
 BAD_TEXTS = [
-    "", " ", "2", ":", "2:", ":4", "2:4X", "2:4TT", "T2:4", "2:4 T x", "-1:4", "2:-4", "2.0:4", "2:4.0", "a:b", "2/4", "2:4:8",
-    "<2:4", "<=", "=2:4", "0x2:4", "2:4T\x00", "²:4", "٢:٤", "nan:4", "1e0:4", "2:4t", "9" * 400 + ":4", "2:" + "9" * 5000,
+    "", " ", "2", ":", "2:", ":4", "2:4X", "2:4TT", "T2:4", "2:4 T x", "-1:4", "2:-4", "2.0:4",
+    "2:4.0", "a:b", "2/4", "2:4:8",
+    "<2:4", "<=", "=2:4", "0x2:4", "2:4T\x00", "²:4", "٢:٤", "nan:4", "1e0:4", "2:4t",
+    "9" * 400 + ":4", "2:" + "9" * 5000,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD_TEXTS, ids=lambda t: ascii(t[:12]))
 def test_texts_that_are_no_pattern(text):
-    for call in (Pattern.parse, nmsolve.methods, lambda t: nmsolve.solve(GOOD, t), lambda t: nmsolve.verify(GOOD, t)):
+    for call in (
+        Pattern.parse,
+        nmsolve.methods,
+        lambda t: nmsolve.solve(GOOD, t),
+        lambda t: nmsolve.verify(GOOD, t),
+    ):
         with pytest.raises(PatternError):
             call(text)
 
@@ -64,14 +80,23 @@ def test_any_text_is_a_pattern_or_an_error(text):
     assert 1 <= pattern.n <= pattern.m <= 64
 
 
-@pytest.mark.parametrize("thing", [None, 4, 2.4, (2, 4), [2, 4], b"2:4", Ellipsis, np.array([2, 4]), {"n": 2}], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [None, 4, 2.4, (2, 4), [2, 4], b"2:4", Ellipsis, np.array([2, 4]), {"n": 2}], ids=repr
+)
 def test_things_that_are_no_pattern(thing):
-    for call in (Pattern.parse, nmsolve.methods, lambda t: nmsolve.solve(GOOD, t), lambda t: nmsolve.verify(GOOD, t)):
+    for call in (
+        Pattern.parse,
+        nmsolve.methods,
+        lambda t: nmsolve.solve(GOOD, t),
+        lambda t: nmsolve.verify(GOOD, t),
+    ):
         with pytest.raises(PatternError):
             call(thing)
 
 
-@pytest.mark.parametrize("text", ["0:4", "5:4", "0:0", "1:0", "65:65", "2:65", "1:100000", "0:4T", "5:4T", "<=5:4T"])
+@pytest.mark.parametrize(
+    "text", ["0:4", "5:4", "0:0", "1:0", "65:65", "2:65", "1:100000", "0:4T", "5:4T", "<=5:4T"]
+)
 def test_numbers_that_are_no_pattern(text):
     found = message(PatternError, GOOD, text)
     assert text.removeprefix("<=").removesuffix("T") in found
@@ -81,7 +106,18 @@ def test_numbers_that_are_no_pattern(text):
 
 
 @pytest.mark.parametrize(
-    "numbers", [(2.0, 4), ("2", "4"), (None, 4), (True, 4), (2, 4.5), (np.nan, 4), (-1, 4), (2, -4), (2, None)]
+    "numbers",
+    [
+        (2.0, 4),
+        ("2", "4"),
+        (None, 4),
+        (True, 4),
+        (2, 4.5),
+        (np.nan, 4),
+        (-1, 4),
+        (2, -4),
+        (2, None),
+    ],
 )
 def test_numbers_of_another_kind(numbers):
     with pytest.raises(PatternError):
@@ -137,7 +173,9 @@ def with_bad(dtype, shape, places, bad):
 @given(data=st.data())
 def test_not_finite(text, kind, method, data):
     shape = data.draw(st.sampled_from([(16, 24), (8, 160), (2, 3, 8, 16), (3, 24, 8), (1, 8, 8)]))
-    places = data.draw(st.lists(st.tuples(*(st.integers(0, size - 1) for size in shape)), min_size=1, max_size=3))
+    places = data.draw(
+        st.lists(st.tuples(*(st.integers(0, size - 1) for size in shape)), min_size=1, max_size=3)
+    )
     bad = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
     W = with_bad(DTYPES[kind], shape, places, bad)
     first = ", ".join(map(str, min(places)))
@@ -149,7 +187,10 @@ def test_not_finite(text, kind, method, data):
     assert "nan_to_num" in found
     ones = np.ones(shape)
     assert f"scores[{first}]" in message(InputError, ones, text, scores=W, method=method)
-    for view in (np.moveaxis(np.ascontiguousarray(np.moveaxis(W, -1, 0)), 0, -1), W[..., ::-1, ::-1]):
+    for view in (
+        np.moveaxis(np.ascontiguousarray(np.moveaxis(W, -1, 0)), 0, -1),
+        W[..., ::-1, ::-1],
+    ):
         assert "finite" in message(InputError, view, text, method=method)
 
 
@@ -230,11 +271,15 @@ WRONG_THINGS = {
     "other record": np.zeros((4, 4), [("bits", np.float16)]),
     "void": np.zeros((4, 4), "V4"),
     "byte without a name": np.zeros((4, 4), "V1"),
-    "record of two float8": np.zeros((4, 4), [("float8_e4m3fn", np.uint8), ("float8_e5m2", np.uint8)]),
+    "record of two float8": np.zeros(
+        (4, 4), [("float8_e4m3fn", np.uint8), ("float8_e5m2", np.uint8)]
+    ),
     "record of a wide float8": np.zeros((4, 4), [("float8_e4m3fn", np.uint16)]),
     "record of a signed float8": np.zeros((4, 4), [("float8_e4m3fn", np.int8)]),
     "record of an array": np.zeros((4, 4), [("int4", np.uint8, (1,))]),
-    "record with a gap": np.zeros((4, 4), {"names": ["int4"], "formats": [np.uint8], "itemsize": 2}),
+    "record with a gap": np.zeros(
+        (4, 4), {"names": ["int4"], "formats": [np.uint8], "itemsize": 2}
+    ),
     "record named bfloat16": np.zeros((4, 4), [("bfloat16", np.float16)]),
     "strings": np.full((4, 4), "1.0", np.dtypes.StringDType()),
     "longdouble": np.ones((4, 4), np.longdouble),
@@ -255,7 +300,9 @@ def test_weights_of_another_kind(text, what):
     if isinstance(thing, np.ndarray):
         assert str(thing.shape) in found
         assert "dtype" in found
-    found = message(InputError, np.ones((4, 4)), text, scores=thing) if thing is not None else "scores"
+    found = (
+        message(InputError, np.ones((4, 4)), text, scores=thing) if thing is not None else "scores"
+    )
     assert "scores" in found
 
 
@@ -295,7 +342,11 @@ def test_scores_of_another_shape(shape):
     assert "scores" in found
 
 
-@pytest.mark.parametrize("method", ["", "Exact", "best", None, 3, "networkx", ["exact"], {}, np.array(["exact", "auto"])], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    ["", "Exact", "best", None, 3, "networkx", ["exact"], {}, np.array(["exact", "auto"])],
+    ids=repr,
+)
 def test_unknown_method(method):
     found = message(InputError, GOOD, "2:4T", method=method)
     assert "'exact'" in found
@@ -310,7 +361,9 @@ def test_a_method_that_cannot_serve_the_pattern(text):
     assert "'exact'" in found
 
 
-@pytest.mark.parametrize("padding", ["", "zero", None, 0, True, ["pad"], "Pad", np.array(["pad", "pad"])], ids=repr)
+@pytest.mark.parametrize(
+    "padding", ["", "zero", None, 0, True, ["pad"], "Pad", np.array(["pad", "pad"])], ids=repr
+)
 def test_unknown_padding(padding):
     found = message(InputError, GOOD, "2:4T", padding=padding)
     assert "'dense'" in found
@@ -329,7 +382,14 @@ def test_threads_of_numpy():
 
 
 def test_masks_of_another_kind():
-    for thing in (np.full((4, 4), None), np.full((4, 4), "a"), np.ones((4, 4), complex), None, "mask", [[True], [True, False]]):
+    for thing in (
+        np.full((4, 4), None),
+        np.full((4, 4), "a"),
+        np.ones((4, 4), complex),
+        None,
+        "mask",
+        [[True], [True, False]],
+    ):
         with pytest.raises(InputError):
             nmsolve.verify(thing, "2:4")
 
@@ -350,7 +410,12 @@ assert "min_cost_flow" in nmsolve.methods("2:4T")
 
 
 def test_missing_ortools():
-    done = subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_ORTOOLS], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_ORTOOLS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "nmsolve[ortools]" in done.stdout
     assert "min_cost_flow" in done.stdout
@@ -361,14 +426,17 @@ def test_bad_input_without_asserts():
     """Under python -O nothing changes: no user input is checked by an assert."""
     program = """
 import numpy as np, nmsolve
-for weights, pattern in ((np.full((4, 4), np.nan), "2:4T"), (np.ones((4, 5)), "2:4"), (np.ones(4), "2:4")):
+for weights, pattern in ((np.full((4, 4), np.nan), "2:4T"), (np.ones((4, 5)), "2:4"), (np.ones(4),
+"2:4")):
     try:
         nmsolve.solve(weights, pattern)
     except nmsolve.NMSolveError:
         continue
     raise SystemExit(f"{pattern} passed")
 """
-    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -14,7 +14,9 @@ PATTERNS = ("2:4", "<=2:4", "1:4", "3:4", "2:4T", "<=2:4T", "1:2T", "<=1:2T", "3
 
 
 def count(mask, pattern, exactly):
-    """Violated groups, groups, and the first violated one (rows before columns), of one matrix that blocks tile."""
+    """Violated groups, groups, and the first violated one (rows before columns), of one matrix that
+    blocks tile.
+    """
     rows, cols = mask.shape
     violations, groups, first = 0, 0, None
     for i in range(rows):
@@ -56,16 +58,29 @@ def test_masks(text, data):
 @given(data=st.data())
 def test_weights_have_at_most_n_nonzeros(text, data):
     pattern = parse(text)
-    W = data.draw(arrays(np.int8, (2 * pattern.rows, 2 * pattern.m), elements=st.sampled_from([0, 0, 1, -128])))
+    W = data.draw(
+        arrays(
+            np.int8, (2 * pattern.rows, 2 * pattern.m), elements=st.sampled_from([0, 0, 1, -128])
+        )
+    )
     violations, groups, first = count(W != 0, pattern, False)
     bits = W.astype(ml_dtypes.bfloat16).view(np.uint16).view(nmsolve.bfloat16)
-    for weights in (W, W.astype(np.float32), W.astype(np.float16), W.astype(ml_dtypes.bfloat16), bits, W * -0.0 + W):
+    for weights in (
+        W,
+        W.astype(np.float32),
+        W.astype(np.float16),
+        W.astype(ml_dtypes.bfloat16),
+        bits,
+        W * -0.0 + W,
+    ):
         report = nmsolve.verify(weights, text)
         assert (report.violations, report.groups, report.first) == (violations, groups, first)
 
 
 def test_every_2_4T_block_in_turn():
-    """All 65,536 masks of a 4 × 4 block at once, against the number that is known: 90 hold exactly, 7343 at most."""
+    """All 65,536 masks of a 4 × 4 block at once, against the number that is known: 90 hold exactly,
+    7343 at most.
+    """
     masks = (np.arange(65536)[:, None] >> np.arange(16) & 1).astype(bool).reshape(-1, 4, 4)
     lines = np.concatenate([masks.sum(1), masks.sum(2)], axis=1)
     exactly, fewer = (lines == 2).all(1), (lines <= 2).all(1)
@@ -117,7 +132,13 @@ def test_batches():
 
 def test_strides():
     mask = nmsolve.solve(np.random.default_rng(0).standard_normal((16, 32)), "4:8T").mask
-    for view in (mask.T, mask[::-1], mask[:, ::-1], np.asfortranarray(mask), np.broadcast_to(mask, (3, 16, 32))):
+    for view in (
+        mask.T,
+        mask[::-1],
+        mask[:, ::-1],
+        np.asfortranarray(mask),
+        np.broadcast_to(mask, (3, 16, 32)),
+    ):
         assert nmsolve.verify(view, "4:8T").ok
 
 

@@ -1,7 +1,8 @@
 """results.jsonl: a JSON object a line, on the disk before the next is measured.
 
-Several processes append, and any of them may be killed within a write. A line is one write to a file opened for appending; a line
-that was cut short is closed by whoever writes next, and skipped by whoever reads.
+Several processes append, and any of them may be killed within a write. A line is one write to a
+file opened for appending; a line that was cut short is closed by whoever writes next, and skipped
+by whoever reads.
 """
 
 from __future__ import annotations

@@ -21,10 +21,17 @@ def describe(device: Any) -> dict[str, Any]:
 
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "capability": ".".join(map(str, torch.cuda.get_device_capability(device))) if cuda else None,
+        "device": torch.cuda.get_device_name(device)
+        if cuda
+        else platform.processor() or platform.machine(),
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(device)))
+        if cuda
+        else None,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "backends": {name: f"{'yes' if entry.available else 'no'}: {entry.reason}" for name, entry in nmt.backends().items()},
+        "backends": {
+            name: f"{'yes' if entry.available else 'no'}: {entry.reason}"
+            for name, entry in nmt.backends().items()
+        },
         "versions": {
             "nmsolve": nmsolve.__version__,
             "torch": torch.__version__,
@@ -47,7 +54,10 @@ def installed(package: str) -> str:
 
 def slug(machine: dict[str, Any]) -> str:
     """The name of results: hardware and versions."""
-    name = f"{machine['device']} torch{machine['versions']['torch']} triton{machine['versions']['triton']}"
+    name = (
+        f"{machine['device']} torch{machine['versions']['torch']} "
+        f"triton{machine['versions']['triton']}"
+    )
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
@@ -58,7 +68,9 @@ def gpu_slug() -> str:
 
 
 def nvidia_smi(*fields: str) -> dict[str, str]:
-    """Fields of the first GPU as nvidia-smi prints them, which only reads; empty where it does not answer."""
+    """Fields of the first GPU as nvidia-smi prints them, which only reads; empty where it does not
+    answer.
+    """
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

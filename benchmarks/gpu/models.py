@@ -23,7 +23,9 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, tokens, width)."""
         batch, tokens, width = x.shape
-        parts = self.projections(self.norms[0](x)).view(batch, tokens, 3, width // self.head, self.head)
+        parts = self.projections(self.norms[0](x)).view(
+            batch, tokens, 3, width // self.head, self.head
+        )
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
@@ -42,5 +44,7 @@ def masked(model: nn.Module, device: torch.device) -> nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                module.weight.copy_(torch.where(nmt.solve(module.weight, "2:4T").mask, module.weight, 0))
+                module.weight.copy_(
+                    torch.where(nmt.solve(module.weight, "2:4T").mask, module.weight, 0)
+                )
     return model

@@ -1,4 +1,5 @@
-"""A stage, from the inside: `python -m benchmarks.gpu.process`, started by `run`, measures and writes a line for each row.
+"""A stage, from the inside: `python -m benchmarks.gpu.process`, started by `run`, measures and
+writes a line for each row.
 
 The exit status says how it ended; everything else is in the lines.
 """
@@ -22,7 +23,8 @@ from benchmarks.gpu import lines
 from benchmarks.gpu.rows import Figure, Place
 from benchmarks.processes import ROOT
 
-#: Exit statuses: a measurement failed, or the stage itself; CUDA answers this process no more; there is no such device.
+#: Exit statuses: a measurement failed, or the stage itself; CUDA answers this process no more;
+#: there is no such device.
 FAILED, POISONED, NO_DEVICE = 1, 3, 4
 #: prctl's request for a signal when the parent dies.
 PR_SET_PDEATHSIG = 1
@@ -42,7 +44,9 @@ def main() -> int:
     place = Place(options.device, options.until, Path(options.folder))
 
     def record(**line: Any) -> None:
-        lines.append(place.folder / lines.NAME, {"run": options.run, "stage": options.stage, **line})
+        lines.append(
+            place.folder / lines.NAME, {"run": options.run, "stage": options.stage, **line}
+        )
 
     return measure(options.module, place, record)
 
@@ -60,7 +64,11 @@ def measure(module: str, place: Place, record: Any) -> int:
             failed = False
             try:
                 for row in measurement.rows():
-                    line = replace(row, target=None) if isinstance(row, Figure) and not place.large else row
+                    line = (
+                        replace(row, target=None)
+                        if isinstance(row, Figure) and not place.large
+                        else row
+                    )
                     record(**line.line())
             except Exception as error:  # whatever it is, the next measurement may well succeed
                 failed, status = True, FAILED
@@ -81,23 +89,32 @@ def described(error: Exception) -> dict[str, str]:
     first = next(iter(str(error).strip().splitlines()), "")
     return {
         "error": f"{type(error).__name__}: {first}".removesuffix(": "),
-        "where": "".join(traceback.format_exception(error, limit=-4)).replace(f"{ROOT}{os.sep}", ""),
+        "where": "".join(traceback.format_exception(error, limit=-4)).replace(
+            f"{ROOT}{os.sep}", ""
+        ),
     }
 
 
 def no_device(device: str) -> str | None:
-    """Why there is no such device; None if there is. Torch is imported for a GPU only: a stage need not use it."""
+    """Why there is no such device; None if there is. Torch is imported for a GPU only: a stage need
+    not use it.
+    """
     if device != "cuda":
         return None
     import torch
 
     if torch.cuda.is_available():
         return None
-    return f"torch {torch.__version__} sees no CUDA device here; --device cpu shows that everything runs"
+    return (
+        f"torch {torch.__version__} sees no CUDA device here; --device cpu shows that "
+        "everything runs"
+    )
 
 
 def poisoned() -> str | None:
-    """What CUDA answers since an error that stays for the life of a process, such as an illegal address; None if all is well."""
+    """What CUDA answers since an error that stays for the life of a process, such as an illegal
+    address; None if all is well.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None

@@ -1,4 +1,6 @@
-"""Lines as Markdown: how every stage went, what was promised and measured, then the tables. Nothing else is read."""
+"""Lines as Markdown: how every stage went, what was promised and measured, then the tables. Nothing
+else is read.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,14 @@ HEADING = (
     "numpy",
     "numba",
 )
-HOW = "CUDA events behind a filled queue, or the host's clock where that is longer; medians of interleaved repetitions"
-SMALL = "A smoke run on a CPU: small matrices. It shows that everything runs, not what anything is worth, and there are no targets"
+HOW = (
+    "CUDA events behind a filled queue, or the host's clock where that is longer; medians of "
+    "interleaved repetitions"
+)
+SMALL = (
+    "A smoke run on a CPU: small matrices. It shows that everything runs, not what anything is "
+    "worth, and there are no targets"
+)
 
 
 def markdown(lines: Sequence[Line]) -> str:
@@ -38,7 +46,9 @@ def markdown(lines: Sequence[Line]) -> str:
             sections.append(f"## {part.name.capitalize()}\n\n" + "\n".join(shown))
     errors = [(part, line) for part in stages for line in part.of("error")]
     if errors:
-        sections.append("## What failed\n\n" + "\n".join(_error(part, line) for part, line in errors))
+        sections.append(
+            "## What failed\n\n" + "\n".join(_error(part, line) for part, line in errors)
+        )
     return "\n".join(sections)
 
 
@@ -66,7 +76,10 @@ def _stages(stages: Sequence[Part]) -> str:
 
 
 def _targets(lines: Sequence[Line]) -> str:
-    rows = [[line["what"], measured(line), target(line), VERDICTS[line["passed"]], line["note"]] for line in lines]
+    rows = [
+        [line["what"], measured(line), target(line), VERDICTS[line["passed"]], line["note"]]
+        for line in lines
+    ]
     return table(["what", "measured", "target", "", "note"], "lrrll", rows)
 
 

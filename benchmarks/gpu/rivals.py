@@ -1,4 +1,5 @@
-"""Published ways to a transposable mask on a GPU, reimplemented in torch: boolean masks of blocks (count, m, m), or kept scores.
+"""Published ways to a transposable mask on a GPU, reimplemented in torch: boolean masks of blocks
+(count, m, m), or kept scores.
 
 The entropic transport follows benchmarks/entropic.py, which names its source and departures.
 """
@@ -27,22 +28,31 @@ def as_blocks(weights: Tensor, m: int) -> Tensor:
 def patterns_2to4(device: torch.device) -> Tensor:
     """The 90 masks of a 2:4T block: (90, 16) float32."""
     rows = [[float(j in kept) for j in range(4)] for kept in combinations(range(4), 2)]
-    blocks = [block for block in product(rows, repeat=4) if all(sum(column) == 2 for column in zip(*block, strict=True))]
+    blocks = [
+        block
+        for block in product(rows, repeat=4)
+        if all(sum(column) == 2 for column in zip(*block, strict=True))
+    ]
     return torch.tensor(blocks, device=device).view(-1, 16)
 
 
 def argmax_of_90(weights: Tensor) -> Tensor:
-    """The best of the 90 masks of every 4 × 4 block by a matrix product and an argmax (the enumeration of Hubara et al. 2021, §4).
+    """The best of the 90 masks of every 4 × 4 block by a matrix product and an argmax (the
+    enumeration of Hubara et al. 2021, §4).
 
     Products are in float32 (TF32 would choose wrongly).
     """
     patterns = patterns_2to4(weights.device)
-    masks = [patterns[(part.view(-1, 16) @ patterns.T).argmax(1)] for part in as_blocks(weights, 4).split(BATCH)]
+    masks = [
+        patterns[(part.view(-1, 16) @ patterns.T).argmax(1)]
+        for part in as_blocks(weights, 4).split(BATCH)
+    ]
     return torch.cat(masks).bool().view(-1, 4, 4)
 
 
 def tile_kernel(weights: Tensor) -> Tensor:
-    """Torch's own run-time pruning of 4 × 4 tiles, which packs as well; the dense weight that it keeps.
+    """Torch's own run-time pruning of 4 × 4 tiles, which packs as well; the dense weight that it
+    keeps.
 
     Greedy: heaviest first, if row and column have room.
     """
@@ -81,7 +91,9 @@ def _round(X: Tensor, n: int) -> Tensor:
     """Heaviest first, kept if row and column have room: one entry of every block at a time."""
     count, m, _ = X.shape
     order = X.view(count, m * m).argsort(1, descending=True)
-    in_row, in_column = (torch.zeros((count, m), dtype=torch.int32, device=X.device) for _ in range(2))
+    in_row, in_column = (
+        torch.zeros((count, m), dtype=torch.int32, device=X.device) for _ in range(2)
+    )
     kept = torch.zeros((count, m * m), dtype=torch.bool, device=X.device)
     for place in order.unbind(1):
         place = place[:, None]

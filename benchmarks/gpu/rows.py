@@ -1,4 +1,6 @@
-"""What stages measure: each row becomes a line of results.jsonl with its `kind`, and a line of a table of the report."""
+"""What stages measure: each row becomes a line of results.jsonl with its `kind`, and a line of a
+table of the report.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stage measures, until when (by `time.monotonic`, the same in all processes), and the folder for what it writes."""
+    """Where a stage measures, until when (by `time.monotonic`, the same in all processes), and the
+    folder for what it writes.
+    """
 
     device: str
     until: float
@@ -19,7 +23,9 @@ class Place:
 
     @property
     def large(self) -> bool:
-        """Whether sizes are those that count. On a CPU small ones show that everything runs, which no target is for."""
+        """Whether sizes are those that count. On a CPU small ones show that everything runs, which
+        no target is for.
+        """
         return self.device == "cuda"
 
     def left(self) -> float:
@@ -66,9 +72,11 @@ class Skipped(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Row):
-    """A number. `target` is a least or (not `at_least`) a most value, in `unit`; None where nothing was promised.
+    """A number. `target` is a least or (not `at_least`) a most value, in `unit`; None where nothing
+    was promised.
 
-    us : microseconds a call, where it is about one. loss : how far below the optimum a rival's mask is.
+    us : microseconds a call, where it is about one. loss : how far below the optimum a rival's mask
+    is.
     """
 
     kind = "figure"
@@ -95,7 +103,9 @@ class Figure(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Solved(Row):
-    """A mask that was proven optimal, verified on the host and found again bit for bit. first_s : the first call, compiling."""
+    """A mask that was proven optimal, verified on the host and found again bit for bit. first_s :
+    the first call, compiling.
+    """
 
     kind = "solved"
     pattern: str
@@ -110,9 +120,10 @@ class Solved(Row):
 class Profile(Row):
     """Where the time of a solve goes; None for what only a GPU has.
 
-    wall_ms : without the profiler. busy_ms : the device computes or copies. launches : kernels, copies and fills. waits : calls in
-    which the host waits for the device, by name. top : name, count and microseconds of what takes longest, on the device, or of
-    operators where there is none.
+    wall_ms : without the profiler. busy_ms : the device computes or copies. launches : kernels,
+    copies and fills. waits : calls in which the host waits for the device, by name. top : name,
+    count and microseconds of what takes longest, on the device, or of operators where there is
+    none.
     """
 
     kind = "profile"
@@ -128,7 +139,9 @@ class Profile(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Product(Row):
-    """x Wᵀ by a backend against dense; microseconds by algorithm, and what is wrong with those that were not timed."""
+    """x Wᵀ by a backend against dense; microseconds by algorithm, and what is wrong with those that
+    were not timed.
+    """
 
     kind = "product"
     rows: int
@@ -143,10 +156,11 @@ class Product(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Row):
-    """A linear layer, dense and sparse, alone or with its backward; beside it the same replayed as CUDA graphs.
+    """A linear layer, dense and sparse, alone or with its backward; beside it the same replayed as
+    CUDA graphs.
 
-    dense_graph_us, sparse_graph_us : None where they cannot be captured. products_ratio : dense over sparse time of a step's three
-    products, without packing.
+    dense_graph_us, sparse_graph_us : None where they cannot be captured. products_ratio : dense
+    over sparse time of a step's three products, without packing.
     """
 
     kind = "layer"
@@ -180,7 +194,9 @@ class Decision(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Row):
-    """A test by name: passed, failed, error or skipped; running, if pytest ended before it. message : its first line."""
+    """A test by name: passed, failed, error or skipped; running, if pytest ended before it. message
+    : its first line.
+    """
 
     kind = "test"
     name: str

@@ -15,7 +15,8 @@ Line = dict[str, Any]
 class Part:
     """A stage as it went the last time that it ran.
 
-    run : the line that its run began with. rows : what it measured, and what failed. begin, end : its own first and last line.
+    run : the line that its run began with. rows : what it measured, and what failed. begin, end :
+    its own first and last line.
     """
 
     name: str
@@ -34,7 +35,11 @@ class Part:
         if self.end is not None:
             measured = [row for row in self.rows if row.get("kind") != "measuring"]
             idle = bool(measured) and all(row.get("kind") == "skipped" for row in measured)
-            return "nothing to do" if idle and self.end["outcome"] == "ok" else str(self.end["outcome"])
+            return (
+                "nothing to do"
+                if idle and self.end["outcome"] == "ok"
+                else str(self.end["outcome"])
+            )
         return "not run" if self.begin is None else "cut off"
 
     @property
@@ -42,7 +47,11 @@ class Part:
         """How long it took; of a stage that was cut off: until its last line."""
         if self.end is not None:
             return float(self.end["seconds"])
-        return 0.0 if self.begin is None else float(([self.begin, *self.rows][-1])["t"] - self.begin["t"])
+        return (
+            0.0
+            if self.begin is None
+            else float(([self.begin, *self.rows][-1])["t"] - self.begin["t"])
+        )
 
     @property
     def why(self) -> str:
@@ -56,21 +65,33 @@ class Part:
         errors, started = self.of("error"), self.of("measuring")
         detail = "" if self.end is None else self.end["detail"]
         if self.outcome in ("timed out", "crashed", "cut off"):
-            where = f"while measuring {started[-1]['what']}" if started else "before its first measurement"
+            where = (
+                f"while measuring {started[-1]['what']}"
+                if started
+                else "before its first measurement"
+            )
             return f"{detail}, {where}" if detail else where
         if errors:  # which say more than an exit status
-            count = f"{len(errors)} of {len(started)} measurements, the first: " if len(errors) > 1 else ""
+            count = (
+                f"{len(errors)} of {len(started)} measurements, the first: "
+                if len(errors) > 1
+                else ""
+            )
             return f"{count}{errors[0]['what']}: {errors[0]['error']}"
         return str(detail)
 
 
 def parts(lines: Sequence[Line]) -> list[Part]:
-    """Every stage, in the stages' order: of each the last run in which it began, else the last that would have run it."""
+    """Every stage, in the stages' order: of each the last run in which it began, else the last that
+    would have run it.
+    """
     ran: dict[tuple[int, str], Part] = {}
     for line in lines:
         kind = line.get("kind")
         if kind == "run":
-            ran.update({(line.get("run", 0), name): Part(name, line) for name in line.get("stages", ())})
+            ran.update(
+                {(line.get("run", 0), name): Part(name, line) for name in line.get("stages", ())}
+            )
         elif part := ran.get((line.get("run", 0), line.get("stage", ""))):
             if kind == "begin":
                 part.begin = line

@@ -9,7 +9,8 @@ import nmsolve
 import nmsolve.torch as nmt
 from benchmarks.timing import WrongResult
 
-#: N(0, 1) in two dtypes, and rounded to bfloat16, where most blocks have equal magnitudes; in true float32 hardly any have.
+#: N(0, 1) in two dtypes, and rounded to bfloat16, where most blocks have equal magnitudes; in true
+#: float32 hardly any have.
 BF16, TRUE, ROUNDED = "bfloat16", "true float32", "bf16-valued float32"
 #: float32 full of ties, as quantised and pruned weights are.
 INTEGERS, ZEROS = "integers 0..7", "60 % zeros"
@@ -21,7 +22,11 @@ def normal(rows: int, cols: int, dtype: torch.dtype, device: torch.device, seed:
     """N(0, 1); of integers, rounded from 25 times that."""
     generator = torch.Generator(device).manual_seed(seed)
     drawn = torch.randn(rows, cols, generator=generator, device=device)
-    return drawn.to(dtype) if dtype.is_floating_point else (25 * drawn).round().clamp(-127, 127).to(dtype)
+    return (
+        drawn.to(dtype)
+        if dtype.is_floating_point
+        else (25 * drawn).round().clamp(-127, 127).to(dtype)
+    )
 
 
 def scores(kind: str, side: int, device: torch.device, seed: int = 0) -> Tensor:
@@ -43,7 +48,9 @@ def pruned(rows: int, cols: int, device: torch.device) -> Tensor:
 
 
 def checked(weights: Tensor, pattern: str) -> nmt.MaskResult:
-    """A mask that is proven optimal, verified from scratch on the host, and the same bit for bit if solved again."""
+    """A mask that is proven optimal, verified from scratch on the host, and the same bit for bit if
+    solved again.
+    """
     result = nmt.solve(weights, pattern)
     result.verify(weights)
     if result.status is not nmsolve.Status.OPTIMAL:

@@ -1,10 +1,10 @@
-"""`python -m benchmarks.training`, from the repository's root: what training with masks costs, against what was promised.
+"""`python -m benchmarks.training`, from the repository's root: what training with masks costs,
+against what was promised.
 
 --quick     under a minute, with a small model: shows that everything runs. Saved only with --out
---out       the folder for <hardware>-<versions>-training.json and .md; benchmarks/results by default
---only      refresh, hooks or memory; saved only with --out
---device    cuda where there is one, cpu otherwise
---threads   of torch, on a CPU: all that this process may run on, unless given
+--out       the folder for <hardware>-<versions>-training.json and .md; benchmarks/results by
+default --only      refresh, hooks or memory; saved only with --out --device    cuda where there is
+one, cpu otherwise --threads   of torch, on a CPU: all that this process may run on, unless given
 """
 
 from __future__ import annotations
@@ -32,12 +32,29 @@ T = TypeVar("T")
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description="Measure what training with masks costs.")
-    parser.add_argument("--quick", action="store_true", help="under a minute with a small model; saved only with --out")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results, unless --quick or --only)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description="Measure what training with masks costs."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="under a minute with a small model; saved only with --out",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the results (default: benchmarks/results, unless --quick or --only)",
+    )
     parser.add_argument("--only", choices=PARTS, help="one of the three parts")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is one, cpu otherwise")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, on a CPU (default: all)")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="cuda where there is one, cpu otherwise"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of torch, on a CPU (default: all)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -47,7 +64,9 @@ def main() -> None:
     run = run_all(settings, device, (options.only,) if options.only else PARTS)
     text = report.markdown(run)
     print(text)
-    folder = options.out or (None if options.quick or options.only else ROOT / "benchmarks" / "results")
+    folder = options.out or (
+        None if options.quick or options.only else ROOT / "benchmarks" / "results"
+    )
     if folder:
         print("saved:", *save(run, text, folder))
 
@@ -70,14 +89,18 @@ def run_all(settings: Settings, device: torch.device, parts: Iterable[str]) -> d
         held = list(_announced(memory.measure(settings.side)))
         refused = memory.refusal()
     targets = [row for one in refreshed for row in one.rows] + long
-    targets += [row for one in hooked for row in one.rows] + [row for one in held for row in one.rows]
+    targets += [row for one in hooked for row in one.rows] + [
+        row for one in held for row in one.rows
+    ]
     return {
         "machine": here,
         "threads": torch.get_num_threads(),
-        "settings": asdict(settings) | {"dtype": str(settings.dtype).removeprefix("torch."), "tokens": settings.tokens},
+        "settings": asdict(settings)
+        | {"dtype": str(settings.dtype).removeprefix("torch."), "tokens": settings.tokens},
         "targets": [asdict(row) | {"passed": row.passed} for row in targets],
         "refresh": [asdict(one) for one in refreshed],
-        "quoted": {"source": "transposable-masks paper, ResNet-50, refresh every 40 steps, percent"} | refresh.QUOTED,
+        "quoted": {"source": "transposable-masks paper, ResNet-50, refresh every 40 steps, percent"}
+        | refresh.QUOTED,
         "hooks": [asdict(one) for one in hooked],
         "memory": [asdict(one) for one in held],
         "refused": refused,
@@ -86,7 +109,9 @@ def run_all(settings: Settings, device: torch.device, parts: Iterable[str]) -> d
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions, as saved with every result; what only a CPU's description needs is imported for it alone."""
+    """The machine and the versions, as saved with every result; what only a CPU's description needs
+    is imported for it alone.
+    """
     if device.type == "cuda":
         from benchmarks.gpu.machine import describe as describe_gpu
 

@@ -1,4 +1,6 @@
-"""What the hooks in an optimizer's steps cost when no mask is due, by method; and what masked forward and backward passes cost."""
+"""What the hooks in an optimizer's steps cost when no mask is due, by method; and what masked
+forward and backward passes cost.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,40 @@ NEVER = 10**9
 CASES: tuple[tuple[str, str, Any, Callable[[nn.Module], Optimizer], float], ...] = (
     ("Fixed, AdamW", "2:4T", nmt.Fixed(), adamw, 2.0),
     ("STE, AdamW", "2:4T", nmt.STE(update_every=NEVER), adamw, 2.0),
-    ("SRSTE coupled, SGD with momentum", "2:4T", nmt.SRSTE(update_every=NEVER, decoupled=False), sgd, 2.0),
+    (
+        "SRSTE coupled, SGD with momentum",
+        "2:4T",
+        nmt.SRSTE(update_every=NEVER, decoupled=False),
+        sgd,
+        2.0,
+    ),
     ("SRSTE decoupled, AdamW", "2:4T", nmt.SRSTE(update_every=NEVER, decoupled=True), adamw, 2.0),
-    ("LBC between removals, AdamW", "2:4", nmt.LBC(t_i=0, t_f=2 * NEVER, update_every=NEVER), adamw, 2.0),
-    ("LBC without momentum, AdamW", "2:4", nmt.LBC(t_i=0, t_f=2 * NEVER, update_every=NEVER, momentum=0.0), adamw, 2.0),
+    (
+        "LBC between removals, AdamW",
+        "2:4",
+        nmt.LBC(t_i=0, t_f=2 * NEVER, update_every=NEVER),
+        adamw,
+        2.0,
+    ),
+    (
+        "LBC without momentum, AdamW",
+        "2:4",
+        nmt.LBC(t_i=0, t_f=2 * NEVER, update_every=NEVER, momentum=0.0),
+        adamw,
+        2.0,
+    ),
     ("LBC after its end, AdamW", "2:4", nmt.LBC(t_i=0, t_f=1), adamw, 2.0),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """One method. Times in ms, of a step that the method takes no part in but for `hooks_ms`; shares in percent.
+    """One method. Times in ms, of a step that the method takes no part in but for `hooks_ms`;
+    shares in percent.
 
-    share : the hooks, of that step; least : by the least times of any round instead of medians. whole, optimizer : what taking part
-    adds to whole steps and to optimizer.step(). masked : what the masked forward and backward add to a dense step, hooks apart.
+    share : the hooks, of that step; least : by the least times of any round instead of medians.
+    whole, optimizer : what taking part adds to whole steps and to optimizer.step(). masked : what
+    the masked forward and backward add to a dense step, hooks apart.
     """
 
     name: str
@@ -90,5 +112,7 @@ def measure(settings: Settings, device: torch.device) -> Iterator[Hooks]:
 
 
 def _taking_part(trainer: Trainer, steps: int) -> Times:
-    with trainer.attached():  # what that itself does falls into the step that is not counted, or before it
+    with (
+        trainer.attached()
+    ):  # what that itself does falls into the step that is not counted, or before it
         return turn(trainer.step, steps)

@@ -1,5 +1,5 @@
-"""What LBC's scores take, by their tensors and by the process that holds them. `python -m benchmarks.training.memory PATTERN SIDE`
-prints the figures of a process of its own, on the host.
+"""What LBC's scores take, by their tensors and by the process that holds them. `python -m
+benchmarks.training.memory PATTERN SIDE` prints the figures of a process of its own, on the host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.processes import ROOT
 from benchmarks.training.rows import Row
 
-#: Bytes a weight of the method as published: a score, its gradient and its momentum for every candidate, in float32.
+#: Bytes a weight of the method as published: a score, its gradient and its momentum for every
+#: candidate, in float32.
 PUBLISHED = {"2:4": 18.0, "1:4": 12.0, "1:16": 12.0, "2:8": 42.0, "4:8": 105.0}
 REFUSED, REFUSED_SIDE = "8:16", 8192
 
@@ -23,8 +24,9 @@ REFUSED, REFUSED_SIDE = "8:16", 8192
 class Memory:
     """Bytes a weight, for one pattern.
 
-    tensors : scores, momenta and which candidates are alive. resident : what attaching and a step add to the process for good.
-    step, removal : the most that a step, and one that removes candidates, needs on top of what is there before it.
+    tensors : scores, momenta and which candidates are alive. resident : what attaching and a step
+    add to the process for good. step, removal : the most that a step, and one that removes
+    candidates, needs on top of what is there before it.
     """
 
     pattern: str
@@ -39,12 +41,15 @@ class Memory:
         """Its targets."""
         published = PUBLISHED[self.pattern]
         yield Row(
-            what=f"LBC {self.pattern}: scores, momenta, alive", measured=self.tensors, unit="bytes a weight", target=published,
+            what=f"LBC {self.pattern}: scores, momenta, "
+                 "alive", measured=self.tensors, unit="bytes a weight", target=published,
             note="the target is score, gradient and momentum in float32",
         )  # fmt: skip
         yield Row(
-            what=f"LBC {self.pattern}: growth of the process", measured=self.resident, unit="bytes a weight", target=published,
-            note=f"on top of it, for the time of it: a step {self.step:.1f}, a removal {self.removal:.1f}",
+            what=f"LBC {self.pattern}: growth of the "
+                 "process", measured=self.resident, unit="bytes a weight", target=published,
+            note=f"on top of it, for the time of it: a step {self.step:.1f}, a removal "
+                 f"{self.removal:.1f}",
         )  # fmt: skip
 
 
@@ -78,7 +83,9 @@ def _main(pattern: str, side: int) -> str:
     def prepare(side: int) -> tuple[nmt.SparseModel, torch.optim.Optimizer]:
         """A layer with its gradient, and an optimizer that holds nothing of its own."""
         model = torch.nn.Linear(side, side, bias=False)
-        sparse = nmt.sparsify_(model, pattern, nmt.LBC(t_i=0, t_f=2 * removal_at, update_every=removal_at))
+        sparse = nmt.sparsify_(
+            model, pattern, nmt.LBC(t_i=0, t_f=2 * removal_at, update_every=removal_at)
+        )
         model(torch.randn(8, side)).square().mean().backward()
         return sparse, torch.optim.SGD(model.parameters(), lr=1e-3)
 
@@ -123,7 +130,11 @@ def _main(pattern: str, side: int) -> str:
 
 def _memory() -> tuple[int, int]:
     """Bytes that the process has resident, and the most it had since the peak was reset."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    lines = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if ":" in line
+    )
     now, peak = (int(lines[field].split()[0]) * 1024 for field in ("VmRSS", "VmHWM"))
     return now, peak
 

@@ -1,7 +1,8 @@
-"""What a refresh of all masks adds to training steps: patterns and solvers, each against steps that refresh nothing.
+"""What a refresh of all masks adds to training steps: patterns and solvers, each against steps that
+refresh nothing.
 
-Whether a step refreshes is set through the masks' own step counters, so that steps with and without a refresh are those of one
-model and one optimizer, in the same memory.
+Whether a step refreshes is set through the masks' own step counters, so that steps with and without
+a refresh are those of one model and one optimizer, in the same memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from benchmarks.training.rows import Row, Spread
 from benchmarks.training.settings import Settings
 from benchmarks.training.stack import Times, Trainer, take_turns, turn
 
-#: Patterns and solvers, with the most that a refresh every 40 steps, and in every step, may add to a dense step, in percent.
+#: Patterns and solvers, with the most that a refresh every 40 steps, and in every step, may add to
+#: a dense step, in percent.
 CASES = (
     ("4:8T", "exact", 1.0, 10.0),
     ("2:4T", "exact", 1.0, None),
@@ -26,7 +28,8 @@ CASES = (
     ("4:8T", "cover", None, None),
     ("4:8T", "greedy", None, None),
 )
-#: The transposable-masks paper's figures for ResNet-50 with a refresh every 40 steps, in percent of a training step.
+#: The transposable-masks paper's figures for ResNet-50 with a refresh every 40 steps, in percent of
+#: a training step.
 QUOTED = {"2-approximation": 14.0, "min-cost flow": 70.0, "integer program": 180.0}
 
 
@@ -34,9 +37,10 @@ QUOTED = {"2-approximation": 14.0, "min-cost flow": 70.0, "integer program": 180
 class Refresh:
     """One pattern and solver. Times in ms, shares in percent of the dense step.
 
-    hooks_ms : the hooks of a step without a refresh; refresh_ms : what a refresh adds to them. least : each_step by the least times
-    of any round instead of medians, which a machine that others use disturbs less. whole : what it adds to whole steps. masked :
-    what the masked step without a refresh adds to the dense one.
+    hooks_ms : the hooks of a step without a refresh; refresh_ms : what a refresh adds to them.
+    least : each_step by the least times of any round instead of medians, which a machine that
+    others use disturbs less. whole : what it adds to whole steps. masked : what the masked step
+    without a refresh adds to the dense one.
     """
 
     pattern: str
@@ -63,10 +67,22 @@ class Refresh:
         unit = "% of a dense step"
         if self.target_40 is not None:
             note = f"by least times {self.least / self.every:.2g} %"
-            yield Row(what=f"{what} every {self.every} steps", measured=self.each_40, unit=unit, target=self.target_40, note=note)
+            yield Row(
+                what=f"{what} every {self.every} steps",
+                measured=self.each_40,
+                unit=unit,
+                target=self.target_40,
+                note=note,
+            )
         if self.target_1 is not None:
             note = f"by least times {self.least:.2g} %"
-            yield Row(what=f"{what} in every step", measured=self.each_step, unit=unit, target=self.target_1, note=note)
+            yield Row(
+                what=f"{what} in every step",
+                measured=self.each_step,
+                unit=unit,
+                target=self.target_1,
+                note=note,
+            )
 
 
 def measure(settings: Settings, device: torch.device) -> Iterator[Refresh]:
@@ -75,13 +91,20 @@ def measure(settings: Settings, device: torch.device) -> Iterator[Refresh]:
     for pattern, solver, target_40, target_1 in CASES:
         if device.type != "cpu" and solver != "exact":
             continue  # approximate solvers run on the host
-        trainer = Trainer(settings, device, plan=pattern, method=nmt.STE(update_every=settings.every, solver=solver))
+        trainer = Trainer(
+            settings,
+            device,
+            plan=pattern,
+            method=nmt.STE(update_every=settings.every, solver=solver),
+        )
         assert trainer.sparse is not None
         with trainer.attached():
             cases: dict[str, Callable[[], Times]] = {
                 "dense": lambda: turn(dense.step, settings.steps),
                 "none": lambda trainer=trainer: turn(_without(trainer), settings.steps),  # type: ignore[misc]
-                "each": lambda trainer=trainer: turn(_refreshing(trainer, settings), settings.steps),  # type: ignore[misc]
+                "each": lambda trainer=trainer: turn(
+                    _refreshing(trainer, settings), settings.steps
+                ),  # type: ignore[misc]
             }
             take_turns(cases, 1)  # compiles kernels
             found = take_turns(cases, settings.rounds)
@@ -109,12 +132,16 @@ def measure(settings: Settings, device: torch.device) -> Iterator[Refresh]:
 
 
 def measure_long(settings: Settings, device: torch.device) -> Iterator[Row]:
-    """Turns of 40 steps with one refresh in them, against turns of 40 without: the whole of the time, nothing left out."""
+    """Turns of 40 steps with one refresh in them, against turns of 40 without: the whole of the
+    time, nothing left out.
+    """
     trainer = Trainer(settings, device, plan="4:8T", method=nmt.STE(update_every=settings.every))
 
     def steps(step: Callable[[], Times]) -> Times:
         times = [step() for _ in range(settings.every)]
-        return Times(*(sum(getattr(one, part) for one in times) for part in ("step", "optimizer", "hooks")))
+        return Times(
+            *(sum(getattr(one, part) for one in times) for part in ("step", "optimizer", "hooks"))
+        )
 
     def scheduled() -> Times:
         _set_counters(trainer, 0)
@@ -122,12 +149,15 @@ def measure_long(settings: Settings, device: torch.device) -> Iterator[Row]:
 
     with trainer.attached():
         turn(_refreshing(trainer, settings), 1)  # compiles kernels
-        found = take_turns({"none": lambda: steps(_without(trainer)), "one": scheduled}, settings.long_rounds)
+        found = take_turns(
+            {"none": lambda: steps(_without(trainer)), "one": scheduled}, settings.long_rounds
+        )
     for part, name in (("step", "whole steps"), ("hooks", "the hooks")):
         one, none = ([getattr(times, part) for times in found[case]] for case in ("one", "none"))
         spread = Spread.added(one, none, [times.step for times in found["none"]])
         yield Row(
-            what=f"4:8T exact: {settings.every} steps with one refresh against {settings.every} without, {name}",
+            what=f"4:8T exact: {settings.every} steps with one refresh against {settings.every} "
+                 f"without, {name}",
             measured=spread.median, unit="% of a masked step",
             note=f"quartiles {spread.low:.2f} … {spread.high:.2f} of {settings.long_rounds} pairs",
         )  # fmt: skip

@@ -27,8 +27,13 @@ def _heading(run: dict[str, Any]) -> str:
     machine, settings = run["machine"], run["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     if "cpu" in machine:
-        where = f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, {machine['system']}; SIMD: "
-        where += f"{' '.join(machine['simd'])}. Load average before the run {machine['load_before']}"
+        where = (
+            f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, "
+            f"{machine['system']}; SIMD: "
+        )
+        where += (
+            f"{' '.join(machine['simd'])}. Load average before the run {machine['load_before']}"
+        )
     else:
         where = f"{machine['device']}, compute capability {machine['capability']}"
     quick = " This was a --quick run: a small model, few steps." if settings["quick"] else ""
@@ -38,11 +43,16 @@ def _heading(run: dict[str, Any]) -> str:
 Versions: {versions}.
 {machine["date"]}, {run["seconds"]:.0f} s.{quick}
 
-{settings["layers"]} × nn.TransformerEncoderLayer({settings["width"]}, {settings["heads"]} heads, feed-forward 4 ×, norm_first, no
-dropout), {settings["batch"]} × {settings["length"]} = {settings["tokens"]} tokens a step, {settings["dtype"]}, torch on
-{run["threads"]} threads. A step is forward, backward and optimizer step, AdamW as torch chooses to run it unless a row says
-otherwise. Cases take turns of {settings["steps"]} steps, {settings["rounds"]} rounds, in reverse order every other time; a turn
-counts by its median step, and differences are medians over rounds, with quartiles. Hooks are timed where they run, inside
+{settings["layers"]} × nn.TransformerEncoderLayer({settings["width"]}, {settings["heads"]} heads,
+feed-forward 4 ×, norm_first, no
+dropout), {settings["batch"]} × {settings["length"]} = {settings["tokens"]} tokens a step,
+{settings["dtype"]}, torch on
+{run["threads"]} threads. A step is forward, backward and optimizer step, AdamW as torch chooses to
+run it unless a row says
+otherwise. Cases take turns of {settings["steps"]} steps, {settings["rounds"]} rounds, in reverse
+order every other time; a turn
+counts by its median step, and differences are medians over rounds, with quartiles. Hooks are timed
+where they run, inside
 optimizer.step().
 """
 
@@ -52,7 +62,15 @@ def _targets(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         target = "" if row["target"] is None else f"< {row['target']:g} {row['unit']}"
-        lines.append([row["what"], f"{_short(row['measured'])} {row['unit']}", target, verdicts[row["passed"]], row["note"]])
+        lines.append(
+            [
+                row["what"],
+                f"{_short(row['measured'])} {row['unit']}",
+                target,
+                verdicts[row["passed"]],
+                row["note"],
+            ]
+        )
     return _table(["what", "measured", "target", "", "note"], "lrrll", lines)
 
 
@@ -73,13 +91,17 @@ def _refresh(run: dict[str, Any]) -> str:
     quoted = ", ".join(f"{name} {share:g} %" for name, share in QUOTED.items())
     return f"""## A refresh of all masks
 
-{first["layers"]} weights of {first["weights"]:,} entries in all, attention's in_proj included; nmt.STE. Shares are of the dense
-step. "Refresh" is what it adds to the hooks (solving, exchanging masks, counting what changed), "by whole steps" what it adds to
-whole steps, "masked forward and backward" what a masked step without a refresh takes more than a dense one. "By least times": the
+{first["layers"]} weights of {first["weights"]:,} entries in all, attention's in_proj included;
+nmt.STE. Shares are of the dense
+step. "Refresh" is what it adds to the hooks (solving, exchanging masks, counting what changed),
+"by whole steps" what it adds to
+whole steps, "masked forward and backward" what a masked step without a refresh takes more than a
+dense one. "By least times": the
 least of the rounds instead of their medians, which a machine that others use disturbs less.
 
 {_results(run["refresh"], columns)}
-Quoted, not measured here: the transposable-masks paper reports, for ResNet-50 on its own hardware, 4:8T masks refreshed every 40
+Quoted, not measured here: the transposable-masks paper reports, for ResNet-50 on its own hardware,
+4:8T masks refreshed every 40
 steps, by its own solvers: {quoted}.
 """
 
@@ -99,7 +121,8 @@ def _hooks(run: dict[str, Any]) -> str:
     }
     return f"""## Hooks in steps without a refresh
 
-Steps with masks but without the method's hooks, steps with them, and steps of the dense model take turns.
+Steps with masks but without the method's hooks, steps with them, and steps of the dense model take
+turns.
 
 {_results(run["hooks"], columns)}"""
 
@@ -121,4 +144,10 @@ def _table(head: list[str], alignment: str, rows: list[list[str]]) -> str:
 
 def _short(value: float) -> str:
     """Three significant digits, without an exponent."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.4f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100
+        else f"{value:.3g}"
+        if abs(value) >= 1e-3
+        else f"{value:.4f}"
+    )

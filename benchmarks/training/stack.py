@@ -1,4 +1,6 @@
-"""A stack of transformer layers, trained step by step on a clock that also tells how long nmsolve's hooks take."""
+"""A stack of transformer layers, trained step by step on a clock that also tells how long nmsolve's
+hooks take.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ BATCHES = 4
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a training step (forward, backward, optimizer), of its optimizer.step(), and of nmsolve's hooks in that."""
+    """Seconds of a training step (forward, backward, optimizer), of its optimizer.step(), and of
+    nmsolve's hooks in that.
+    """
 
     step: float
     optimizer: float
@@ -37,7 +41,9 @@ def clock(device: torch.device) -> float:
 
 
 def adamw(model: nn.Module) -> Optimizer:
-    """AdamW as torch chooses to run it. The rate is small: masks move, and the model does not learn its batches by heart."""
+    """AdamW as torch chooses to run it. The rate is small: masks move, and the model does not learn
+    its batches by heart.
+    """
     return torch.optim.AdamW(model.parameters(), lr=1e-5)
 
 
@@ -50,7 +56,12 @@ def stack(settings: Settings, device: torch.device) -> nn.Module:
     """Pre-norm layers without dropout, in training mode; the same weights at every call."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(
-        settings.width, settings.heads, 4 * settings.width, dropout=0.0, batch_first=True, norm_first=True
+        settings.width,
+        settings.heads,
+        4 * settings.width,
+        dropout=0.0,
+        batch_first=True,
+        norm_first=True,
     )
     model = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
     for parameter in model.parameters():
@@ -62,7 +73,8 @@ def stack(settings: Settings, device: torch.device) -> nn.Module:
 class Trainer:
     """A model with its optimizer, dense or with masks.
 
-    model : dense or sparsified. sparse : its masks, or None. `attached` says when their method takes part in the steps.
+    model : dense or sparsified. sparse : its masks, or None. `attached` says when their method
+    takes part in the steps.
     """
 
     def __init__(
@@ -79,7 +91,10 @@ class Trainer:
         self.sparse = None if plan is None else nmt.sparsify_(self.model, plan, method)
         generator = torch.Generator().manual_seed(1)
         shape = (2, settings.batch, settings.length, settings.width)
-        self._batches = [torch.randn(shape, generator=generator).to(device, settings.dtype) for _ in range(BATCHES)]
+        self._batches = [
+            torch.randn(shape, generator=generator).to(device, settings.dtype)
+            for _ in range(BATCHES)
+        ]
         self._next = 0
         self._entered = self._hooks = 0.0
 
@@ -97,11 +112,19 @@ class Trainer:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Let the method take part, between two hooks that read the clock: hooks run in the order of their registration."""
+        """Let the method take part, between two hooks that read the clock: hooks run in the order
+        of their registration.
+        """
         assert self.sparse is not None
-        handles = [self.optimizer.register_step_pre_hook(self._enter), self.optimizer.register_step_post_hook(self._enter)]
+        handles = [
+            self.optimizer.register_step_pre_hook(self._enter),
+            self.optimizer.register_step_post_hook(self._enter),
+        ]
         self.sparse.attach(self.optimizer)
-        handles += [self.optimizer.register_step_pre_hook(self._leave), self.optimizer.register_step_post_hook(self._leave)]
+        handles += [
+            self.optimizer.register_step_pre_hook(self._leave),
+            self.optimizer.register_step_post_hook(self._leave),
+        ]
         try:
             yield
         finally:
@@ -126,14 +149,20 @@ class Trainer:
 
 
 def turn(step: Callable[[], Times], steps: int) -> Times:
-    """Medians over a few steps. One before them is not counted: it pays for what the case before it left in the caches."""
+    """Medians over a few steps. One before them is not counted: it pays for what the case before it
+    left in the caches.
+    """
     step()
     times = [step() for _ in range(steps)]
-    return Times(*(median(getattr(one, part) for one in times) for part in ("step", "optimizer", "hooks")))
+    return Times(
+        *(median(getattr(one, part) for one in times) for part in ("step", "optimizer", "hooks"))
+    )
 
 
 def take_turns(cases: dict[str, Callable[[], Times]], rounds: int) -> dict[str, list[Times]]:
-    """Every case in every round, in the reverse order in every other one, so that a drift of the machine hits all alike."""
+    """Every case in every round, in the reverse order in every other one, so that a drift of the
+    machine hits all alike.
+    """
     found: dict[str, list[Times]] = {name: [] for name in cases}
     for number in range(rounds):
         for name in list(cases)[:: 1 if number % 2 == 0 else -1]:

@@ -15,7 +15,8 @@ from examples.study.tasks import Task
 from examples.study.training import fit
 
 PATTERNS = ("2:4", "1:4", "2:4T", "4:8T", "8:16T")
-#: How weights are adjusted, in the order of tables. "masked" leaves them, and batch norms with their statistics.
+#: How weights are adjusted, in the order of tables. "masked" leaves them, and batch norms with
+#: their statistics.
 METHODS = (
     "masked",
     "masked, norms anew",
@@ -31,7 +32,9 @@ UNSTRUCTURED, GROUP = 0.75, 8
 
 @dataclass(frozen=True)
 class Conversion:
-    """To a pattern; None converts an unstructured-sparse model, to the patterns that match its layers."""
+    """To a pattern; None converts an unstructured-sparse model, to the patterns that match its
+    layers.
+    """
 
     pattern: str | None
 
@@ -71,7 +74,11 @@ def convert(task: Task, conversion: Conversion, seed: int) -> dict[str, Measured
         seconds = time.perf_counter() - began
         report = nmt.verify(model, plan)
         assert report
-        patterns = None if conversion.pattern else {layer.path: str(layer.pattern or "dense") for layer in plan}
+        patterns = (
+            None
+            if conversion.pattern
+            else {layer.path: str(layer.pattern or "dense") for layer in plan}
+        )
         found[conversion.name(method)] = Measured.of(
             task, model, seconds=seconds, error=error, params=report.density, patterns=patterns
         )
@@ -101,7 +108,9 @@ class _Kept(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        threshold = weight.detach().abs().flatten().kthvalue(round(UNSTRUCTURED * weight.numel())).values
+        threshold = (
+            weight.detach().abs().flatten().kthvalue(round(UNSTRUCTURED * weight.numel())).values
+        )
         self.register_buffer("mask", weight.detach().abs() > threshold)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -110,9 +119,14 @@ class _Kept(nn.Module):
 
 
 def _unstructured(task: Task, seed: int) -> nn.Module:
-    """The dense model with the smallest weights of each planned layer removed, trained on for half as long."""
+    """The dense model with the smallest weights of each planned layer removed, trained on for half
+    as long.
+    """
     model = dense(task, seed)
-    layers = [(model.get_submodule(entry.name), entry.parameter) for entry in nmt.plan(model, "1:1", exclude=task.dense).planned]
+    layers = [
+        (model.get_submodule(entry.name), entry.parameter)
+        for entry in nmt.plan(model, "1:1", exclude=task.dense).planned
+    ]
     for module, parameter in layers:
         parametrize.register_parametrization(module, parameter, _Kept(getattr(module, parameter)))
     fit(task, model, task.steps // 2, retrain_order(seed), rate=0.3)

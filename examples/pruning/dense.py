@@ -19,7 +19,9 @@ _last: tuple[Task, int, nn.Module] | None = None
 
 
 def dense(task: Task, seed: int) -> nn.Module:
-    """A trained model; the seed draws initial weights and the order of the data. The last one is kept: runs ask for it in turn."""
+    """A trained model; the seed draws initial weights and the order of the data. The last one is
+    kept: runs ask for it in turn.
+    """
     global _last
     if _last is None or _last[:2] != (task, seed):
         torch.manual_seed(seed)

@@ -1,5 +1,6 @@
-"""What the results show, in sentences made of the numbers. What is called lower or higher passed a paired t-test at level 0.05,
-corrected (Holm) for the comparisons of the sentence. Losses are compared: on the digits accuracies are too close to their end.
+"""What the results show, in sentences made of the numbers. What is called lower or higher passed a
+paired t-test at level 0.05, corrected (Holm) for the comparisons of the sentence. Losses are
+compared: on the digits accuracies are too close to their end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def conversion(outcome: Outcome) -> Iterator[str]:
     conversions = converted(outcome)
     for first, second in pairs:
         differences = {
-            one.pattern or "matching patterns": outcome.difference(Result(one.name(first)), Result(one.name(second)), "loss")
+            one.pattern or "matching patterns": outcome.difference(
+                Result(one.name(first)), Result(one.name(second)), "loss"
+            )
             for one in conversions
         }
         yield f"*{first}* against *{second}*: {_verdict(differences)}."
@@ -35,9 +38,15 @@ def conversion(outcome: Outcome) -> Iterator[str]:
         ("AdaPrune, Adam", "AdaPrune"),
         ("second order", "AdaPrune"),
     ):
-        ratios = [outcome.ratio(Result(one.name(first)), Result(one.name(second)), "seconds").mean for one in conversions]
+        ratios = [
+            outcome.ratio(Result(one.name(first)), Result(one.name(second)), "seconds").mean
+            for one in conversions
+        ]
         if ratios:
-            yield f"*{first}* took {min(ratios):.2g} to {max(ratios):.2g} times as long as *{second}*."
+            yield (
+                f"*{first}* took {min(ratios):.2g} to {max(ratios):.2g} times as long as "
+                f"*{second}*."
+            )
 
 
 def allocation(outcome: Outcome, unit: Unit, kept: int) -> Iterator[str]:
@@ -57,9 +66,14 @@ def allocation(outcome: Outcome, unit: Unit, kept: int) -> Iterator[str]:
         yield f"Retrained, *domino*'s variants against *domino*: {_verdict(differences)}."
 
 
-def _differences(outcome: Outcome, there: Mapping[str, Scheme], ways: list[str], other: str, stage: str) -> dict[str, Difference]:
+def _differences(
+    outcome: Outcome, there: Mapping[str, Scheme], ways: list[str], other: str, stage: str
+) -> dict[str, Difference]:
     second = Result(there[other].name(stage))
-    return {f"*{way}*": outcome.difference(Result(there[way].name(stage)), second, "loss") for way in ways}
+    return {
+        f"*{way}*": outcome.difference(Result(there[way].name(stage)), second, "loss")
+        for way in ways
+    }
 
 
 def _verdict(differences: Mapping[str, Difference]) -> str:

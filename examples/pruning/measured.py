@@ -15,9 +15,10 @@ from examples.study.tasks import Task
 class Measured:
     """A model, measured.
 
-    accuracy, loss : of the test part. seconds : of what made it from the dense one. error : the squared error of its layers'
-    outputs on the calibration, relative, summed over layers; None where it was not computed. params, flops : kept weights and
-    multiply-adds of the planned layers, as shares of all. patterns : by layer, where they differ. steps : iterations of a search.
+    accuracy, loss : of the test part. seconds : of what made it from the dense one. error : the
+    squared error of its layers' outputs on the calibration, relative, summed over layers; None
+    where it was not computed. params, flops : kept weights and multiply-adds of the planned layers,
+    as shares of all. patterns : by layer, where they differ. steps : iterations of a search.
     """
 
     accuracy: float
@@ -36,7 +37,10 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         """Rounded to what means something; without what there is not."""
-        rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        rounded = {
+            key: round(value, 6) if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+        }
         return {key: value for key, value in rounded.items() if value is not None}
 
     @property

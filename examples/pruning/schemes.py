@@ -23,13 +23,14 @@ M = 16
 Unit = Literal["params", "flops"]
 #: What is kept, of 16, under each budget, which is that of the uniform plan.
 KEPT: dict[Unit, tuple[int, ...]] = {"params": (4, 2), "flops": (2,)}
-#: DominoSearch's β for each budget, in the order of the supplement's Table 4; the first is the default.
+#: DominoSearch's β for each budget, in the order of the supplement's Table 4; the first is the
+#: default.
 BETAS: dict[Unit, tuple[tuple[float, float], ...]] = {
     "params": ((0.5, 0.5), (0.0, 1.0)),
     "flops": ((0.8, 0.2), (1.0, 0.0)),
 }
-#: λ and K_c: ten times the paper's 0.1, and a tenth of its 100, so that weights shrink as much between checks, and a search takes
-#: some thousand iterations instead of some ten thousand.
+#: λ and K_c: ten times the paper's 0.1, and a tenth of its 100, so that weights shrink as much
+#: between checks, and a search takes some thousand iterations instead of some ten thousand.
 DECAY, CHECK = 1.0, 10
 #: Of retraining: its length and learning rate, as shares of training's.
 STEPS, RATE = 0.5, 0.3
@@ -61,7 +62,9 @@ STAGES = ("masked", "AdaPrune", "retrained")
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to a plan, one of `ways`. A search serves "domino, fixed n" too, which only writes its plan in other terms."""
+    """A way to a plan, one of `ways`. A search serves "domino, fixed n" too, which only writes its
+    plan in other terms.
+    """
 
     way: str
     unit: Unit
@@ -96,10 +99,17 @@ def ways(unit: Unit) -> tuple[str, ...]:
     return ("uniform", "domino", FIXED_N, "domino, η off", *other, *EXACT)
 
 
-#: What is minimised: the score that masks lose, the relative error of layers' outputs (with more candidates, too), and the rise of
-#: the calibration's loss when a layer alone is pruned by AdaPrune.
+#: What is minimised: the score that masks lose, the relative error of layers' outputs (with more
+#: candidates, too), and the rise of the calibration's loss when a layer alone is pruned by
+#: AdaPrune.
 EXACT = ("exact, score", "exact, error", "exact, error, mixed", "exact, loss")
-SCHEMES = tuple(Scheme(way, unit, kept) for unit in BETAS for kept in KEPT[unit] for way in ways(unit) if way != FIXED_N)
+SCHEMES = tuple(
+    Scheme(way, unit, kept)
+    for unit in BETAS
+    for kept in KEPT[unit]
+    for way in ways(unit)
+    if way != FIXED_N
+)
 
 
 def allocate(task: Task, scheme: Scheme, seed: int) -> dict[str, Measured]:
@@ -125,11 +135,16 @@ def allocate(task: Task, scheme: Scheme, seed: int) -> dict[str, Measured]:
             "patterns": {p: str(q or "dense") for p, q in patterns.items()},
         }
         for unit in BETAS:
-            kept = sum(costs[path][unit] * (1.0 if pattern is None else pattern.density) for path, pattern in patterns.items())
+            kept = sum(
+                costs[path][unit] * (1.0 if pattern is None else pattern.density)
+                for path, pattern in patterns.items()
+            )
             known[unit] = kept / whole[unit]
         assert known[scheme.unit] <= scheme.kept / M + 1e-9, (scheme, known)
         for stage in STAGES:
-            found[each.name(stage)] = Measured.of(task, _pruned(task, seed, settled, stage), **known)
+            found[each.name(stage)] = Measured.of(
+                task, _pruned(task, seed, settled, stage), **known
+            )
     return found
 
 
@@ -141,14 +156,26 @@ def _pruned(task: Task, seed: int, plan: nmt.Plan, stage: str) -> nn.Module:
         nmt.adaprune_(model, plan, calibration(task, seed))
     else:
         sparse = nmt.sparsify_(model, plan, nmt.SRSTE(decay=task.decay))
-        fit(task, model, max(1, round(STEPS * task.steps)), retrain_order(seed), sparse=sparse, rate=RATE)
+        fit(
+            task,
+            model,
+            max(1, round(STEPS * task.steps)),
+            retrain_order(seed),
+            sparse=sparse,
+            rate=RATE,
+        )
         sparse.finalize_()
     assert nmt.verify(model, plan)
     return model
 
 
 def _plan(
-    task: Task, scheme: Scheme, seed: int, model: nn.Module, budget: nmt.Params | nmt.FLOPs, counted: torch.Tensor
+    task: Task,
+    scheme: Scheme,
+    seed: int,
+    model: nn.Module,
+    budget: nmt.Params | nmt.FLOPs,
+    counted: torch.Tensor,
 ) -> tuple[nmt.Plan, int | None]:
     """The plan, and the iterations of its search."""
     if scheme.way == "uniform":
@@ -156,7 +183,9 @@ def _plan(
     if scheme.way in EXACT:
         inputs = calibration(task, seed) if "error" in scheme.way else None
         candidates = MIXED if "mixed" in scheme.way else POWERS
-        losses = nmt.losses(model, candidates, calibration=inputs, example_inputs=counted, exclude=task.dense)
+        losses = nmt.losses(
+            model, candidates, calibration=inputs, example_inputs=counted, exclude=task.dense
+        )
         if scheme.way == "exact, loss":
             losses = losses.with_values(_rises(task, seed, losses))
         return nmt.allocate(losses, budget=budget), None
@@ -179,7 +208,9 @@ def _plan(
 
 
 def _rises(task: Task, seed: int, losses: nmt.Losses) -> dict[str, dict[str, float]]:
-    """By how much the loss on the calibration rises when a layer alone is pruned, by layer and candidate; not below zero."""
+    """By how much the loss on the calibration rises when a layer alone is pruned, by layer and
+    candidate; not below zero.
+    """
     inputs = calibration(task, seed)
     batches = calibration_batches(task, seed)
 

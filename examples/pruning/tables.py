@@ -44,7 +44,11 @@ def _conversion_rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
 
 def converted(outcome: Outcome) -> list[Conversion]:
     """The conversions that there are runs of, in order."""
-    return [conversion for conversion in CONVERSIONS if outcome.has(*(Result(name) for name in conversion.names))]
+    return [
+        conversion
+        for conversion in CONVERSIONS
+        if outcome.has(*(Result(name) for name in conversion.names))
+    ]
 
 
 def has_key(outcome: Outcome, one: Result, key: str) -> bool:
@@ -55,12 +59,20 @@ def has_key(outcome: Outcome, one: Result, key: str) -> bool:
 def schemes(outcome: Outcome, unit: Unit, kept: int) -> str:
     """Every way to a plan under a budget, at every stage."""
     key = "" if outcome.task.measure == "loss" else "accuracy, % / loss"
-    head = ("plan", "parameters", "FLOPs", "search, s", *(f"{stage}, {key or 'loss'}" for stage in STAGES))
+    head = (
+        "plan",
+        "parameters",
+        "FLOPs",
+        "search, s",
+        *(f"{stage}, {key or 'loss'}" for stage in STAGES),
+    )
     rows = []
     for scheme in allocated(outcome, unit, kept):
         first = Result(scheme.name(STAGES[0]))
         shares = (f"{outcome.spread(first, share).mean:.1%}" for share in ("params", "flops"))
-        stages = (" / ".join(outcome.show_with_loss(Result(scheme.name(stage)))) for stage in STAGES)
+        stages = (
+            " / ".join(outcome.show_with_loss(Result(scheme.name(stage)))) for stage in STAGES
+        )
         rows.append((scheme.way, *shares, f"{outcome.seconds(first):.2g}", *stages))
     return markdown(head, rows)
 
@@ -68,7 +80,11 @@ def schemes(outcome: Outcome, unit: Unit, kept: int) -> str:
 def allocated(outcome: Outcome, unit: Unit, kept: int) -> list[Scheme]:
     """The ways that there are runs of, in order."""
     listed = [Scheme(way, unit, kept) for way in ways(unit)]
-    return [scheme for scheme in listed if outcome.has(*(Result(scheme.name(stage)) for stage in STAGES))]
+    return [
+        scheme
+        for scheme in listed
+        if outcome.has(*(Result(scheme.name(stage)) for stage in STAGES))
+    ]
 
 
 def budgets(outcome: Outcome) -> Iterator[tuple[Unit, int]]:

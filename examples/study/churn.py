@@ -9,9 +9,11 @@ import nmsolve.torch as nmt
 
 @dataclass
 class Churn:
-    """Sparse architecture divergence between consecutive masks, summed over windows of steps, as a share of the masked weights.
+    """Sparse architecture divergence between consecutive masks, summed over windows of steps, as a
+    share of the masked weights.
 
-    A weight that is dropped and comes back within a window counts twice: it is what changed, not what is different in the end.
+    A weight that is dropped and comes back within a window counts twice: it is what changed, not
+    what is different in the end.
     """
 
     sparse: nmt.SparseModel

@@ -22,7 +22,9 @@ EQUAL_DENSITY = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to train. pattern is None for the dense model alone; criterion is LBC's; decay multiplies the task's λ of SR-STE."""
+    """One way to train. pattern is None for the dense model alone; criterion is LBC's; decay
+    multiplies the task's λ of SR-STE.
+    """
 
     method: MethodName
     pattern: str | None = None
@@ -48,15 +50,19 @@ DENSE = Configuration("Dense")
 
 def refined(pattern: str, factor: float) -> Configuration:
     """SR-STE with a multiple of the task's λ; without decay it is STE."""
-    return Configuration("SR-STE", pattern, decay=factor) if factor else Configuration("STE", pattern)
+    return (
+        Configuration("SR-STE", pattern, decay=factor) if factor else Configuration("STE", pattern)
+    )
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The four questions of the study, as configurations to run. Some configurations serve several; each is run once.
+    """The four questions of the study, as configurations to run. Some configurations serve several;
+    each is run once.
 
-    methods : pattern → methods, on every task. criteria : patterns on which LBC's criteria are compared (its Table 6). density :
-    density → patterns, all trained by SR-STE. decays : patterns on which λ is varied, measured on the validation part.
+    methods : pattern → methods, on every task. criteria : patterns on which LBC's criteria are
+    compared (its Table 6). density : density → patterns, all trained by SR-STE. decays : patterns
+    on which λ is varied, measured on the validation part.
     """
 
     methods: dict[str, tuple[MethodName, ...]]
@@ -68,9 +74,21 @@ class Comparisons:
     def configurations(self) -> list[Configuration]:
         """All of them, each once, the comparison of methods first."""
         found = [DENSE]
-        found += [Configuration(method, pattern) for pattern, methods in self.methods.items() for method in methods]
-        found += [Configuration("LBC", pattern, criterion) for pattern in self.criteria for criterion in CRITERIA]
-        found += [Configuration("SR-STE", pattern) for patterns in self.density.values() for pattern in patterns]
+        found += [
+            Configuration(method, pattern)
+            for pattern, methods in self.methods.items()
+            for method in methods
+        ]
+        found += [
+            Configuration("LBC", pattern, criterion)
+            for pattern in self.criteria
+            for criterion in CRITERIA
+        ]
+        found += [
+            Configuration("SR-STE", pattern)
+            for patterns in self.density.values()
+            for pattern in patterns
+        ]
         found += [refined(pattern, factor) for pattern in self.decays for factor in self.factors]
         return list(dict.fromkeys(found))
 

@@ -15,7 +15,9 @@ Part = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Data:
-    """sample(size, order): inputs and targets of a training step, drawn by the generator `order`. parts: batches to measure on."""
+    """sample(size, order): inputs and targets of a training step, drawn by the generator `order`.
+    parts: batches to measure on.
+    """
 
     sample: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
     parts: dict[Part, list[tuple[Tensor, Tensor]]]

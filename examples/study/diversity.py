@@ -12,8 +12,9 @@ SHAPE = (64, 64)
 
 @dataclass(frozen=True)
 class Bits:
-    """exact : log2 of the number of masks (asymptotic from m = 17 on, with an error below 0.001 bits). paper : log2 of what the
-    transposable-masks paper's formula gives, which for transposable patterns is another number.
+    """exact : log2 of the number of masks (asymptotic from m = 17 on, with an error below 0.001
+    bits). paper : log2 of what the transposable-masks paper's formula gives, which for transposable
+    patterns is another number.
     """
 
     exact: float

@@ -1,5 +1,5 @@
-"""What the results show, in sentences made of the numbers. What is called better, worse, lower or higher passed a paired t-test at
-level 0.05, corrected (Holm) for the comparisons of the sentence.
+"""What the results show, in sentences made of the numbers. What is called better, worse, lower or
+higher passed a paired t-test at level 0.05, corrected (Holm) for the comparisons of the sentence.
 """
 
 from __future__ import annotations
@@ -13,21 +13,35 @@ from examples.study.statistics import LEVEL, Difference, Rank, found
 
 
 def methods(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
-    """LBC against SR-STE, SR-STE against STE, Fixed against SR-STE: where they differ, what they cost."""
-    pairs: tuple[tuple[MethodName, MethodName], ...] = (("LBC", "SR-STE"), ("SR-STE", "STE"), ("Fixed", "SR-STE"))
+    """LBC against SR-STE, SR-STE against STE, Fixed against SR-STE: where they differ, what they
+    cost.
+    """
+    pairs: tuple[tuple[MethodName, MethodName], ...] = (
+        ("LBC", "SR-STE"),
+        ("SR-STE", "STE"),
+        ("Fixed", "SR-STE"),
+    )
     for first, second in pairs:
         differences = {
-            pattern: outcome.difference(Configuration(first, pattern), Configuration(second, pattern))
+            pattern: outcome.difference(
+                Configuration(first, pattern), Configuration(second, pattern)
+            )
             for pattern in _with(outcome, comparisons, first, second)
         }
         if differences:
             yield f"{first} is {_verdict(outcome, differences, f'{second} at ')}."
     costs = {
-        pattern: outcome.ratio(Configuration("LBC", pattern), Configuration("SR-STE", pattern), "training_flops").mean
+        pattern: outcome.ratio(
+            Configuration("LBC", pattern), Configuration("SR-STE", pattern), "training_flops"
+        ).mean
         for pattern in _with(outcome, comparisons, "LBC", "SR-STE")
     }
     if costs:
-        yield f"LBC's training FLOPs are {listed(f'{cost:.2f} × at {pattern}' for pattern, cost in costs.items())} of SR-STE's."
+        yield (
+            "LBC's training FLOPs are "
+            f"{listed(f'{cost:.2f} × at {pattern}' for pattern, cost in costs.items())} of "
+            "SR-STE's."
+        )
 
 
 def divergence(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
@@ -35,21 +49,34 @@ def divergence(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
     patterns = _with(outcome, comparisons, "SR-STE", "STE")
     if not patterns:
         return
+    pairs = [
+        (Configuration("SR-STE", pattern), Configuration("STE", pattern)) for pattern in patterns
+    ]
     ratios = [
-        f"{outcome.ratio(Configuration('SR-STE', pattern), Configuration('STE', pattern), 'flips').show(2)} at {pattern}"
-        for pattern in patterns
+        f"{outcome.ratio(ours, theirs, 'flips').show(2)} at {pattern}"
+        for (ours, theirs), pattern in zip(pairs, patterns, strict=True)
     ]
     yield f"SAD summed over training, SR-STE / STE, seed by seed: {listed(ratios)}."
     differences = {
-        pattern: outcome.difference(Configuration("SR-STE", pattern), Configuration("STE", pattern), "flips")
+        pattern: outcome.difference(
+            Configuration("SR-STE", pattern), Configuration("STE", pattern), "flips"
+        )
         for pattern in patterns
     }
     beyond = found(differences)
-    lower = [pattern for pattern in patterns if beyond[pattern] and differences[pattern].spread.mean < 0]
-    higher = [pattern for pattern in patterns if beyond[pattern] and differences[pattern].spread.mean > 0]
+    lower = [
+        pattern for pattern in patterns if beyond[pattern] and differences[pattern].spread.mean < 0
+    ]
+    higher = [
+        pattern for pattern in patterns if beyond[pattern] and differences[pattern].spread.mean > 0
+    ]
     rest = [pattern for pattern in patterns if not beyond[pattern]]
     said = [("lower", lower), ("higher", higher), ("no different beyond noise", rest)]
-    yield "SR-STE's SAD is " + "; ".join(f"{what} at {listed(those)}" for what, those in said if those) + f" (level {LEVEL})."
+    yield (
+        "SR-STE's SAD is "
+        + "; ".join(f"{what} at {listed(those)}" for what, those in said if those)
+        + f" (level {LEVEL})."
+    )
 
 
 def criteria(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
@@ -60,10 +87,18 @@ def criteria(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
         learned = Configuration("LBC", pattern)
         if learned not in ranked or len(ranked) < 2:
             continue
-        ranked.sort(key=lambda one: outcome.spread(one, outcome.task.measure).mean, reverse=outcome.task.measure == "accuracy")
-        differences = {one.criterion: outcome.difference(learned, one) for one in ranked if one != learned}
+        ranked.sort(
+            key=lambda one: outcome.spread(one, outcome.task.measure).mean,
+            reverse=outcome.task.measure == "accuracy",
+        )
+        differences = {
+            one.criterion: outcome.difference(learned, one) for one in ranked if one != learned
+        }
         order = ", ".join(f"{one.criterion} {outcome.show(one)}" for one in ranked)
-        yield f"{pattern}, best first: {order}. The learned scores are {_verdict(outcome, differences, '')}."
+        yield (
+            f"{pattern}, best first: {order}. The learned scores are "
+            f"{_verdict(outcome, differences, '')}."
+        )
 
 
 def density(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
@@ -81,9 +116,10 @@ def density(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
         within = sum(deviations) / len(deviations)
         apart = (max(means) - min(means)) / within if within else float("nan")
         yield (
-            f"Density {share}, {len(there)} patterns: rank correlation of mask diversity and quality {_rank(exact)} with exact "
-            f"counts, {_rank(paper)} with the paper's formula. The best and the worst pattern are {apart:.1f} standard deviations "
-            "of a single run apart."
+            f"Density {share}, {len(there)} patterns: rank correlation of mask diversity and "
+            f"quality {_rank(exact)} with exact counts, {_rank(paper)} with the paper's formula. "
+            f"The best and the worst pattern are {apart:.1f} standard deviations of a single run "
+            "apart."
         )
 
 
@@ -91,30 +127,54 @@ def decays(outcome: Outcome, comparisons: Comparisons) -> Iterator[str]:
     """Which λ is best on the validation part."""
     for pattern in comparisons.decays:
         tried = {factor: refined(pattern, factor) for factor in comparisons.factors}
-        means = {factor: outcome.spread(one, "validation_loss").mean for factor, one in tried.items() if outcome.has(one)}
+        means = {
+            factor: outcome.spread(one, "validation_loss").mean
+            for factor, one in tried.items()
+            if outcome.has(one)
+        }
         if means:
             best = min(means, key=lambda factor: means[factor])
             chosen = outcome.task.decay
-            yield f"{pattern}: lowest loss at λ = {best * chosen:.2g}; everything else here uses λ = {chosen:.2g}."
+            yield (
+                f"{pattern}: lowest loss at λ = {best * chosen:.2g}; everything else here uses λ "
+                f"= {chosen:.2g}."
+            )
 
 
-def _with(outcome: Outcome, comparisons: Comparisons, first: MethodName, second: MethodName) -> list[str]:
+def _with(
+    outcome: Outcome, comparisons: Comparisons, first: MethodName, second: MethodName
+) -> list[str]:
     return [
         pattern
         for pattern, methods in comparisons.methods.items()
-        if first in methods and second in methods and outcome.has(Configuration(first, pattern), Configuration(second, pattern))
+        if first in methods
+        and second in methods
+        and outcome.has(Configuration(first, pattern), Configuration(second, pattern))
     ]
 
 
 def _verdict(outcome: Outcome, differences: dict[str, Difference], other: str) -> str:
-    """Than what it is better, than what worse. other : "SR-STE at " where they are by pattern, else empty."""
+    """Than what it is better, than what worse. other : "SR-STE at " where they are by pattern, else
+    empty.
+    """
     better, worse, same = [], [], []
     beyond = found(differences)
     for name, difference in differences.items():
-        good = difference.spread.mean > 0 if outcome.task.measure == "accuracy" else difference.spread.mean < 0
+        good = (
+            difference.spread.mean > 0
+            if outcome.task.measure == "accuracy"
+            else difference.spread.mean < 0
+        )
         (same if not beyond[name] else better if good else worse).append(name)
-    said = (("better than", better), ("worse than", worse), ("no different beyond noise from", same))
-    return "; ".join(f"{what} {other}{listed(names)}" for what, names in said if names) + f" (comparisons: {len(differences)})"
+    said = (
+        ("better than", better),
+        ("worse than", worse),
+        ("no different beyond noise from", same),
+    )
+    return (
+        "; ".join(f"{what} {other}{listed(names)}" for what, names in said if names)
+        + f" (comparisons: {len(differences)})"
+    )
 
 
 def _rank(rank: Rank) -> str:

@@ -17,25 +17,32 @@ import nmsolve.torch as nmt
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """Of one forward pass, dense. total : of the model. layers : of the weights asked for, by their paths."""
+    """Of one forward pass, dense. total : of the model. layers : of the weights asked for, by their
+    paths.
+    """
 
     total: int
     layers: dict[str, int]
 
     def relative(self, stats: nmt.Stats) -> float:
-        """Training FLOPs relative to dense. Whatever has no mask counts as dense: stem, head, scores of attention."""
-        saved = sum(self.layers[path] * (1 - layer.training_flops) for path, layer in stats.layers.items())
+        """Training FLOPs relative to dense. Whatever has no mask counts as dense: stem, head,
+        scores of attention.
+        """
+        saved = sum(
+            self.layers[path] * (1 - layer.training_flops) for path, layer in stats.layers.items()
+        )
         return 1 - saved / self.total
 
 
 def forward_flops(model: nn.Module, inputs: Tensor, paths: Iterable[str]) -> ForwardFlops:
     """Count a forward pass of a dense model.
 
-    A weight is used once a position (token, or pixel of the output), with two operations an entry. Positions are read off the
-    output of the module that has the weight; where that is never called, as the output projection inside torch's attention, off
-    its parent's.
+    A weight is used once a position (token, or pixel of the output), with two operations an entry.
+    Positions are read off the output of the module that has the weight; where that is never called,
+    as the output projection inside torch's attention, off its parent's.
     """
-    model = deepcopy(model).train()  # a pass moves the statistics of batch norm; in training mode torch's encoder has no other path
+    model = deepcopy(model).train()
+    # A pass moves the statistics of batch norm; in training mode torch's encoder has no other path.
     modules = dict(model.named_modules())
     positions: dict[str, int] = {}
 
@@ -49,8 +56,13 @@ def forward_flops(model: nn.Module, inputs: Tensor, paths: Iterable[str]) -> For
 
     handles = [hook(name) for name in modules]
     try:
-        # The fused attention of processors has no FLOP formula; the plain one consists of matrix products, which are counted.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # The fused attention of processors has no FLOP formula; the plain one consists of matrix
+        # products, which are counted.
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             model(inputs)
     finally:
         for handle in handles:

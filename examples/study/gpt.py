@@ -11,7 +11,9 @@ WIDTH, DEPTH, HEADS = 64, 2, 4
 
 
 class Block(nn.Module):
-    """Causal attention and a feed-forward network, normed before, added after: (N, T, 64) → (N, T, 64)."""
+    """Causal attention and a feed-forward network, normed before, added after: (N, T, 64) → (N, T,
+    64).
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,9 +28,14 @@ class Outcome:
         """Whether there are runs of all of them."""
         return all(self.seeds(configuration) for configuration in configurations)
 
-    def values(self, configuration: Configuration, key: str, seeds: Sequence[str] | None = None) -> list[float]:
+    def values(
+        self, configuration: Configuration, key: str, seeds: Sequence[str] | None = None
+    ) -> list[float]:
         """One number of every run."""
-        return [float(self.runs[configuration.name][seed][key]) for seed in seeds or self.seeds(configuration)]
+        return [
+            float(self.runs[configuration.name][seed][key])
+            for seed in seeds or self.seeds(configuration)
+        ]
 
     def spread(self, configuration: Configuration, key: str) -> Spread:
         """Over seeds."""
@@ -40,7 +45,9 @@ class Outcome:
         """The median: the first run of a kernel compiles it."""
         return median(self.values(configuration, "seconds"))
 
-    def difference(self, first: Configuration, second: Configuration, key: str | None = None) -> Difference:
+    def difference(
+        self, first: Configuration, second: Configuration, key: str | None = None
+    ) -> Difference:
         """Of the task's measure unless another key is given, over the seeds that both have."""
         key = key or self.task.measure
         common = [seed for seed in self.seeds(first) if seed in self.seeds(second)]
@@ -53,24 +60,38 @@ class Outcome:
         return Spread.of([a / b if b else float("nan") for a, b in pairs])
 
     def rank(self, configurations: Sequence[Configuration], numbers: Sequence[float]) -> Rank:
-        """Of numbers, one a configuration, with how good their means are: positive if larger numbers go with better models."""
-        means = [self.spread(configuration, self.task.measure).mean for configuration in configurations]
-        return Rank.of(numbers, means if self.task.measure == "accuracy" else [-mean for mean in means])
+        """Of numbers, one a configuration, with how good their means are: positive if larger
+        numbers go with better models.
+        """
+        means = [
+            self.spread(configuration, self.task.measure).mean for configuration in configurations
+        ]
+        return Rank.of(
+            numbers, means if self.task.measure == "accuracy" else [-mean for mean in means]
+        )
 
     # How the measure is written: accuracies in per cent, losses in nats.
 
     @property
     def heading(self) -> str:
         """Of a column."""
-        return "test accuracy, %" if self.task.measure == "accuracy" else "held-out loss, nats a character"
+        return (
+            "test accuracy, %"
+            if self.task.measure == "accuracy"
+            else "held-out loss, nats a character"
+        )
 
     def show(self, configuration: Configuration) -> str:
         """The measure of a configuration."""
         return self.spread(configuration, self.task.measure).show(*self._format)
 
     def show_with_loss(self, configuration: Configuration) -> tuple[str, ...]:
-        """The measure of the test part and, where that is the accuracy, the loss, which tells equally accurate models apart."""
-        losses = (self.spread(configuration, "loss").show(4),) if self.task.measure == "accuracy" else ()
+        """The measure of the test part and, where that is the accuracy, the loss, which tells
+        equally accurate models apart.
+        """
+        losses = (
+            (self.spread(configuration, "loss").show(4),) if self.task.measure == "accuracy" else ()
+        )
         return (self.show(configuration), *losses)
 
     @property

@@ -11,7 +11,9 @@ CLASSES = 10
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions with batch norm, beside a 1 × 1 convolution where the shape changes."""
+    """Two 3 × 3 convolutions with batch norm, beside a 1 × 1 convolution where the shape
+    changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -29,10 +31,22 @@ class Residual(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """Images (N, 1, 8, 8) → logits (N, 10): a stem, blocks of 16, 32 and 64 channels, the mean over positions."""
+    """Images (N, 1, 8, 8) → logits (N, 10): a stem, blocks of 16, 32 and 64 channels, the mean over
+    positions.
+    """
     first, second, third = WIDTHS
-    stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
-    blocks = nn.Sequential(Residual(first, first, 1), Residual(first, second, 2), Residual(second, third, 2))
+    stem = nn.Sequential(
+        nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
+    )
+    blocks = nn.Sequential(
+        Residual(first, first, 1), Residual(first, second, 2), Residual(second, third, 2)
+    )
     return nn.Sequential(
-        OrderedDict(stem=stem, blocks=blocks, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(third, CLASSES))
+        OrderedDict(
+            stem=stem,
+            blocks=blocks,
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            head=nn.Linear(third, CLASSES),
+        )
     )

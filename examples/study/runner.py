@@ -55,13 +55,19 @@ class Job:
 
 
 def run_all(
-    folder: Path, tasks: Sequence[Task], configurations: Sequence[Named], seeds: Sequence[int], workers: int, do: Do
+    folder: Path,
+    tasks: Sequence[Task],
+    configurations: Sequence[Named],
+    seeds: Sequence[int],
+    workers: int,
+    do: Do,
 ) -> dict[str, Store]:
     """Do every run that is not on disk yet; the stores by task."""
     stores = {task.name: Store(folder, task) for task in tasks}
     jobs = [
         Job(task, configuration, seed, do)
-        for seed in seeds  # outside, so that a study that is stopped has compared everything on fewer seeds
+        # outside, so that a study that is stopped has compared everything on fewer seeds
+        for seed in seeds
         for task in tasks
         for configuration in configurations
         if not all(stores[task.name].has(name, seed) for name in configuration.names)
@@ -73,7 +79,10 @@ def run_all(
         left = (time.perf_counter() - began) / done * (len(jobs) - done)
         shown = "; ".join(f"{name}: {result.summary}" for name, result in results.items())
         print(
-            f"{done}/{len(jobs)}  {job.task.name}, seed {job.seed}, {shown}; {left / 60:.0f} min left", file=sys.stderr, flush=True
+            f"{done}/{len(jobs)}  {job.task.name}, seed {job.seed}, {shown}; {left / 60:.0f} min "
+            "left",
+            file=sys.stderr,
+            flush=True,
         )
     return stores
 
@@ -85,7 +94,9 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Mapping[s
             yield job, job.run()
         return
     # A new interpreter each: what a process computes does not depend on what was imported here.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_one_thread
+    ) as pool:
         futures = {pool.submit(job.run): job for job in jobs}
         try:
             for future in as_completed(futures):

@@ -15,6 +15,10 @@ def cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
     warm = max(1, round(WARM_UP * steps))
 
     def rate(step: int) -> float:
-        return (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+        return (
+            (step + 1) / warm
+            if step < warm
+            else (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+        )
 
     return LambdaLR(optimizer, rate)

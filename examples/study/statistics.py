@@ -23,16 +23,23 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of values over seeds."""
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+        return cls(
+            float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        )
 
     def show(self, digits: int, factor: float = 1.0, sign: bool = False) -> str:
         """ "mean ± deviation", in units of 1 / factor."""
-        return f"{self.mean * factor:{'+' if sign else ''}.{digits}f} ± {self.deviation * factor:.{digits}f}"
+        return (
+            f"{self.mean * factor:{'+' if sign else ''}.{digits}f} ± "
+            f"{self.deviation * factor:.{digits}f}"
+        )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """first − second, seed by seed. p : of a paired t-test, two-sided; 1 if nothing differs, NaN from a single seed."""
+    """first − second, seed by seed. p : of a paired t-test, two-sided; 1 if nothing differs, NaN
+    from a single seed.
+    """
 
     spread: Spread
     p: float
@@ -46,16 +53,20 @@ class Difference:
         elif len(deltas) < 2:
             p = float("nan")
         else:
-            with warnings.catch_warnings():  # equal differences make the test's variance 0: p is then 0, and a warning
+            with (
+                warnings.catch_warnings()
+            ):  # equal differences make the test's variance 0: p is then 0, and a warning
                 warnings.simplefilter("ignore", RuntimeWarning)
                 p = float(stats.ttest_1samp(deltas, 0.0).pvalue)
         return cls(Spread.of(deltas.tolist()), p)
 
 
 def found(differences: Mapping[str, Difference]) -> dict[str, bool]:
-    """Which of several differences are beyond the noise of seeds, after Holm's correction for their number.
+    """Which of several differences are beyond the noise of seeds, after Holm's correction for their
+    number.
 
-    The smallest p-value is held against LEVEL / count, the next against LEVEL / (count − 1), up to the first that fails.
+    The smallest p-value is held against LEVEL / count, the next against LEVEL / (count − 1), up to
+    the first that fails.
     """
     passed = dict.fromkeys(differences, False)
     for rank, name in enumerate(sorted(differences, key=lambda name: differences[name].p)):
@@ -67,7 +78,9 @@ def found(differences: Mapping[str, Difference]) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Rank:
-    """Spearman's rank correlation over `count` pairs, and SciPy's two-sided p-value; NaN where it is not defined."""
+    """Spearman's rank correlation over `count` pairs, and SciPy's two-sided p-value; NaN where it
+    is not defined.
+    """
 
     rho: float
     p: float

@@ -17,12 +17,26 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: i
 
 def methods(outcome: Outcome, comparisons: Comparisons) -> str:
     """Every method at every pattern."""
-    head = ("pattern", "method", *outcome.headings, "training FLOPs", "entries that changed a weight", "seconds")
+    head = (
+        "pattern",
+        "method",
+        *outcome.headings,
+        "training FLOPs",
+        "entries that changed a weight",
+        "seconds",
+    )
     return markdown(head, _method_rows(outcome, comparisons), 2)
 
 
 def _method_rows(outcome: Outcome, comparisons: Comparisons) -> Iterator[tuple[str, ...]]:
-    listed = [DENSE, *(Configuration(m, pattern) for pattern, methods in comparisons.methods.items() for m in methods)]
+    listed = [
+        DENSE,
+        *(
+            Configuration(m, pattern)
+            for pattern, methods in comparisons.methods.items()
+            for m in methods
+        ),
+    ]
     for one in listed:
         if outcome.has(one):
             yield (
@@ -43,7 +57,10 @@ def differences(outcome: Outcome, comparisons: Comparisons) -> str:
     for pattern, available in comparisons.methods.items():
         cells = []
         for first, second in pairs:
-            compared = [DENSE if name == "Dense" else Configuration(name, pattern) for name in (first, second)]
+            compared = [
+                DENSE if name == "Dense" else Configuration(name, pattern)
+                for name in (first, second)
+            ]
             known = first in available and outcome.has(*compared)
             cells.append(outcome.show_difference(outcome.difference(*compared)) if known else "")
         rows.append((pattern, *cells))
@@ -59,7 +76,11 @@ def criteria(outcome: Outcome, comparisons: Comparisons) -> str:
         for criterion in CRITERIA:
             one = Configuration("LBC", pattern, criterion)
             if outcome.has(one, learned):
-                against = "" if one == learned else outcome.show_difference(outcome.difference(one, learned))
+                against = (
+                    ""
+                    if one == learned
+                    else outcome.show_difference(outcome.difference(one, learned))
+                )
                 rows.append((pattern, criterion, *outcome.show_with_loss(one), against))
     return markdown(head, rows, 2)
 
@@ -73,19 +94,36 @@ def density(outcome: Outcome, comparisons: Comparisons) -> str:
             one = Configuration("SR-STE", pattern)
             if outcome.has(one):
                 known = bits(pattern)
-                rows.append((share, pattern, f"{known.exact:.3f}", f"{known.paper:.3f}", *outcome.show_with_loss(one)))
+                rows.append(
+                    (
+                        share,
+                        pattern,
+                        f"{known.exact:.3f}",
+                        f"{known.paper:.3f}",
+                        *outcome.show_with_loss(one),
+                    )
+                )
     return markdown(head, rows, 2)
 
 
 def decays(outcome: Outcome, comparisons: Comparisons) -> str:
     """SR-STE's λ, on the part that settings are chosen by."""
-    head = ("pattern", "λ", "validation accuracy, %", "validation loss", "entries that changed a weight")
+    head = (
+        "pattern",
+        "λ",
+        "validation accuracy, %",
+        "validation loss",
+        "entries that changed a weight",
+    )
     rows = []
     for pattern in comparisons.decays:
         for factor in comparisons.factors:
             one = refined(pattern, factor)
             if outcome.has(one):
                 shown = f"{factor * outcome.task.decay:.2g}"
-                measured = (outcome.spread(one, "validation_accuracy").show(2, 100), outcome.spread(one, "validation_loss").show(4))
+                measured = (
+                    outcome.spread(one, "validation_accuracy").show(2, 100),
+                    outcome.spread(one, "validation_loss").show(4),
+                )
                 rows.append((pattern, shown, *measured, outcome.spread(one, "flips").show(2)))
     return markdown(head, rows, 2)

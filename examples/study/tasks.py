@@ -1,4 +1,6 @@
-"""The tasks: a model, its data, and how it is trained. Settings were chosen on the validation parts, for the dense model."""
+"""The tasks: a model, its data, and how it is trained. Settings were chosen on the validation
+parts, for the dense model.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,12 @@ from examples.study.vit import ViT
 class Task:
     """What is trained, on what, by which rule.
 
-    optimizer : "sgd" has momentum 0.9, "adamw" torch's betas; both with warm-up over the first twentieth of the steps and a cosine
-    to 0.
-    decay : λ of SR-STE. The paper's 2e-4 is for 600,000 steps; over these few it would do nothing, so λ is a task's own.
-    dense : modules (globs of paths) that stay dense under every pattern, for patterns to be compared on the same weights.
-    measure : what is reported of the test part. examples : how many are measured on; all unless given.
+    optimizer : "sgd" has momentum 0.9, "adamw" torch's betas; both with warm-up over the first
+    twentieth of the steps and a cosine to 0. decay : λ of SR-STE. The paper's 2e-4 is for 600,000
+    steps; over these few it would do nothing, so λ is a task's own. dense : modules (globs of
+    paths) that stay dense under every pattern, for patterns to be compared on the same weights.
+    measure : what is reported of the test part. examples : how many are measured on; all unless
+    given.
     """
 
     name: str
@@ -72,15 +75,57 @@ class Task:
         return (
             batches
             if self.examples is None
-            else [(inputs[: self.examples], targets[: self.examples]) for inputs, targets in batches[:1]]
+            else [
+                (inputs[: self.examples], targets[: self.examples])
+                for inputs, targets in batches[:1]
+            ]
         )
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("cnn", "Digits, CNN", cnn, digits, 600, 64, "sgd", 0.1, 5e-4, 2e-3, ("stem*", "head"), "accuracy"),
-        Task("vit", "Digits, ViT", ViT, digits, 600, 32, "adamw", 1e-3, 0.05, 2e-1, ("embed", "head"), "accuracy"),
-        Task("gpt", "Text, GPT", GPT, text, 600, 16, "adamw", 8e-3, 0.05, 2e-1, ("embed", "head"), "loss"),
+        Task(
+            "cnn",
+            "Digits, CNN",
+            cnn,
+            digits,
+            600,
+            64,
+            "sgd",
+            0.1,
+            5e-4,
+            2e-3,
+            ("stem*", "head"),
+            "accuracy",
+        ),
+        Task(
+            "vit",
+            "Digits, ViT",
+            ViT,
+            digits,
+            600,
+            32,
+            "adamw",
+            1e-3,
+            0.05,
+            2e-1,
+            ("embed", "head"),
+            "accuracy",
+        ),
+        Task(
+            "gpt",
+            "Text, GPT",
+            GPT,
+            text,
+            600,
+            16,
+            "adamw",
+            8e-3,
+            0.05,
+            2e-1,
+            ("embed", "head"),
+            "loss",
+        ),
     )
 }

@@ -1,4 +1,6 @@
-"""English that ships with Python: the language reference of `pydoc_data.topics`, character by character."""
+"""English that ships with Python: the language reference of `pydoc_data.topics`, character by
+character.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ WINDOWS = 128
 
 @cache
 def corpus() -> str:
-    """All topics in sorted order. Other Python versions have other texts, so results name theirs."""
+    """All topics in sorted order. Other Python versions have other texts, so results name
+    theirs.
+    """
     return "\n".join(topics[name] for name in sorted(topics))
 
 
@@ -31,9 +35,11 @@ def vocabulary() -> list[str]:
 
 @cache
 def text() -> Data:
-    """Windows of 64 characters and, as targets, the characters that follow each: (N, 64) and (N, 64).
+    """Windows of 64 characters and, as targets, the characters that follow each: (N, 64) and (N,
+    64).
 
-    The first 80 % are trained on, the next 10 % are to choose settings by, the last 10 % are held out.
+    The first 80 % are trained on, the next 10 % are to choose settings by, the last 10 % are held
+    out.
     """
     number = {character: i for i, character in enumerate(vocabulary())}
     characters = torch.tensor([number[character] for character in corpus()])
@@ -56,7 +62,8 @@ def text() -> Data:
     }
     checksum = hashlib.sha256(corpus().encode()).hexdigest()[:12]
     about = (
-        f"`pydoc_data.topics` of Python {platform.python_version()}, {len(characters):,} characters of {len(number)} kinds "
-        f"(SHA-256 {checksum}…): 80 % to train on, 10 % for settings, the last 10 % held out"
+        f"`pydoc_data.topics` of Python {platform.python_version()}, {len(characters):,} "
+        f"characters of {len(number)} kinds (SHA-256 {checksum}…): 80 % to train on, 10 % for "
+        "settings, the last 10 % held out"
     )
     return Data(sample, parts, about)

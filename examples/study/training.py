@@ -23,10 +23,12 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Run:
-    """What came out. accuracy, loss : of the test part. validation_* : of the part that settings are chosen by.
+    """What came out. accuracy, loss : of the test part. validation_* : of the part that settings
+    are chosen by.
 
-    training_flops : of the whole model, relative to dense. density : of the masked weights at the end. flips : mask entries that
-    changed, over all of training, a masked weight. sad_steps, sad : `Churn`. seconds : of training alone, without measuring.
+    training_flops : of the whole model, relative to dense. density : of the masked weights at the
+    end. flips : mask entries that changed, over all of training, a masked weight. sad_steps, sad :
+    `Churn`. seconds : of training alone, without measuring.
     """
 
     accuracy: float
@@ -42,7 +44,10 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         """Rounded to what means something."""
-        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        return {
+            key: round(value, 6) if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+        }
 
     @property
     def summary(self) -> str:
@@ -56,10 +61,12 @@ def run(task: Task, configuration: Configuration, seed: int) -> dict[str, Run]:
 
 
 def train(task: Task, configuration: Configuration, seed: int) -> Run:
-    """Train and measure. The seed draws the initial weights and the order of the data, the same for every configuration.
+    """Train and measure. The seed draws the initial weights and the order of the data, the same for
+    every configuration.
 
-    All configurations take equally many steps. "Fixed" spends the first half on the dense model and the second on what the mask
-    keeps, by the same schedule twice, as NVIDIA's recipe for 2:4 repeats the training; the others train masked from the start.
+    All configurations take equally many steps. "Fixed" spends the first half on the dense model and
+    the second on what the mask keeps, by the same schedule twice, as NVIDIA's recipe for 2:4
+    repeats the training; the others train masked from the start.
     """
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
@@ -81,7 +88,9 @@ def train(task: Task, configuration: Configuration, seed: int) -> Run:
         else:
             assert configuration.pattern is not None
             plan = nmt.plan(model, configuration.pattern, exclude=task.dense)
-            flops = forward_flops(model, task.part("validation")[0][0][:1], [layer.path for layer in plan.planned])
+            flops = forward_flops(
+                model, task.part("validation")[0][0][:1], [layer.path for layer in plan.planned]
+            )
             sparse = nmt.sparsify_(model, plan, method)
             churn = Churn(sparse, min(WINDOW, steps))
             fit(task, model, steps, order, churn)
@@ -90,7 +99,9 @@ def train(task: Task, configuration: Configuration, seed: int) -> Run:
             relative, density = flops.relative(stats), stats.density
             sparse.finalize_()
             if not nmt.verify(model, plan):
-                raise AssertionError(f"{configuration.name}: the model is not sparse\n{nmt.verify(model, plan)}")
+                raise AssertionError(
+                    f"{configuration.name}: the model is not sparse\n{nmt.verify(model, plan)}"
+                )
         cost += relative * steps / task.steps
     tested, validated = (measure(model, task.part(part)) for part in ("test", "validation"))
     return Run(
@@ -116,7 +127,9 @@ def fit(
     sparse: nmt.SparseModel | None = None,
     rate: float = 1.0,
 ) -> None:
-    """A loop as anyone writes it; masks are kept by the optimizer's hooks. rate : in units of the task's learning rate."""
+    """A loop as anyone writes it; masks are kept by the optimizer's hooks. rate : in units of the
+    task's learning rate.
+    """
     optimizer = task.make_optimizer(model.parameters(), rate)
     sparse = churn.sparse if churn else sparse
     if sparse:

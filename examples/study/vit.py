@@ -12,7 +12,9 @@ CLASSES = 10
 
 
 class ViT(nn.Module):
-    """Images (N, 1, 8, 8) → logits (N, 10): 16 patches of 2 × 2, torch's own encoder layers, the mean over tokens."""
+    """Images (N, 1, 8, 8) → logits (N, 10): 16 patches of 2 × 2, torch's own encoder layers, the
+    mean over tokens.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +23,13 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.TransformerEncoderLayer(
-                    WIDTH, HEADS, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                    WIDTH,
+                    HEADS,
+                    2 * WIDTH,
+                    dropout=0.0,
+                    activation="gelu",
+                    batch_first=True,
+                    norm_first=True,
                 )
                 for _ in range(DEPTH)
             )

@@ -1,4 +1,6 @@
-"""Reading and writing .npy and .npz: one array, or several in a zip archive. Nothing here unpickles."""
+"""Reading and writing .npy and .npz: one array, or several in a zip archive. Nothing here
+unpickles.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from typing import IO, Any
 from numpy.lib import format as npy
 
 from nmsolve.checkpoint.disk import open_file
-from nmsolve.checkpoint.stored import CHUNK, FlatFile, Readable, Stored, WeightFile, byte_size, check_name, file_size
+from nmsolve.checkpoint.stored import (
+    CHUNK,
+    FlatFile,
+    Readable,
+    Stored,
+    WeightFile,
+    byte_size,
+    check_name,
+    file_size,
+)
 from nmsolve.errors import InputError
 
 #: Bytes of a header, many times those of one with 64 axes.
@@ -35,9 +46,12 @@ def read_npy(path: Path, name: str) -> FlatFile:
     size = file_size(path)
     if size != tensor.start + tensor.size:
         raise InputError(
-            f"{path} has {size} bytes, but {tensor.dtype} of shape {tensor.shape} needs {tensor.start + tensor.size}: it is damaged"
+            f"{path} has {size} bytes, but {tensor.dtype} of shape {tensor.shape} needs "
+            f"{tensor.start + tensor.size}: it is damaged"
         )
-    return FlatFile(path=path, name=name, tensors=(tensor,), pieces=((0, header),), size=size, arrays=True)
+    return FlatFile(
+        path=path, name=name, tensors=(tensor,), pieces=((0, header),), size=size, arrays=True
+    )
 
 
 def read_npz(path: Path, name: str) -> Archive:
@@ -58,7 +72,8 @@ def read_npz(path: Path, name: str) -> Archive:
                 check_name(key, path)
                 if key == info.filename or info.is_dir():
                     raise InputError(
-                        f"{path}: member {info.filename!r} is not an array; a .npz holds .npy files, as np.savez writes it"
+                        f"{path}: member {info.filename!r} is not an array; a .npz holds .npy "
+                        "files, as np.savez writes it"
                     )
                 if key in tensors:
                     raise InputError(f"{path}: array {key!r} is there twice")
@@ -66,19 +81,41 @@ def read_npz(path: Path, name: str) -> Archive:
                     tensor, header = _read_header(member, path, key, start)
                 if info.file_size != len(header) + tensor.size:
                     raise InputError(
-                        f"{path}: array {key!r} has {info.file_size} bytes, but {tensor.dtype} of shape {tensor.shape} needs "
-                        f"{len(header) + tensor.size}: it is damaged"
+                        f"{path}: array {key!r} has {info.file_size} bytes, but {tensor.dtype} of "
+                        f"shape {tensor.shape} needs {len(header) + tensor.size}: it is damaged"
                     )
                 tensors[key] = tensor
                 pieces.append((start, header))
-                members.append(Member(name=key, info=info, start=start, size=info.file_size, header=len(header)))
+                members.append(
+                    Member(
+                        name=key, info=info, start=start, size=info.file_size, header=len(header)
+                    )
+                )
                 start += info.file_size
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error, OSError) as error:
-        if isinstance(error, InputError) or (isinstance(error, OSError) and error.filename is not None):
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        NotImplementedError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        OSError,
+    ) as error:
+        if isinstance(error, InputError) or (
+            isinstance(error, OSError) and error.filename is not None
+        ):
             raise
-        raise InputError(f"{path} is not a whole .npz archive: {error}") from error  # RuntimeError: encrypted
+        raise InputError(
+            f"{path} is not a whole .npz archive: {error}"
+        ) from error  # RuntimeError: encrypted
     return Archive(
-        path=path, name=name, tensors=tuple(tensors.values()), pieces=tuple(pieces), size=start, arrays=True, members=tuple(members)
+        path=path,
+        name=name,
+        tensors=tuple(tensors.values()),
+        pieces=tuple(pieces),
+        size=start,
+        arrays=True,
+        members=tuple(members),
     )
 
 
@@ -125,7 +162,9 @@ class _MemberStream:
         self.file = open_file(path)
         try:
             archive = zipfile.ZipFile(self.file)
-            self.stream: Any = archive.open(member.info)  # typed as IO[bytes], which knows no readinto
+            self.stream: Any = archive.open(
+                member.info
+            )  # typed as IO[bytes], which knows no readinto
             self.stream.read(member.header)
         except Exception as error:
             self.file.close()
@@ -163,7 +202,9 @@ def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[St
     try:
         before = _Recorded(file)
         version = npy.read_magic(before)
-        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote, or that hold what Python warns of
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of headers that Python 2 wrote, or that hold what Python warns of
             shape, fortran, dtype = _READERS[version](before)
         size = byte_size(shape, dtype)
         if size < 0 or min(shape, default=0) < 0:
@@ -173,15 +214,25 @@ def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[St
             raise
         remedy = "write one with np.save(path, array)"
         if b"'<f1'" in before.read_so_far:
-            remedy = "it is a float8_e5m2, which np.save writes so that nothing can read it: save its float32, or a .safetensors"
-        raise InputError(f"{where} is not a .npy file that can be read: {error}; {remedy}") from error
+            remedy = (
+                "it is a float8_e5m2, which np.save writes so that nothing can read it: save "
+                "its float32, or a .safetensors"
+            )
+        raise InputError(
+            f"{where} is not a .npy file that can be read: {error}; {remedy}"
+        ) from error
     if dtype.hasobject:
-        raise InputError(f"{where} holds Python objects, pickled, and loading those runs code; save an array of numbers")
+        raise InputError(
+            f"{where} holds Python objects, pickled, and loading those runs code; save an array of "
+            "numbers"
+        )
     element = dtype if dtype.kind in "fiu" and dtype.itemsize <= 8 else None
     header = bytes(before.read_so_far)
     at = start + len(header)
     label = dtype.str if dtype.names is None else str(dtype)
-    return Stored(name=name, dtype=label, element=element, shape=shape, start=at, size=size, fortran=fortran), header
+    return Stored(
+        name=name, dtype=label, element=element, shape=shape, start=at, size=size, fortran=fortran
+    ), header
 
 
 class _Recorded:

@@ -1,4 +1,6 @@
-"""Reading files that are files, and writing that is whole and on the disk; or an error that says what was being done."""
+"""Reading files that are files, and writing that is whole and on the disk; or an error that says
+what was being done.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def open_file(path: Path, buffering: int = -1) -> BinaryIO:
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(21, "Is a directory", str(path))
     if not stat.S_ISREG(kind):
-        raise InputError(f"{path} is not a file but a pipe, socket or device: pass a file on a disk")
+        raise InputError(
+            f"{path} is not a file but a pipe, socket or device: pass a file on a disk"
+        )
     return open(path, "rb", buffering=buffering)
 
 

@@ -1,12 +1,15 @@
-"""A folder as Hugging Face lays it out: which of its files are its weights, and what becomes of the others.
+"""A folder as Hugging Face lays it out: which of its files are its weights, and what becomes of the
+others.
 
-A folder may have models in folders of their own, as pipelines do (`unet/`, `text_encoder/`, `2_Dense/`). Each folder is read
-by itself, and a folder's weights are what its loader takes:
+A folder may have models in folders of their own, as pipelines do (`unet/`, `text_encoder/`,
+`2_Dense/`). Each folder is read by itself, and a folder's weights are what its loader takes:
 
-* `model.safetensors` before `model.safetensors.index.json`: transformers. What its config.json names as `transformers_weights`
-  before both.
-* `diffusion_pytorch_model.safetensors.index.json` before `diffusion_pytorch_model.safetensors`: diffusers.
-* neither's variants (`model.fp16.safetensors`), which are only taken when asked for, unless there is nothing else.
+* `model.safetensors` before `model.safetensors.index.json`: transformers. What its config.json
+  names as `transformers_weights` before both.
+* `diffusion_pytorch_model.safetensors.index.json` before `diffusion_pytorch_model.safetensors`:
+  diffusers.
+* neither's variants (`model.fp16.safetensors`), which are only taken when asked for, unless there
+  is nothing else.
 """
 
 from __future__ import annotations
@@ -48,20 +51,25 @@ CONFIG = "config.json"
 #: Names under which loaders look for weights by themselves.
 _TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
 _INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(\.(?P<variant>[^.]+))?\.json")
-_VARIANT = re.compile(rf"(?P<stem>{_TRANSFORMERS}|{_DIFFUSERS})(\.(?P<variant>[^.]+))?\.safetensors")
+_VARIANT = re.compile(
+    rf"(?P<stem>{_TRANSFORMERS}|{_DIFFUSERS})(\.(?P<variant>[^.]+))?\.safetensors"
+)
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 #: Pickles that loaders look for where there is no .safetensors.
 _SOUGHT = re.compile(r"((diffusion_)?pytorch|adapter)_model.*\.bin")
 #: Pickles that trainers leave beside weights: optimizers, random states, arguments.
-_STATES = re.compile(r"(training_args|optimizer|scheduler|scaler|(rng|random)_state.*|.*_states?|sampler)\.\w+")
+_STATES = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|(rng|random)_state.*|.*_states?|sampler)\.\w+"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Files of one folder, as paths within the checkpoint.
 
-    weights : in the order in which they are worked through. shards : index → shard → tensors that it says are there.
-    passed_by : weights that the loader would not take. notes : what should be known about that.
+    weights : in the order in which they are worked through. shards : index → shard → tensors that
+    it says are there. passed_by : weights that the loader would not take. notes : what should be
+    known about that.
     """
 
     weights: tuple[str, ...] = ()
@@ -71,7 +79,9 @@ class Choice:
 
 
 def walk(folder: Path) -> tuple[list[str], list[str]]:
-    """Every file below a folder, and every link to a folder, which is not followed, as paths within it, sorted; no hidden ones."""
+    """Every file below a folder, and every link to a folder, which is not followed, as paths within
+    it, sorted; no hidden ones.
+    """
     inside, files, links = [""], list[str](), list[str]()
     while inside:
         here = inside.pop()
@@ -111,8 +121,8 @@ def choose(checkpoint: Path, here: str, names: Sequence[str]) -> Choice:
     Raises
     ------
     InputError
-        For an index that is damaged or names what is not there; numbered shards of which some are missing; files of which loaders
-        take one or the other.
+        For an index that is damaged or names what is not there; numbered shards of which some are
+        missing; files of which loaders take one or the other.
     """
     single = [name for name in names if is_weights(name)]
     indexes = {name: _read_index(checkpoint, name) for name in names if is_index(name)}
@@ -126,7 +136,9 @@ def choose(checkpoint: Path, here: str, names: Sequence[str]) -> Choice:
         single[:] = [name for name in single if name not in gone]
         passed_by.extend(name for name in gone if name in names)
         if gone:
-            notes.append(f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''} left behind: {why}")
+            notes.append(
+                f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''} left behind: {why}"
+            )
 
     named = _named_in_config(checkpoint, here, names)
     if named is not None:
@@ -143,17 +155,23 @@ def choose(checkpoint: Path, here: str, names: Sequence[str]) -> Choice:
                 pass_by([index], f"transformers loads {os.path.basename(stem)}, which is there too")
             else:
                 raise InputError(
-                    f"{checkpoint / stem} and {checkpoint / index} are two checkpoints in one folder, and which of them is loaded "
-                    f"is not known: move the other away"
+                    f"{checkpoint / stem} and {checkpoint / index} are two checkpoints in one "
+                    "folder, and which of them is loaded is not known: move the other away"
                 )
     for stem in (_TRANSFORMERS, _DIFFUSERS):
         variants = [name for name in (*single, *indexes) if _variant(name, stem)]
         plain = [name for name in (*single, *indexes) if _variant(name, stem) == ""]
         if plain:
-            pass_by(variants, f"a variant; {os.path.basename(plain[0])} is loaded where none is asked for")
+            pass_by(
+                variants,
+                f"a variant; {os.path.basename(plain[0])} is loaded where none is asked for",
+            )
     taken = {shard for shards in indexes.values() for shard in shards}
     if indexes:
-        pass_by([name for name in single if name not in taken], f"{os.path.basename(min(indexes))} does not name it")
+        pass_by(
+            [name for name in single if name not in taken],
+            f"{os.path.basename(min(indexes))} does not name it",
+        )
         _check_there(checkpoint, indexes, names)
     else:
         _check_numbers(checkpoint, single)
@@ -162,12 +180,16 @@ def choose(checkpoint: Path, here: str, names: Sequence[str]) -> Choice:
 
 
 def _variant(name: str, stem: str) -> str | None:
-    """The variant of a file of weights or an index, "" for none; None if its name does not begin as loaders look for it."""
+    """The variant of a file of weights or an index, "" for none; None if its name does not begin as
+    loaders look for it.
+    """
     base = os.path.basename(name)
     found = _VARIANT.fullmatch(base) or _INDEX.fullmatch(base)
     if found is None:
         return None
-    own, _, inner = found["stem"].partition(".")  # model.fp16.safetensors.index.json, or model.safetensors.index.fp16.json
+    own, _, inner = found["stem"].partition(
+        "."
+    )  # model.fp16.safetensors.index.json, or model.safetensors.index.fp16.json
     return (found["variant"] or inner) if own == stem else None
 
 
@@ -184,7 +206,9 @@ def _named_in_config(checkpoint: Path, here: str, names: Sequence[str]) -> str |
     if not isinstance(name, str) or not (is_weights(name) or is_index(name)):
         return None
     if os.path.join(here, name) not in names:
-        raise InputError(f"{checkpoint / here / name} is missing: {checkpoint / config} names it as the weights")
+        raise InputError(
+            f"{checkpoint / here / name} is missing: {checkpoint / config} names it as the weights"
+        )
     return os.path.join(here, name)
 
 
@@ -195,7 +219,9 @@ def _read_index(checkpoint: Path, name: str) -> dict[str, list[str]]:
     try:
         weight_map = dict(index["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not an index of shards, which has a weight_map: {error}") from error
+        raise InputError(
+            f"{path} is not an index of shards, which has a weight_map: {error}"
+        ) from error
     shards: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():
         if (
@@ -205,7 +231,8 @@ def _read_index(checkpoint: Path, name: str) -> dict[str, list[str]]:
             or "\\" in shard
         ):
             raise InputError(
-                f"{path}: tensor {tensor!r} is said to be in {shard!r}, which is not the name of a .safetensors file beside it"
+                f"{path}: tensor {tensor!r} is said to be in {shard!r}, which is not the name of a "
+                ".safetensors file beside it"
             )
         shards.setdefault(os.path.join(here, shard), []).append(tensor)
     if not shards:
@@ -213,11 +240,16 @@ def _read_index(checkpoint: Path, name: str) -> dict[str, list[str]]:
     return shards
 
 
-def _check_there(checkpoint: Path, indexes: Mapping[str, Mapping[str, Sequence[str]]], names: Sequence[str]) -> None:
+def _check_there(
+    checkpoint: Path, indexes: Mapping[str, Mapping[str, Sequence[str]]], names: Sequence[str]
+) -> None:
     for index, shards in indexes.items():
         for shard, tensors in sorted(shards.items()):
             if shard not in names:
-                raise InputError(f"{checkpoint / shard} is missing: {checkpoint / index} names it as the file of {min(tensors)!r}")
+                raise InputError(
+                    f"{checkpoint / shard} is missing: {checkpoint / index} names it as the file "
+                    f"of {min(tensors)!r}"
+                )
 
 
 def _check_numbers(checkpoint: Path, names: Sequence[str]) -> None:
@@ -230,8 +262,8 @@ def _check_numbers(checkpoint: Path, names: Sequence[str]) -> None:
     for (stem, count), numbers in there.items():
         if len(numbers) < count:
             raise InputError(
-                f"{checkpoint / stem}-…-of-{count}.safetensors: {len(numbers)} of {count} shards are there, and no index: "
-                f"put the others beside them"
+                f"{checkpoint / stem}-…-of-{count}.safetensors: {len(numbers)} of {count} shards "
+                "are there, and no index: put the others beside them"
             )
 
 
@@ -241,8 +273,12 @@ def sought_pickles(names: Sequence[str]) -> list[str]:
 
 
 def pickled_weights(names: Sequence[str]) -> list[str]:
-    """Those files of one folder that may be a model's weights as pickles: no optimizer's state, and no part of an export."""
-    exported = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".xml")}  # OpenVINO's .bin has one beside it
+    """Those files of one folder that may be a model's weights as pickles: no optimizer's state, and
+    no part of an export.
+    """
+    exported = {
+        os.path.splitext(name)[0] for name in names if name.lower().endswith(".xml")
+    }  # OpenVINO's .bin has one beside it
     return [
         name
         for name in names

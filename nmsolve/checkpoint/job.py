@@ -33,7 +33,8 @@ Outcomes = dict[str, dict[str, Any]]
 class Job:
     """What is pruned how, and where it goes.
 
-    mask_files : file of weights → layout of its masks; files without a planned tensor have none. settings : as in report.json.
+    mask_files : file of weights → layout of its masks; files without a planned tensor have none.
+    settings : as in report.json.
     """
 
     source: Source
@@ -44,11 +45,16 @@ class Job:
 
     def report(self, outcomes: Mapping[str, Mapping[str, Any]]) -> PruneReport:
         """The report, given what came of every tensor."""
-        tensors = tuple(replace(report_of(plan), **outcomes.get(plan.tensor.name, {})) for plan in self.plans)
+        tensors = tuple(
+            replace(report_of(plan), **outcomes.get(plan.tensor.name, {})) for plan in self.plans
+        )
         masks = {name: layout.size for name, layout in self.mask_files.items()}
         files = tuple(
             FileReport(
-                name=as_text(file.name), header=_header(file), source_size=file_size(file.path), masks_size=masks.get(file.name)
+                name=as_text(file.name),
+                header=_header(file),
+                source_size=file_size(file.path),
+                masks_size=masks.get(file.name),
             )
             for file in self.source.files
         )
@@ -66,11 +72,17 @@ class Job:
     def _asked(self) -> tuple[str, ...]:
         """Which models were asked what their tensors are, by their folder's place in the source."""
         within = self.source.path if self.source.folder else self.source.path.parent
-        return tuple(dict.fromkeys(plan.note.removeprefix(f"{within}{os.sep}") for plan in self.plans if plan.note))
+        return tuple(
+            dict.fromkeys(
+                plan.note.removeprefix(f"{within}{os.sep}") for plan in self.plans if plan.note
+            )
+        )
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """Files that go along with weights; an index last, without which no loader takes shards for whole."""
+        """Files that go along with weights; an index last, without which no loader takes shards for
+        whole.
+        """
         return (*self.source.companions, *self.source.indexes) if self.target.weights_too else ()
 
     def modified(self) -> dict[str, int]:
@@ -78,18 +90,34 @@ class Job:
         return {as_text(file.name): file.path.stat().st_mtime_ns for file in self.source.files}
 
     def run(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: settings, version, and the source as far as that shows without reading it."""
+        """What must be the same for a run to go on: settings, version, and the source as far as
+        that shows without reading it.
+        """
         files: dict[str, list[object]] = {}
         for file in self.source.files:
             status = file.path.stat()
             files[file.name] = [status.st_size, status.st_mtime_ns, _header(file)]
-        configs = [name for name in self.source.companions if os.path.basename(name) == CONFIG]  # what is planned hangs on them
+        configs = [
+            name for name in self.source.companions if os.path.basename(name) == CONFIG
+        ]  # what is planned hangs on them
         for name in (*self.source.indexes, *configs):
             status = (self.source.path / name).stat()
             files[name] = [status.st_size, status.st_mtime_ns]
-        planned = {plan.tensor.name: [str(plan.pattern), plan.axis, plan.padding, plan.reason] for plan in self.plans}
-        identity = {"nmsolve": nmsolve.__version__, "source": os.path.realpath(self.source.path), SOURCE: files}
-        return identity | {"weights too": self.target.weights_too} | dict(self.settings) | {PLAN: planned}
+        planned = {
+            plan.tensor.name: [str(plan.pattern), plan.axis, plan.padding, plan.reason]
+            for plan in self.plans
+        }
+        identity = {
+            "nmsolve": nmsolve.__version__,
+            "source": os.path.realpath(self.source.path),
+            SOURCE: files,
+        }
+        return (
+            identity
+            | {"weights too": self.target.weights_too}
+            | dict(self.settings)
+            | {PLAN: planned}
+        )
 
 
 def _header(file: WeightFile) -> str:
@@ -119,17 +147,29 @@ def decide(
     for chosen in to_patterns(pattern).values():
         if chosen is not None:
             check_method(method, chosen)
-    included, excluded = None if include is None else to_globs(include, "include"), to_globs(exclude, "exclude")
+    included, excluded = (
+        None if include is None else to_globs(include, "include"),
+        to_globs(exclude, "exclude"),
+    )
     source = read_source(src)
     target = target_of(source, dst, weights_too)
     plans = plan_tensors(source.files, pattern, included, excluded, padding)
     if not any(plan.pattern for plan in plans):
         reasons = Counter(plan.reason for plan in plans)
-        listed = "; ".join(f"{reason} ({count} tensors)" for reason, count in reasons.most_common(4)) or "it holds none"
+        listed = (
+            "; ".join(f"{reason} ({count} tensors)" for reason, count in reasons.most_common(4))
+            or "it holds none"
+        )
         if any("does not consist" in str(reason) for reason in reasons):
             listed += "; padding 'pad' or 'dense' takes shapes that do not divide"
-        raise InputError(f"no tensor of {src} can have {' or '.join(str(p) for p in patterns.values() if p)}: {listed}")
-    layouts = {file.name: lay_out([plan for plan in plans if plan.file == file.name]) for file in source.files}
+        raise InputError(
+            f"no tensor of {src} can have {' or '.join(str(p) for p in patterns.values() if p)}: "
+            f"{listed}"
+        )
+    layouts = {
+        file.name: lay_out([plan for plan in plans if plan.file == file.name])
+        for file in source.files
+    }
     settings = {
         "pattern": patterns if set(patterns) != {"*"} else patterns["*"],
         "method": "exact" if method == "auto" else method,
@@ -157,8 +197,8 @@ def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> PruneRepor
     differences = unfinished.differences(job.run())
     if differences:
         raise InputError(
-            f"{job.source.path} changed while it was read ({'; '.join(differences)}), so what was written is of no use: "
-            f"remove {unfinished.path}, and begin again"
+            f"{job.source.path} changed while it was read ({'; '.join(differences)}), so what was "
+            f"written is of no use: remove {unfinished.path}, and begin again"
         )
     files = []
     for file, entry in zip(job.source.files, report.files, strict=True):
@@ -187,11 +227,15 @@ def publish(job: Job, report: PruneReport, unfinished: Unfinished) -> PruneRepor
 
 
 def moves_of(job: Job, unfinished: Unfinished) -> list[tuple[Path, Path]]:
-    """Every file of the target as it is made, and its place, in the order in which they are published."""
+    """Every file of the target as it is made, and its place, in the order in which they are
+    published.
+    """
     target, moves = job.target, []
     for file in job.source.files:
         if target.weights_too:
-            moves.append((file.finished(unfinished.body(WEIGHTS, file.name)), target.weights(file.name)))
+            moves.append(
+                (file.finished(unfinished.body(WEIGHTS, file.name)), target.weights(file.name))
+            )
         if file.name in job.mask_files:
             moves.append((unfinished.body(MASKS, file.name), target.masks(file.name)))
     moves += [(unfinished.body(REST, place.name), place) for place in (target.times, target.report)]

@@ -1,4 +1,6 @@
-"""Masks on disk: bit-packed, in .safetensors files beside the weights. `docs/format.md` specifies the bytes."""
+"""Masks on disk: bit-packed, in .safetensors files beside the weights. `docs/format.md` specifies
+the bytes.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class MaskFile:
 
 
 def lay_out(plans: Sequence[TensorPlan]) -> MaskFile | None:
-    """The file of the masks of the planned tensors of one file of weights, in the order in which they are there; None for none."""
+    """The file of the masks of the planned tensors of one file of weights, in the order in which
+    they are there; None for none.
+    """
     described: dict[str, object] = {}
     entries: dict[str, object] = {}
     offsets: dict[str, int] = {}
@@ -46,7 +50,12 @@ def lay_out(plans: Sequence[TensorPlan]) -> MaskFile | None:
         if plan.pattern is None:
             continue
         name, shape = plan.tensor.name, plan.tensor.shape
-        described[name] = {"shape": list(shape), "pattern": str(plan.pattern), "axis": plan.axis, "padding": plan.padding}
+        described[name] = {
+            "shape": list(shape),
+            "pattern": str(plan.pattern),
+            "axis": plan.axis,
+            "padding": plan.padding,
+        }
         size = packed_size(math.prod(shape))
         entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [offset, offset + size]}
         offsets[name] = offset
@@ -58,7 +67,9 @@ def lay_out(plans: Sequence[TensorPlan]) -> MaskFile | None:
     header += b" " * (-len(header) % LENGTH)
     first = LENGTH + len(header)
     places = {name: first + start for name, start in offsets.items()}
-    return MaskFile(places=places, header=len(header).to_bytes(LENGTH, "little") + header, size=first + offset)
+    return MaskFile(
+        places=places, header=len(header).to_bytes(LENGTH, "little") + header, size=first + offset
+    )
 
 
 def _compact(value: object) -> str:
@@ -67,7 +78,9 @@ def _compact(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What a file of masks says of one: the tensor's shape, its pattern, the axis that groups lie along, the padding."""
+    """What a file of masks says of one: the tensor's shape, its pattern, the axis that groups lie
+    along, the padding.
+    """
 
     file: FlatFile
     stored: Stored
@@ -91,7 +104,9 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         packed = allocate(entry.stored.size, entry.file.path, name)
         entry.file.read(entry.stored, packed)
         if has_loose_bits(packed, math.prod(entry.shape)):
-            raise InputError(f"{entry.file.path}: mask {name!r} has bits after its last entry: it is damaged")
+            raise InputError(
+                f"{entry.file.path}: mask {name!r} has bits after its last entry: it is damaged"
+            )
         try:
             return unpack(packed, entry.shape)
         except MemoryError as error:
@@ -118,8 +133,8 @@ def open_masks(path: str | Path) -> Masks:
     Returns
     -------
     Masks
-        A mapping from tensor names to bool arrays of the tensors' shapes, True = keep; reads a mask when it is asked for.
-        `.described[name]` has its pattern, axis and padding.
+        A mapping from tensor names to bool arrays of the tensors' shapes, True = keep; reads a mask
+        when it is asked for. `.described[name]` has its pattern, axis and padding.
 
     Raises
     ------
@@ -131,7 +146,8 @@ def open_masks(path: str | Path) -> Masks:
     >>> import tempfile, numpy as np, nmsolve.checkpoint
     >>> folder = tempfile.TemporaryDirectory()
     >>> np.save(f"{folder.name}/dense.npy", np.eye(8, dtype=np.float32))
-    >>> report = nmsolve.checkpoint.prune(f"{folder.name}/dense.npy", f"{folder.name}/sparse.npy", "2:4T")
+    >>> dense, sparse = f"{folder.name}/dense.npy", f"{folder.name}/sparse.npy"
+    >>> report = nmsolve.checkpoint.prune(dense, sparse, "2:4T")
     >>> masks = open_masks(f"{folder.name}/sparse.npy")
     >>> masks["arr_0"].shape, bool(masks["arr_0"].diagonal().all())
     ((8, 8), True)
@@ -139,12 +155,18 @@ def open_masks(path: str | Path) -> Masks:
     """
     files = mask_files(Path(path))
     if not files:
-        raise InputError(f"{path} has no masks beside it; `nmsolve prune` writes them, as {masks_beside(Path(path))}")
+        raise InputError(
+            f"{path} has no masks beside it; `nmsolve prune` writes them, as "
+            f"{masks_beside(Path(path))}"
+        )
     described: dict[str, Described] = {}
     for file in files:
         found = _describe(read_safetensors(file, file.name))
         for name in found.keys() & described.keys():
-            raise InputError(f"the mask of tensor {name!r} is in {described[name].file.path} and in {file}: remove one of them")
+            raise InputError(
+                f"the mask of tensor {name!r} is in {described[name].file.path} and in {file}: "
+                "remove one of them"
+            )
         described |= found
     return Masks(described)
 
@@ -158,7 +180,10 @@ def mask_files(path: Path) -> list[Path]:
     """The files of masks of a checkpoint, or the one that this path is."""
     if path.is_dir():
         return sorted((path / MASKS).rglob("*.safetensors"))
-    if path.suffix.lower() == ".safetensors" and dict(read_safetensors(path, path.name).metadata).get("format") == FORMAT:
+    if (
+        path.suffix.lower() == ".safetensors"
+        and dict(read_safetensors(path, path.name).metadata).get("format") == FORMAT
+    ):
         return [path]
     path.stat()
     beside = masks_beside(path)
@@ -168,7 +193,10 @@ def mask_files(path: Path) -> list[Path]:
 def _describe(file: FlatFile) -> dict[str, Described]:
     metadata = dict(file.metadata)
     if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-        raise InputError(f"{file.path} is not a file of masks (format {FORMAT}, version {VERSION}; docs/format.md)")
+        raise InputError(
+            f"{file.path} is not a file of masks (format {FORMAT}, version {VERSION}; "
+            "docs/format.md)"
+        )
     described = {}
     try:
         entries = json.loads(metadata["masks"])
@@ -177,14 +205,44 @@ def _describe(file: FlatFile) -> dict[str, Described]:
         for stored in file.tensors:
             entry = entries[stored.name]
             shape = tuple(int(size) for size in entry["shape"])
-            pattern, axis, padding = Pattern.parse(entry["pattern"]), int(entry["axis"]), str(entry["padding"])
-            if min(shape) < 1 or stored.dtype != "U8" or stored.shape != (packed_size(math.prod(shape)),):
-                raise ValueError(f"mask {stored.name!r} is {stored.dtype} {stored.shape}, for a tensor of shape {shape}")
-            if not 0 <= axis < len(shape) or len(shape) < 2 or padding not in ("error", "pad", "dense"):
-                raise ValueError(f"mask {stored.name!r} has axis {axis} of shape {shape}, padding {padding!r}")
+            pattern, axis, padding = (
+                Pattern.parse(entry["pattern"]),
+                int(entry["axis"]),
+                str(entry["padding"]),
+            )
+            if (
+                min(shape) < 1
+                or stored.dtype != "U8"
+                or stored.shape != (packed_size(math.prod(shape)),)
+            ):
+                raise ValueError(
+                    f"mask {stored.name!r} is {stored.dtype} {stored.shape}, for a tensor of shape "
+                    f"{shape}"
+                )
+            if (
+                not 0 <= axis < len(shape)
+                or len(shape) < 2
+                or padding not in ("error", "pad", "dense")
+            ):
+                raise ValueError(
+                    f"mask {stored.name!r} has axis {axis} of shape {shape}, padding {padding!r}"
+                )
             if indivisible(shape, axis, pattern, padding):
-                raise ValueError(f"mask {stored.name!r} of shape {shape}: {indivisible(shape, axis, pattern, padding)}")
-            described[stored.name] = Described(file=file, stored=stored, shape=shape, pattern=pattern, axis=axis, padding=padding)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, PatternError) as error:
+                raise ValueError(
+                    f"mask {stored.name!r} of shape {shape}: "
+                    f"{indivisible(shape, axis, pattern, padding)}"
+                )
+            described[stored.name] = Described(
+                file=file, stored=stored, shape=shape, pattern=pattern, axis=axis, padding=padding
+            )
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        PatternError,
+    ) as error:
         raise InputError(f"{file.path} is a damaged file of masks: {error}") from error
     return described

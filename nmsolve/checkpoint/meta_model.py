@@ -1,7 +1,9 @@
-"""What a checkpoint's own model says of its tensors: built without memory from config.json, and planned by `nmsolve.torch.plan`.
+"""What a checkpoint's own model says of its tensors: built without memory from config.json, and
+planned by `nmsolve.torch.plan`.
 
-That happens in a process of its own, so that nothing is downloaded whatever a configuration asks for, and PyTorch takes no memory
-in the one that solves. Only code of the installed libraries is run, never a checkpoint's.
+That happens in a process of its own, so that nothing is downloaded whatever a configuration asks
+for, and PyTorch takes no memory in the one that solves. Only code of the installed libraries is
+run, never a checkpoint's.
 """
 
 from __future__ import annotations
@@ -28,8 +30,15 @@ DEPTHWISE = "depthwise: every filter sees one input channel"
 #: Settings under which nothing is looked for on a network, and no process group is joined.
 _ALONE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: Settings that would load kernels, quantize, run a checkpoint's code or fetch weights; none changes what a model's layers are.
-_IGNORED = ("quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "auto_map")
+#: Settings that would load kernels, quantize, run a checkpoint's code or fetch weights; none
+#: changes what a model's layers are.
+_IGNORED = (
+    "quantization_config",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "auto_map",
+)
 _REFUSED = ("use_pretrained_backbone", "trust_remote_code")
 
 #: Steps of a loader that make one tensor (experts, out, in) of a matrix (out, in) an expert.
@@ -44,9 +53,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Told:
     """What a model tells about a tensor.
 
-    axis : that products reduce over; None if there is none, or none is known. reason : why it stays dense, if it does. firm :
-    whether that holds even for a tensor that the user names. rows : blocks must not reach across a multiple of this many rows; 1 if
-    rows are not in the model's order. depthwise : whether every filter sees one input channel.
+    axis : that products reduce over; None if there is none, or none is known. reason : why it stays
+    dense, if it does. firm : whether that holds even for a tensor that the user names. rows :
+    blocks must not reach across a multiple of this many rows; 1 if rows are not in the model's
+    order. depthwise : whether every filter sees one input channel.
     """
 
     axis: int | None
@@ -68,14 +78,17 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A model's answer. by : its class and library. told : by tensor, without those that it does not have, or not as they are."""
+    """A model's answer. by : its class and library. told : by tensor, without those that it does
+    not have, or not as they are.
+    """
 
     by: str
     told: Mapping[str, Told]
 
 
 def ask(folder: Path, settings: Mapping[str, Any], shapes: Shapes) -> Answer | str:
-    """What the model that a folder's config.json describes says of tensors of these shapes; or why it cannot be asked.
+    """What the model that a folder's config.json describes says of tensors of these shapes; or why
+    it cannot be asked.
 
     settings : what config.json says.
 
@@ -93,8 +106,17 @@ def ask(folder: Path, settings: Mapping[str, Any], shapes: Shapes) -> Answer | s
     kept = {name: value for name, value in os.environ.items() if name not in _RANKS}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", "-c", "from nmsolve.checkpoint.meta_model import main; main()"],
-            input=json.dumps([settings, {name: list(shape) for name, shape in shapes.items()}]).encode(),
+            [
+                sys.executable,
+                "-P",
+                "-W",
+                "ignore",
+                "-c",
+                "from nmsolve.checkpoint.meta_model import main; main()",
+            ],
+            input=json.dumps(
+                [settings, {name: list(shape) for name, shape in shapes.items()}]
+            ).encode(),
             capture_output=True,
             env=kept | _ALONE | {"PYTHONPATH": path},
             timeout=PATIENCE,
@@ -102,8 +124,9 @@ def ask(folder: Path, settings: Mapping[str, Any], shapes: Shapes) -> Answer | s
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"{folder / CONFIG}: building its model, without weights, took more than {PATIENCE} seconds; if that file is right, "
-            f"pass the files of weights by themselves, in a folder without it"
+            f"{folder / CONFIG}: building its model, without weights, took more than {PATIENCE} "
+            "seconds; if that file is right, pass the files of weights by themselves, in a folder "
+            "without it"
         ) from error
     try:
         answer = json.loads(done.stdout)
@@ -122,7 +145,11 @@ def _library(settings: Mapping[str, Any]) -> str | None:
 
 def _architecture(settings: Mapping[str, Any]) -> str | None:
     named = settings.get("architectures")
-    return named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else None
+    return (
+        named[0]
+        if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str)
+        else None
+    )
 
 
 def main() -> None:
@@ -133,7 +160,10 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libraries print is not part of the answer
     try:
         found = answer_of(settings, {name: tuple(shape) for name, shape in shapes.items()})
-        answer |= {"by": found.by, "told": {name: asdict(told) for name, told in found.told.items()}}
+        answer |= {
+            "by": found.by,
+            "told": {name: asdict(told) for name, told in found.told.items()},
+        }
     except Exception as error:  # whatever a library raises for a configuration that it cannot serve
         lines = str(error).strip().splitlines() or [""]
         answer["why"] = f"its model could not be built ({type(error).__name__}: {lines[0][:200]})"
@@ -142,7 +172,9 @@ def main() -> None:
 
 
 def answer_of(settings: Mapping[str, Any], shapes: Shapes) -> Answer:
-    """The answer of the model that a configuration describes; whatever the libraries raise, if they cannot build it."""
+    """The answer of the model that a configuration describes; whatever the libraries raise, if they
+    cannot build it.
+    """
     import torch
 
     library = _library(settings)
@@ -159,17 +191,25 @@ def _of_transformers(settings: Mapping[str, Any]) -> Any:
     name = _architecture(settings)
     kind: Any = getattr(transformers, str(name), None)
     if not issubclass(kind if isinstance(kind, type) else object, transformers.PreTrainedModel):
-        raise LookupError(f"{name} is no model of transformers {transformers.__version__}; custom code is not run")
+        raise LookupError(
+            f"{name} is no model of transformers {transformers.__version__}; custom code is not run"
+        )
     config = CONFIG_MAPPING[settings["model_type"]].from_dict(_served(settings))
     if kind.config_class is not None and not isinstance(config, kind.config_class):
-        raise LookupError(f"{name} takes a {kind.config_class.__name__}, not a {type(config).__name__}")
+        raise LookupError(
+            f"{name} takes a {kind.config_class.__name__}, not a {type(config).__name__}"
+        )
     return kind._from_config(config, attn_implementation="eager")
 
 
 def _served(value: Any) -> Any:
     """A configuration without the settings that are ignored here, at any depth."""
     if isinstance(value, dict):
-        return {key: key not in _REFUSED and _served(item) for key, item in value.items() if key not in _IGNORED}
+        return {
+            key: key not in _REFUSED and _served(item)
+            for key, item in value.items()
+            if key not in _IGNORED
+        }
     return [_served(item) for item in value] if isinstance(value, list) else value
 
 
@@ -180,14 +220,20 @@ def _of_timm(settings: Mapping[str, Any]) -> Any:
     if not timm.is_model(name):  # a place to load from, as its create_model takes too
         raise LookupError(f"{name} is no model of timm {timm.__version__}")
     given = settings.get("model_args") or {}
-    arguments = {key: value for key, value in given.items() if not key.startswith(("pretrained", "checkpoint", "cache"))}
+    arguments = {
+        key: value
+        for key, value in given.items()
+        if not key.startswith(("pretrained", "checkpoint", "cache"))
+    }
     if isinstance(settings.get("num_classes"), int):
         arguments.setdefault("num_classes", settings["num_classes"])
     return timm.create_model(name, pretrained=False, **arguments)
 
 
 def told_by(model: Any, shapes: Shapes) -> dict[str, Told]:
-    """What `nmsolve.torch.plan` says of a model's parameters, by the names that a checkpoint's tensors have on the disk."""
+    """What `nmsolve.torch.plan` says of a model's parameters, by the names that a checkpoint's
+    tensors have on the disk.
+    """
     planned = _planned(model)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     rename = _renaming(model)
@@ -198,7 +244,14 @@ def told_by(model: Any, shapes: Shapes) -> dict[str, Told]:
             if parameters.get(renamed) == shape and renamed in planned:
                 found[name] = planned[renamed]
         else:
-            told = _converted(shape, [target for target in targets if target in planned], operations, planned, parameters, model)
+            told = _converted(
+                shape,
+                [target for target in targets if target in planned],
+                operations,
+                planned,
+                parameters,
+                model,
+            )
             if told is not None:
                 found[name] = told
     return found
@@ -219,10 +272,16 @@ def _planned(model: Any) -> dict[str, Told]:
             told = Told(axis=layer.axis, rows=rows, depthwise=groups > 1 and layer.shape[1] == 1)
         else:
             reason = str(layer.reason)
-            told = Told(axis=None, reason=f"{reason} ({type(model).__name__})", firm=not reason.startswith(_UNKNOWN))
+            told = Told(
+                axis=None,
+                reason=f"{reason} ({type(model).__name__})",
+                firm=not reason.startswith(_UNKNOWN),
+            )
         by_module[id(module), layer.parameter] = told
     found = {}
-    for name, module in model.named_modules(remove_duplicate=False):  # a shared module has several names
+    for name, module in model.named_modules(
+        remove_duplicate=False
+    ):  # a shared module has several names
         for parameter, _ in module.named_parameters(recurse=False):
             if (id(module), parameter) in by_module:
                 found[f"{name}.{parameter}".lstrip(".")] = by_module[id(module), parameter]
@@ -230,17 +289,29 @@ def _planned(model: Any) -> dict[str, Told]:
 
 
 def _renaming(model: Any) -> Callable[[str], tuple[str, list[str], list[Any] | None]]:
-    """How a loader renames a checkpoint's tensor: the name, all names that it becomes, and what is done to it on the way."""
+    """How a loader renames a checkpoint's tensor: the name, all names that it becomes, and what is
+    done to it on the way.
+    """
     state = model.state_dict()
     prefix = getattr(model, "base_model_prefix", None)
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    except ImportError:  # timm without transformers, or a transformers that renames nothing but its prefixes
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            rename_source_key,
+        )
+    except (
+        ImportError
+    ):  # timm without transformers, or a transformers that renames nothing but its prefixes
 
         def plain(name: str) -> tuple[str, list[str], list[Any] | None]:
             short = name.removeprefix(f"{prefix}.")
-            return next((n for n in (name, f"{prefix}.{name}", short) if n in state), name), [], None
+            return (
+                next((n for n in (name, f"{prefix}.{name}", short) if n in state), name),
+                [],
+                None,
+            )
 
         return plain
     if prefix is None:
@@ -248,7 +319,9 @@ def _renaming(model: Any) -> Callable[[str], tuple[str, list[str], list[Any] | N
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    by_pattern = {
+        pattern: converter for converter in converters for pattern in converter.source_patterns
+    }
 
     def rename(name: str) -> tuple[str, list[str], list[Any] | None]:
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
@@ -258,7 +331,11 @@ def _renaming(model: Any) -> Callable[[str], tuple[str, list[str], list[Any] | N
             return renamed, [], None
         converter = by_pattern[pattern]
         first, *others = converter.target_patterns
-        return renamed, [renamed, *(renamed.replace(first, other) for other in others)], list(converter.operations)
+        return (
+            renamed,
+            [renamed, *(renamed.replace(first, other) for other in others)],
+            list(converter.operations),
+        )
 
     return rename
 
@@ -271,7 +348,9 @@ def _converted(
     parameters: Shapes,
     model: Any,
 ) -> Told | None:
-    """What is told of a tensor that is cut, joined or rearranged on loading; None: nothing, and names must do."""
+    """What is told of a tensor that is cut, joined or rearranged on loading; None: nothing, and
+    names must do.
+    """
     if not targets:
         return None
     steps = [(type(step).__name__, getattr(step, "dim", None)) for step in operations]
@@ -280,15 +359,23 @@ def _converted(
     if kinds <= _MERGES and "Concatenate" not in steps[0] and len(shape) == 2:
         module = model.get_submodule(targets[0].rpartition(".")[0])
         if len(parameters[targets[0]]) == 3 and getattr(module, "is_transposed", None) is False:
-            return Told(axis=1, rows=shape[0])  # (experts, out, in), stacked of a matrix (out, in) an expert
+            return Told(
+                axis=1, rows=shape[0]
+            )  # (experts, out, in), stacked of a matrix (out, in) an expert
         return None
     dense = next((entry for entry in told if entry.axis is None), None)
     if dense is not None:
         return dense
     if any(entry.axis != 1 for entry in told) or not all(
-        kind == "PermuteForRope" or (kind in ("Chunk", "Split", "Concatenate", "Interleave") and dim == 0) for kind, dim in steps
+        kind == "PermuteForRope"
+        or (kind in ("Chunk", "Split", "Concatenate", "Interleave") and dim == 0)
+        for kind, dim in steps
     ):
-        return Told(axis=None, reason=f"rearranged on loading: {', '.join(kind for kind, _ in steps)}", firm=True)
+        return Told(
+            axis=None,
+            reason=f"rearranged on loading: {', '.join(kind for kind, _ in steps)}",
+            firm=True,
+        )
     rows = math.gcd(*(parameters[target][0] for target in targets), *(entry.rows for entry in told))
     if kinds & {"PermuteForRope", "Interleave"}:
         rows = 1

@@ -1,4 +1,6 @@
-"""A file that a command writes where its user says: looked at before any work is done, and in its place whole or not at all."""
+"""A file that a command writes where its user says: looked at before any work is done, and in its
+place whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,14 @@ class Output:
     Parameters
     ----------
     path : path
-        As the user wrote it. A link is followed. What is no file (a pipe with a reader, a character device, this process's stdout)
-        is opened now, and written to as it is.
+        As the user wrote it. A link is followed. What is no file (a pipe with a reader, a character
+        device, this process's stdout) is opened now, and written to as it is.
     inputs : paths
-        Files and folders that are read: none of them is replaced, nor any file in them, under whatever name.
+        Files and folders that are read: none of them is replaced, nor any file in them, under
+        whatever name.
     ours : callable, optional
-        Whether a file that begins with these bytes was written by the same command, and so may be replaced. Without it none may.
+        Whether a file that begins with these bytes was written by the same command, and so may be
+        replaced. Without it none may.
     force : bool
         Replace any file but an input.
     parents : bool
@@ -41,9 +45,11 @@ class Output:
     Raises
     ------
     InputError
-        For a file that is there and may not be replaced, a folder, a pipe that nothing reads, a link that leads nowhere.
+        For a file that is there and may not be replaced, a folder, a pipe that nothing reads, a
+        link that leads nowhere.
     OSError
-        If the system would refuse to make the file: what it says is the same at the end of hours of work.
+        If the system would refuse to make the file: what it says is the same at the end of hours of
+        work.
     """
 
     def __init__(
@@ -65,7 +71,11 @@ class Output:
         if self._before is not None:
             self._check_inputs(inputs)
             self.stdout = is_stdout(self._before)
-            if self.stdout or stat.S_ISFIFO(self._before.st_mode) or stat.S_ISCHR(self._before.st_mode):
+            if (
+                self.stdout
+                or stat.S_ISFIFO(self._before.st_mode)
+                or stat.S_ISCHR(self._before.st_mode)
+            ):
                 self._descriptor = self._opened()
                 return
             self._check_there(ours)
@@ -121,16 +131,24 @@ class Output:
         assert self._before is not None
         for path in inputs:
             for file in _files(path):
-                with suppress(OSError):  # what is not there, or closed, says so itself when it is read
+                with suppress(
+                    OSError
+                ):  # what is not there, or closed, says so itself when it is read
                     if not os.path.samestat(os.stat(file), self._before):
                         continue
                     named = "" if str(file) == str(self.path) else f" is {file}, which"
-                    raise InputError(f"{self.path}{named} this command reads, and never writes to: name another file")
+                    raise InputError(
+                        f"{self.path}{named} this command reads, and never writes to: name another "
+                        "file"
+                    )
 
     def _check_there(self, ours: Callable[[bytes], bool] | None) -> None:
         assert self._before is not None
         if stat.S_ISDIR(self._before.st_mode):
-            raise InputError(f"{self.path} is a folder, and what is to be written is a file: name one, in it if you like")
+            raise InputError(
+                f"{self.path} is a folder, and what is to be written is a file: name one, in it if "
+                "you like"
+            )
         if not stat.S_ISREG(self._before.st_mode):
             raise InputError(f"{self.path} is there and is not a file: name another place")
         if self.force:
@@ -141,19 +159,26 @@ class Output:
                 f"name another file, or replace it by force=True (--force)"
             )
         if not os.access(self._place, os.W_OK):
-            raise InputError(f"{self.path} is write-protected: name another file, or replace it by force=True (--force)")
+            raise InputError(
+                f"{self.path} is write-protected: name another file, or replace it by force=True "
+                "(--force)"
+            )
 
     def _check_folder(self, parents: bool) -> None:
         folder = self._place.parent
         while parents and not os.path.lexists(folder):
             folder = folder.parent
         with naming(f"writing {self.path}"):
-            made, descriptor = _new_file(folder)  # asks the system itself, which knows of rights more than any check would
+            made, descriptor = _new_file(
+                folder
+            )  # asks the system itself, which knows of rights more than any check would
             os.close(descriptor)
             os.unlink(made)
 
     def _opened(self) -> int:
-        """A descriptor for what is no file: opened once, since a reader takes the closing for the end."""
+        """A descriptor for what is no file: opened once, since a reader takes the closing for the
+        end.
+        """
         with naming(f"opening {self.path}"):
             if self.stdout:
                 return os.dup(1)
@@ -161,7 +186,9 @@ class Output:
                 descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(self.path).st_mode):
-                    raise InputError(f"{self.path} is a pipe that nothing reads: start its reader first") from None
+                    raise InputError(
+                        f"{self.path} is a pipe that nothing reads: start its reader first"
+                    ) from None
                 raise
             os.set_blocking(descriptor, True)
             return descriptor
@@ -185,7 +212,8 @@ class Output:
             now = status(self._place)
             if now is None or _identity(now) != _identity(self._before):
                 raise InputError(
-                    f"{self.path} has changed meanwhile, and nothing is overwritten: what was to be there is in {made}"
+                    f"{self.path} has changed meanwhile, and nothing is overwritten: what was to "
+                    f"be there is in {made}"
                 )
             os.replace(made, self._place)
         else:
@@ -193,7 +221,8 @@ class Output:
                 self._claim(made)
             except FileExistsError:
                 raise InputError(
-                    f"{self.path} appeared meanwhile, and nothing is overwritten: what was to be there is in {made}"
+                    f"{self.path} appeared meanwhile, and nothing is overwritten: what was to be "
+                    f"there is in {made}"
                 ) from None
 
     def _claim(self, made: Path) -> None:
@@ -221,7 +250,10 @@ def status(path: Path) -> os.stat_result | None:
         return os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
-            raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there: name that file itself") from None
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: name that file "
+                "itself"
+            ) from None
         return None
 
 

@@ -1,8 +1,9 @@
 """Which tensors of a checkpoint get which pattern, and why the others get none.
 
-A checkpoint knows names and shapes, not modules. Where its config.json names a model that an installed library has, that model is
-asked (`meta_model`); elsewhere a closed world of names says what is a weight of a product (`names`). What neither knows stays
-dense, and the reason says so. `docs/checkpoints.md` lists the rules.
+A checkpoint knows names and shapes, not modules. Where its config.json names a model that an
+installed library has, that model is asked (`meta_model`); elsewhere a closed world of names says
+what is a weight of a product (`names`). What neither knows stays dense, and the reason says so.
+`docs/checkpoints.md` lists the rules.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MOST_AXES = 63
 #: What says that a folder holds an adapter of a model, not a model.
 ADAPTER = "adapter_config.json"
 _OF_ADAPTER = (
-    f"of an adapter ({ADAPTER}), which is added to a model's weights: merge it (PEFT's merge_and_unload), and prune what that gives"
+    f"of an adapter ({ADAPTER}), which is added to a model's weights: merge it (PEFT's "
+    "merge_and_unload), and prune what that gives"
 )
 
 
@@ -50,24 +52,40 @@ class TensorPlan:
 
 
 def plan_tensors(
-    files: Sequence[WeightFile], pattern: Patterns, include: str | Iterable[str] | None, exclude: str | Iterable[str], padding: str
+    files: Sequence[WeightFile],
+    pattern: Patterns,
+    include: str | Iterable[str] | None,
+    exclude: str | Iterable[str],
+    padding: str,
 ) -> tuple[TensorPlan, ...]:
     """One entry a tensor, in the order of the files and of the tensors in them.
 
     Raises
     ------
     PatternError, InputError
-        For a pattern or option that does not exist, a glob that matches nothing, with padding="error" a shape that does not divide.
+        For a pattern or option that does not exist, a glob that matches nothing, with
+        padding="error" a shape that does not divide.
     """
     if padding not in PADDINGS:
-        raise InputError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
+        raise InputError(
+            f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}"
+        )
     patterns = to_patterns(pattern)
-    included, excluded = None if include is None else to_globs(include, "include"), to_globs(exclude, "exclude")
+    included, excluded = (
+        None if include is None else to_globs(include, "include"),
+        to_globs(exclude, "exclude"),
+    )
     names = [tensor.name for file in files for tensor in file.tensors]
-    used = {"include": included or (), "exclude": excluded, "pattern": pattern if isinstance(pattern, Mapping) else ()}
+    used = {
+        "include": included or (),
+        "exclude": excluded,
+        "pattern": pattern if isinstance(pattern, Mapping) else (),
+    }
     for argument, globs in used.items():
         check_used(globs, names, argument, "checkpoint")
-    companions = Companions({tensor.name: tensor.shape for file in files for tensor in file.tensors})
+    companions = Companions(
+        {tensor.name: tensor.shape for file in files for tensor in file.tensors}
+    )
     folders = _folders(files)
     plans = []
     for file in files:
@@ -78,10 +96,16 @@ def plan_tensors(
             reason = unchosen(tensor.name, included, excluded)
             axis: int | None = None
             if reason is None and chosen is None:
-                reason = "no pattern is given for it" if glob is None else f"kept dense by the pattern of {glob!r}"
+                reason = (
+                    "no pattern is given for it"
+                    if glob is None
+                    else f"kept dense by the pattern of {glob!r}"
+                )
             if reason is None:
                 assert chosen is not None
-                by_name = tensor.name in (included or ()) or (isinstance(pattern, Mapping) and tensor.name in pattern)
+                by_name = tensor.name in (included or ()) or (
+                    isinstance(pattern, Mapping) and tensor.name in pattern
+                )
                 axis, reason = _axis(tensor, file.arrays, by_name, folder, chosen)
             if reason is None:
                 assert chosen is not None
@@ -93,8 +117,8 @@ def plan_tensors(
                 reason = indivisible(tensor.shape, axis, chosen, padding)
                 if reason is not None and padding == "error":
                     raise InputError(
-                        f"{file.path}: tensor {tensor.name!r} of shape {tensor.shape}, pattern {chosen}: {reason}; exclude it, "
-                        f"or choose another padding"
+                        f"{file.path}: tensor {tensor.name!r} of shape {tensor.shape}, pattern "
+                        f"{chosen}: {reason}; exclude it, or choose another padding"
                     )
             plans.append(
                 TensorPlan(
@@ -110,11 +134,22 @@ def plan_tensors(
     tied = untie(
         files,
         {plan.tensor.name for plan in plans if plan.pattern is not None},
-        {plan.tensor.name: plan.reason for plan in plans if plan.reason is not None and len(plan.tensor.shape) > 1},
-        {tensor.name for file in files if folders[file.path.parent].tied for tensor in file.tensors},
+        {
+            plan.tensor.name: plan.reason
+            for plan in plans
+            if plan.reason is not None and len(plan.tensor.shape) > 1
+        },
+        {
+            tensor.name
+            for file in files
+            if folders[file.path.parent].tied
+            for tensor in file.tensors
+        },
     )
     return tuple(
-        replace(plan, pattern=None, axis=None, padding=None, reason=tied[plan.tensor.name]) if plan.tensor.name in tied else plan
+        replace(plan, pattern=None, axis=None, padding=None, reason=tied[plan.tensor.name])
+        if plan.tensor.name in tied
+        else plan
         for plan in plans
     )
 
@@ -128,8 +163,8 @@ def other_axis(axis: int) -> int:
 class _Folder:
     """What is known of the tensors of one folder.
 
-    told : what their model says, by name. tied : whether their configuration ties the head to the embedding. adapter : whether they
-    are of an adapter. note : how the model was asked.
+    told : what their model says, by name. tied : whether their configuration ties the head to the
+    embedding. adapter : whether they are of an adapter. note : how the model was asked.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -154,13 +189,25 @@ def _folders(files: Sequence[WeightFile]) -> dict[Path, _Folder]:
         note = None
         if isinstance(answer, Answer):
             rest = sum(len(shape) > 1 and name not in answer.told for name, shape in shapes.items())
-            note = f"{folder / CONFIG}: which tensors are weights of products is what the modules of {answer.by} say"
-            note += f"; of {rest} that it does not have, or not as they are, their names" if rest else ""
+            note = (
+                f"{folder / CONFIG}: which tensors are weights of products is what the modules "
+                f"of {answer.by} say"
+            )
+            note += (
+                f"; of {rest} that it does not have, or not as they are, their names"
+                if rest
+                else ""
+            )
         elif answer is not None:
-            note = f"{folder / CONFIG}: which tensors are weights of products is read off their names, since {answer}"
+            note = (
+                f"{folder / CONFIG}: which tensors are weights of products is read off their "
+                f"names, since {answer}"
+            )
         told = answer.told if isinstance(answer, Answer) else {}
         tied = _tied(settings) and not isinstance(answer, Answer)  # a model knows what it ties
-        found[folder] = _Folder(shapes, Names(shapes), told, tied, (folder / ADAPTER).exists(), note)
+        found[folder] = _Folder(
+            shapes, Names(shapes), told, tied, (folder / ADAPTER).exists(), note
+        )
     return found
 
 
@@ -179,10 +226,13 @@ def _tied(settings: Mapping[str, Any] | None) -> bool:
     return any(part.get("tie_word_embeddings") is True for part in (settings or {}, *inner))
 
 
-def _axis(tensor: Stored, array: bool, by_name: bool, folder: _Folder, pattern: Pattern) -> tuple[int | None, str | None]:
+def _axis(
+    tensor: Stored, array: bool, by_name: bool, folder: _Folder, pattern: Pattern
+) -> tuple[int | None, str | None]:
     """The axis that groups lie along; or None, and why a tensor cannot have a pattern.
 
-    by_name : whether the user named this very tensor, so that what its name suggests does not count.
+    by_name : whether the user named this very tensor, so that what its name suggests does not
+    count.
     """
     shape, name = tensor.shape, tensor.local
     if len(shape) < 2:
@@ -201,16 +251,26 @@ def _axis(tensor: Stored, array: bool, by_name: bool, folder: _Folder, pattern: 
     told = folder.told.get(name)
     if told is not None and (told.axis is not None or told.firm or not by_name):
         return by_model(told, pattern)
-    return folder.names.named_axis(name, pattern.transposable) if by_name else by_names(folder.names, name, shape, pattern)
+    return (
+        folder.names.named_axis(name, pattern.transposable)
+        if by_name
+        else by_names(folder.names, name, shape, pattern)
+    )
 
 
 def by_model(told: Told, pattern: Pattern) -> tuple[int | None, str | None]:
-    """The axis that a model tells, or why there is none for a pattern; shapes that do not divide apart."""
+    """The axis that a model tells, or why there is none for a pattern; shapes that do not divide
+    apart.
+    """
     return told.axis, told.reason or told.unfit(pattern)
 
 
-def by_names(names: Names, name: str, shape: tuple[int, ...], pattern: Pattern) -> tuple[int | None, str | None]:
-    """The axis that names tell, or why there is none for a pattern; shapes that do not divide apart."""
+def by_names(
+    names: Names, name: str, shape: tuple[int, ...], pattern: Pattern
+) -> tuple[int | None, str | None]:
+    """The axis that names tell, or why there is none for a pattern; shapes that do not divide
+    apart.
+    """
     reason = names.form(name)
     if reason is not None:
         return None, reason

@@ -30,7 +30,8 @@ from nmsolve.globs import Patterns
 from nmsolve.validate import thread_count
 
 AnyPath = str | os.PathLike[str]
-#: What a byte that is solved costs in time, where one that is copied costs 1: for shares of about the same length.
+#: What a byte that is solved costs in time, where one that is copied costs 1: for shares of about
+#: the same length.
 SOLVED = 3
 
 
@@ -38,9 +39,10 @@ SOLVED = 3
 class Progress:
     """How far this process is with its share.
 
-    name : of the tensor that it works on, or has finished: then `report` is what came of it, else None.
-    done, of : tensors; done_bytes, of_bytes : the same in bytes. before : tensors that an interrupted run had done.
-    weights : entries solved so far. seconds : since this call began its first tensor.
+    name : of the tensor that it works on, or has finished: then `report` is what came of it, else
+    None. done, of : tensors; done_bytes, of_bytes : the same in bytes. before : tensors that an
+    interrupted run had done. weights : entries solved so far. seconds : since this call began its
+    first tensor.
     """
 
     name: str
@@ -67,7 +69,8 @@ def prune(
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> PruneReport:
-    r"""Write a copy of a checkpoint in which every weight holds its pattern, and the masks beside it.
+    r"""Write a copy of a checkpoint in which every weight holds its pattern, and the masks beside
+    it.
 
     .. math:: \max_X \sum_{ij} |W_{ij}| X_{ij}, \quad X \text{ of the pattern}
 
@@ -76,26 +79,30 @@ def prune(
     Parameters
     ----------
     src : path
-        A .safetensors file, a folder as Hugging Face lays it out (shards and their index, or one file; config and tokenizer files
-        are copied along; models in folders of their own are pruned too), a .npy or .npz file. Never written to.
+        A .safetensors file, a folder as Hugging Face lays it out (shards and their index, or one
+        file; config and tokenizer files are copied along; models in folders of their own are pruned
+        too), a .npy or .npz file. Never written to.
     dst : path
-        Where the copy goes: for a folder, one that is new or empty; for a file, a file of the same kind, or a folder that exists.
+        Where the copy goes: for a folder, one that is new or empty; for a file, a file of the same
+        kind, or a folder that exists.
     pattern : Pattern, str, or mapping of globs to patterns
-        One for all weights, or {"*.mlp.*": "2:4T", "*": "2:4"}: the first glob that matches a tensor decides; None leaves it dense.
+        One for all weights, or {"*.mlp.*": "2:4T", "*": "2:4"}: the first glob that matches a
+        tensor decides; None leaves it dense.
     method : {"auto", "exact", "greedy", "cover", "min_cost_flow"}
         As for `nmsolve.solve`.
     include, exclude : glob or globs of tensor or module names
-        Only these, and not these. A glob names a module and everything inside it. A tensor that `include` names without a wildcard
-        is pruned even if its name looks like that of an embedding.
+        Only these, and not these. A glob names a module and everything inside it. A tensor that
+        `include` names without a wildcard is pruned even if its name looks like that of an
+        embedding.
     padding : {"skip", "error", "pad", "dense"}
-        What becomes of a weight whose shape the pattern does not divide: kept dense, with the reason; an error; or as
-        `nmsolve.solve` pads.
+        What becomes of a weight whose shape the pattern does not divide: kept dense, with the
+        reason; an error; or as `nmsolve.solve` pads.
     threads : int, optional
         For solving; all processors by default.
     resume : bool
-        Go on with a run that was interrupted, killed included; begin one if there is none. Of one that is finished, the report, if
-        options, version and source are the same, and what was written is there, byte for byte; an error that names what differs,
-        if not.
+        Go on with a run that was interrupted, killed included; begin one if there is none. Of one
+        that is finished, the report, if options, version and source are the same, and what was
+        written is there, byte for byte; an error that names what differs, if not.
     progress : callable, optional
         Called with a `Progress` before and after every tensor of this process.
 
@@ -107,8 +114,9 @@ def prune(
     Raises
     ------
     InputError, PatternError
-        For a checkpoint that is damaged, incomplete or pickled; NaN or infinity in a weight; options that cannot be served; a
-        destination that exists, or is the source. The message names file and tensor.
+        For a checkpoint that is damaged, incomplete or pickled; NaN or infinity in a weight;
+        options that cannot be served; a destination that exists, or is the source. The message
+        names file and tensor.
     OSError
         If the system refuses to read or write. What was done stays, for `resume=True`.
     MissingDependencyError
@@ -116,10 +124,12 @@ def prune(
 
     Notes
     -----
-    Memory is that of the largest weight: its bytes, a byte an entry for its mask, and an eighth. Names, dtypes, shapes, shards and
-    metadata stay as they are. Files are made under temporary names and renamed once all are whole and synced, an index last. Under
-    torchrun, tensors are split over the ranks, which must see one file system. Weights, masks and report.json are the same byte for
-    byte for every number of threads and ranks, and however often a run is killed and resumed.
+    Memory is that of the largest weight: its bytes, a byte an entry for its mask, and an eighth.
+    Names, dtypes, shapes, shards and metadata stay as they are. Files are made under temporary
+    names and renamed once all are whole and synced, an index last. Under torchrun, tensors are
+    split over the ranks, which must see one file system. Weights, masks and report.json are the
+    same byte for byte for every number of threads and ranks, and however often a run is killed and
+    resumed.
 
     Examples
     --------
@@ -154,7 +164,8 @@ def solve(
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> PruneReport:
-    """As `prune`, but write the masks alone: to a .safetensors file, or for a folder to a folder that is new or empty.
+    """As `prune`, but write the masks alone: to a .safetensors file, or for a folder to a folder
+    that is new or empty.
 
     `open_masks` opens either.
     """
@@ -184,7 +195,11 @@ def _run(
         job, done, complete = among.from_first(prepare)
         if complete is not None:
             return complete
-        left = [plan for plan in job.plans if plan.tensor.name not in done and (weights_too or plan.pattern)]
+        left = [
+            plan
+            for plan in job.plans
+            if plan.tensor.name not in done and (weights_too or plan.pattern)
+        ]
         share = Share(job, _portion(left, among), among.rank, len(done), progress)
         for outcomes in among.gather(share.work(options["method"], workers)):
             done |= outcomes
@@ -193,26 +208,44 @@ def _run(
 
 
 def _portion(plans: Sequence[TensorPlan], among: Ranks) -> list[TensorPlan]:
-    """This rank's part: consecutive tensors, so that ranks write apart from each other, of about the same cost."""
+    """This rank's part: consecutive tensors, so that ranks write apart from each other, of about
+    the same cost.
+    """
     costs = [plan.tensor.size * (SOLVED if plan.pattern else 1) + 1 for plan in plans]
     ends = np.cumsum(costs, dtype=np.float64)
     middles = (ends - np.asarray(costs) / 2) / max(1.0, float(sum(costs)))
-    return [plan for plan, middle in zip(plans, middles, strict=True) if int(middle * among.size) == among.rank]
+    return [
+        plan
+        for plan, middle in zip(plans, middles, strict=True)
+        if int(middle * among.size) == among.rank
+    ]
 
 
 class Share:
     """The tensors that one process works through."""
 
     def __init__(
-        self, job: Job, plans: Sequence[TensorPlan], rank: int, before: int, progress: Callable[[Progress], None] | None
+        self,
+        job: Job,
+        plans: Sequence[TensorPlan],
+        rank: int,
+        before: int,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.job, self.plans, self.rank, self.before, self.progress = job, plans, rank, before, progress
+        self.job, self.plans, self.rank, self.before, self.progress = (
+            job,
+            plans,
+            rank,
+            before,
+            progress,
+        )
         self.files = {file.name: file for file in job.source.files}
 
     def work(self, method: str, threads: int) -> Outcomes:
         """Solve, write and journal each; what came of them.
 
-        What was finished is on the disk and journalled whatever ends this, short of a kill, which loses `SYNC_SECONDS`.
+        What was finished is on the disk and journalled whatever ends this, short of a kill, which
+        loses `SYNC_SECONDS`.
         """
         outcomes: Outcomes = {}
         began, weights, done_bytes = time.perf_counter(), 0, 0
@@ -255,11 +288,16 @@ class Share:
             writer.close()
         return outcomes
 
-    def _tensor(self, plan: TensorPlan, writer: Writer, buffer: NDArray[np.uint8], method: str, threads: int) -> dict[str, Any]:
+    def _tensor(
+        self, plan: TensorPlan, writer: Writer, buffer: NDArray[np.uint8], method: str, threads: int
+    ) -> dict[str, Any]:
         began = time.perf_counter()
         file, tensor = self.files[plan.file], plan.tensor
         try:
-            with naming(f"writing tensor {tensor.name!r} of {file.path} to {self.job.target.work}; resume=True (--resume) goes on"):
+            with naming(
+                f"writing tensor {tensor.name!r} of {file.path} to {self.job.target.work}; "
+                "resume=True (--resume) goes on"
+            ):
                 if plan.pattern is None:
                     return self._copy(file, plan, writer, buffer, began)
                 return self._prune(file, plan, writer, buffer, method, threads, began)
@@ -267,13 +305,28 @@ class Share:
             raise out_of_memory(tensor.size, file.path, tensor.name) from error
 
     def _buffer(self) -> NDArray[np.uint8]:
-        """Memory for any tensor of the share: the largest that is solved, or what is copied at a time."""
-        largest = max((plan for plan in self.plans if plan.pattern), key=lambda plan: plan.tensor.size, default=None)
+        """Memory for any tensor of the share: the largest that is solved, or what is copied at a
+        time.
+        """
+        largest = max(
+            (plan for plan in self.plans if plan.pattern),
+            key=lambda plan: plan.tensor.size,
+            default=None,
+        )
         if largest is None:
             return np.empty(CHUNK, np.uint8)
-        return allocate(max(CHUNK, largest.tensor.size), self.files[largest.file].path, largest.tensor.name)
+        return allocate(
+            max(CHUNK, largest.tensor.size), self.files[largest.file].path, largest.tensor.name
+        )
 
-    def _copy(self, file: WeightFile, plan: TensorPlan, writer: Writer, buffer: NDArray[np.uint8], began: float) -> dict[str, Any]:
+    def _copy(
+        self,
+        file: WeightFile,
+        plan: TensorPlan,
+        writer: Writer,
+        buffer: NDArray[np.uint8],
+        began: float,
+    ) -> dict[str, Any]:
         start, hashed = plan.tensor.start, hashlib.sha256()
         for part in file.chunks(plan.tensor, buffer[:CHUNK]):
             writer.write(WEIGHTS, file.name, start, part, hashed)
@@ -306,5 +359,13 @@ class Share:
         else:
             hashed.update(pruned)
         mask_hashed = hashlib.sha256()
-        writer.write(MASKS, file.name, self.job.mask_files[file.name].places[tensor.name], packed, mask_hashed)
-        return outcome(result, mask, weight_sum, (hashed.hexdigest(), mask_hashed.hexdigest()), began)
+        writer.write(
+            MASKS,
+            file.name,
+            self.job.mask_files[file.name].places[tensor.name],
+            packed,
+            mask_hashed,
+        )
+        return outcome(
+            result, mask, weight_sum, (hashed.hexdigest(), mask_hashed.hexdigest()), began
+        )

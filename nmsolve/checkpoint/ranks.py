@@ -1,4 +1,6 @@
-"""The processes of one run: torch.distributed over gloo if there is more than one, nothing at all otherwise."""
+"""The processes of one run: torch.distributed over gloo if there is more than one, nothing at all
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from typing import Any, TypeVar
 from nmsolve.errors import MissingDependencyError, NMSolveError, SolverError
 
 T = TypeVar("T")
-#: For how long ranks wait for the slowest: work is split evenly by bytes, so hours mean that one is lost without a trace.
+#: For how long ranks wait for the slowest: work is split evenly by bytes, so hours mean that one is
+#: lost without a trace.
 PATIENCE = timedelta(hours=12)
 
 
@@ -35,7 +38,9 @@ class Ranks:
         return self.rank == 0
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, on every rank; if that fails, its error there and `ElsewhereError` on the others."""
+        """What the first rank makes, on every rank; if that fails, its error there and
+        `ElsewhereError` on the others.
+        """
         if self.size == 1:
             return make()
         failure: BaseException | None = None
@@ -46,7 +51,9 @@ class Ranks:
             except Exception as error:
                 failure, box[1] = error, f"{type(error).__name__}: {error}"
         self._collectively(
-            lambda distributed: distributed.broadcast_object_list(box, src=self._global(distributed), group=self.group)
+            lambda distributed: distributed.broadcast_object_list(
+                box, src=self._global(distributed), group=self.group
+            )
         )
         if failure is not None:
             raise failure
@@ -60,7 +67,9 @@ class Ranks:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        self._collectively(lambda distributed: distributed.all_gather_object(found, value, group=self.group))
+        self._collectively(
+            lambda distributed: distributed.all_gather_object(found, value, group=self.group)
+        )
         return found
 
     def _global(self, distributed: Any) -> int:
@@ -73,13 +82,15 @@ class Ranks:
             call(torch.distributed)
         except RuntimeError as error:  # what gloo raises when a connection breaks or stays silent
             raise SolverError(
-                f"a process of this run is gone ({str(error).splitlines()[0]}); resume=True (--resume) goes on"
+                f"a process of this run is gone ({str(error).splitlines()[0]}); resume=True "
+                "(--resume) goes on"
             ) from error
 
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started together, or the caller's process group, or this process alone.
+    """The processes that torchrun started together, or the caller's process group, or this process
+    alone.
 
     Raises
     ------
@@ -98,8 +109,8 @@ def ranks() -> Iterator[Ranks]:
         import torch.distributed as started
     except ImportError as error:
         raise MissingDependencyError(
-            "WORLD_SIZE asks for several processes, which talk over torch.distributed, and torch is not installed; "
-            "run: pip install 'nmsolve[torch]'"
+            "WORLD_SIZE asks for several processes, which talk over torch.distributed, and torch "
+            "is not installed; run: pip install 'nmsolve[torch]'"
         ) from error
     try:
         started.init_process_group("gloo", timeout=PATIENCE)

@@ -1,7 +1,9 @@
-"""What is at a destination already: nothing, a run to go on with, or one that is finished and must be this very one.
+"""What is at a destination already: nothing, a run to go on with, or one that is finished and must
+be this very one.
 
-A finished run is only taken for the answer if all that it depended on is as it was (options, version, and the source by sizes,
-times, headers and values), and if what it wrote is still there, byte for byte. Its report tells each (`docs/format.md`).
+A finished run is only taken for the answer if all that it depended on is as it was (options,
+version, and the source by sizes, times, headers and values), and if what it wrote is still there,
+byte for byte. Its report tells each (`docs/format.md`).
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
         check_vacant(job.source, job.target)
     elif not resume:
         raise InputError(
-            f"an unfinished run is in {unfinished.path}: go on with it by resume=True (--resume), or remove that folder"
+            f"an unfinished run is in {unfinished.path}: go on with it by resume=True (--resume), "
+            "or remove that folder"
         )
     unfinished.hold()
     run = job.run()
@@ -55,8 +58,8 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
         differences = unfinished.differences(run)
         if differences:
             raise InputError(
-                f"the unfinished run in {unfinished.path} is another one ({'; '.join(differences)}): "
-                f"repeat it as it was begun, or remove that folder"
+                f"the unfinished run in {unfinished.path} is another one "
+                f"({'; '.join(differences)}): repeat it as it was begun, or remove that folder"
             )
     if unfinished.publishing:
         unfinished.go_on_publishing(moves_of(job, unfinished))
@@ -64,20 +67,32 @@ def begin(job: Job, unfinished: Unfinished, resume: bool) -> tuple[Outcomes, Pru
     if not unfinished.begun:
         unfinished.begin(run)
     found, plans = unfinished.done(), {plan.tensor.name: plan for plan in job.plans}
-    before = {name: entry for name, entry in found.items() if name in plans and is_outcome(entry, plans[name])}
+    before = {
+        name: entry
+        for name, entry in found.items()
+        if name in plans and is_outcome(entry, plans[name])
+    }
     for file in job.source.files:
         if job.target.weights_too:
             unfinished.prepare(WEIGHTS, file.name, file.size, file.pieces)
         layout = job.mask_files.get(file.name)
         if layout is not None:
             unfinished.prepare(MASKS, file.name, layout.size, [(0, layout.header)])
-    return {name: entry for name, entry in before.items() if _is_there(job, unfinished, plans[name], entry)}, None
+    return {
+        name: entry
+        for name, entry in before.items()
+        if _is_there(job, unfinished, plans[name], entry)
+    }, None
 
 
 def _is_there(job: Job, unfinished: Unfinished, plan: TensorPlan, entry: Mapping[str, Any]) -> bool:
-    """Whether a run's folder still holds what its journal says of a tensor; what it does not is done again."""
+    """Whether a run's folder still holds what its journal says of a tensor; what it does not is
+    done again.
+    """
     tensor = plan.tensor
-    if job.target.weights_too and not unfinished.holds(WEIGHTS, plan.file, tensor.start, tensor.size, entry["digest"]):
+    if job.target.weights_too and not unfinished.holds(
+        WEIGHTS, plan.file, tensor.start, tensor.size, entry["digest"]
+    ):
         return False
     if plan.pattern is None:
         return True
@@ -90,12 +105,14 @@ def _mask_size(tensor: Stored) -> int:
 
 
 def check_finished(job: Job) -> PruneReport:
-    """The report of a finished run, which is this very job's, and whose files and source are as they were.
+    """The report of a finished run, which is this very job's, and whose files and source are as
+    they were.
 
     Raises
     ------
     InputError
-        That names what differs: an option, the version, a file of the source, one of the destination's.
+        That names what differs: an option, the version, a file of the source, one of the
+        destination's.
     """
     target = job.target
     report = PruneReport.read(target.report)
@@ -107,7 +124,9 @@ def check_finished(job: Job) -> PruneReport:
     _check_size(target.times, None)
     times = read_times(target.times)
     now = job.report({})
-    differences = list(_differences(job, report, now, times)) or list(_planned_otherwise(report, now))
+    differences = list(_differences(job, report, now, times)) or list(
+        _planned_otherwise(report, now)
+    )
     if differences:
         raise _changed(job, "; ".join(differences[:3]))
     if digest_of(target.report) != times.report:
@@ -135,7 +154,10 @@ def _changed(job: Job, what: str) -> InputError:
 
 
 def _damaged(place: Path, why: str) -> InputError:
-    return InputError(f"{place} is not as it was written ({why}): remove DST and prune again, or put the file back")
+    return InputError(
+        f"{place} is not as it was written ({why}): remove DST and prune again, or put the file "
+        "back"
+    )
 
 
 def _check_size(place: Path, size: int | None) -> None:
@@ -146,7 +168,9 @@ def _check_size(place: Path, size: int | None) -> None:
 
 
 def _differences(job: Job, report: PruneReport, now: PruneReport, times: Times) -> Iterator[str]:
-    """In what a finished run differs from this one, as far as that shows without reading weights: but for what was planned."""
+    """In what a finished run differs from this one, as far as that shows without reading weights:
+    but for what was planned.
+    """
     if report.nmsolve != now.nmsolve:
         yield f"nmsolve {report.nmsolve} then, {now.nmsolve} now"
     if report.source != now.source:
@@ -156,30 +180,45 @@ def _differences(job: Job, report: PruneReport, now: PruneReport, times: Times) 
             yield f"{key}: {report.settings.get(key)!r} then, {now.settings.get(key)!r} now"
     if any((file.size is not None) != job.target.weights_too for file in report.files):
         yield f"{'masks alone' if job.target.weights_too else 'weights too'} then"
-    before, after = {file.name: file for file in report.files}, {file.name: file for file in now.files}
+    before, after = (
+        {file.name: file for file in report.files},
+        {file.name: file for file in now.files},
+    )
     yield from _gone_or_new(list(before), list(after))
     modified = {as_text(name): time for name, time in job.modified().items()}
     for name in before.keys() & after.keys():
         if before[name].source_size != after[name].source_size:
-            yield f"{name} had {before[name].source_size:,} bytes, and has {after[name].source_size:,}"
+            yield (
+                f"{name} had {before[name].source_size:,} bytes, and has "
+                f"{after[name].source_size:,}"
+            )
         elif before[name].header != after[name].header:
             yield f"{name} has another header now"
         elif times.modified.get(name) != modified[name]:
             yield f"{name} was modified since"
-    yield from _gone_or_new([file.name for file in report.copied], [as_text(name) for name in job.copied])
+    yield from _gone_or_new(
+        [file.name for file in report.copied], [as_text(name) for name in job.copied]
+    )
     yield from _gone_or_new(list(report.left_behind), list(now.left_behind))
-    yield from (f"{note!r} is new" for note in job.source.notes if as_text(note) not in report.notes)
+    yield from (
+        f"{note!r} is new" for note in job.source.notes if as_text(note) not in report.notes
+    )
 
 
 def _planned_otherwise(report: PruneReport, now: PruneReport) -> Iterator[str]:
-    """Tensors that have another plan now, though nothing else differs: as another version of a library has it."""
+    """Tensors that have another plan now, though nothing else differs: as another version of a
+    library has it.
+    """
     planned = {t.name: t for t in report.tensors}
     yield from _gone_or_new(sorted(planned), sorted(t.name for t in now.tensors))
     for tensor in now.tensors:
         if tensor.name in planned:
             then = planned[tensor.name]
             fields = [field for field in _PLANNED if getattr(then, field) != getattr(tensor, field)]
-            told = ", ".join(f"{field} {getattr(then, field)!s} then, {getattr(tensor, field)!s} now" for field in fields)
+            told = ", ".join(
+                f"{field} {getattr(then, field)!s} then, {getattr(tensor, field)!s} now"
+                for field in fields
+            )
             if told:
                 yield f"tensor {tensor.name!r}: {told}"
 
@@ -198,20 +237,32 @@ def _check_values(job: Job, reports: Mapping[str, TensorReport]) -> None:
     for file in job.source.files:
         made = _open_made(job, file) if target.weights_too else None
         layout = job.mask_files.get(file.name)
-        if layout is not None and _read_at(target.masks(file.name), 0, len(layout.header)) != layout.header:
+        if (
+            layout is not None
+            and _read_at(target.masks(file.name), 0, len(layout.header)) != layout.header
+        ):
             raise _damaged(target.masks(file.name), "its header is another")
-        copies = dict(zip((t.name for t in file.tensors), made.tensors, strict=True)) if made else {}
+        copies = (
+            dict(zip((t.name for t in file.tensors), made.tensors, strict=True)) if made else {}
+        )
         for plan in (plan for plan in job.plans if plan.file == file.name):
             tensor, report = plan.tensor, reports[plan.tensor.name]
-            if made is not None and made.digest(copies[tensor.name], buffer[:CHUNK]) != report.digest:
+            if (
+                made is not None
+                and made.digest(copies[tensor.name], buffer[:CHUNK]) != report.digest
+            ):
                 raise _damaged(made.path, f"tensor {tensor.name!r}")
             mask = None
             if layout is not None and plan.pattern is not None:
-                packed = _read_at(target.masks(file.name), layout.places[tensor.name], _mask_size(tensor))
+                packed = _read_at(
+                    target.masks(file.name), layout.places[tensor.name], _mask_size(tensor)
+                )
                 if hashlib.sha256(packed).hexdigest() != report.mask_digest:
                     raise _damaged(target.masks(file.name), f"mask {tensor.name!r}")
                 mask = unpack(np.frombuffer(packed, np.uint8), tensor.shape)
-            if (made is not None or mask is not None) and not _is_source(file, tensor, mask, report, buffer):
+            if (made is not None or mask is not None) and not _is_source(
+                file, tensor, mask, report, buffer
+            ):
                 raise _changed(job, f"tensor {tensor.name!r} of {file.path} has other values now")
 
 
@@ -230,15 +281,23 @@ def _read_at(place: Path, start: int, size: int) -> bytes:
 
 
 def _is_source(
-    file: WeightFile, tensor: Stored, mask: NDArray[np.bool_] | None, report: TensorReport, buffer: NDArray[np.uint8]
+    file: WeightFile,
+    tensor: Stored,
+    mask: NDArray[np.bool_] | None,
+    report: TensorReport,
+    buffer: NDArray[np.uint8],
 ) -> bool:
-    """Whether a tensor of the source is what its report is about: kept weights bit for bit, dropped ones by the sum of all |W|."""
+    """Whether a tensor of the source is what its report is about: kept weights bit for bit, dropped
+    ones by the sum of all |W|.
+    """
     if mask is None:
         return file.digest(tensor, buffer[:CHUNK]) == report.digest
     file.read(tensor, buffer)
     array = tensor.view(buffer)
     try:
-        same = report.total is not None and math.isclose(total(array), report.total, rel_tol=1e-12)  # other machines add otherwise
+        same = report.total is not None and math.isclose(
+            total(array), report.total, rel_tol=1e-12
+        )  # other machines add otherwise
     except InputError:  # no finite sum
         return False
     apply(array, mask)

@@ -1,4 +1,6 @@
-"""Reading .safetensors: the header is checked by the safetensors package, and kept as it is, byte for byte."""
+"""Reading .safetensors: the header is checked by the safetensors package, and kept as it is, byte
+for byte.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,14 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
     Raises
     ------
     InputError
-        If the package refuses it (truncated, overlapping, overflowing, …), or it names a tensor twice or like a path.
+        If the package refuses it (truncated, overlapping, overflowing, …), or it names a tensor
+        twice or like a path.
     """
     safe_open, SafetensorError = _package()
     try:
-        with open_file(path) as file:  # before the package does, which would wait for a pipe and names no file
+        with open_file(
+            path
+        ) as file:  # before the package does, which would wait for a pipe and names no file
             length = int.from_bytes(file.read(LENGTH), "little")
             with safe_open(path, "numpy") as checked:
                 metadata = checked.metadata() or {}
@@ -48,7 +53,10 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole, valid .safetensors file: {error}") from error
     except MemoryError as error:
-        raise NMSolveError(f"{path} cannot be mapped: there is no memory for its {file_size(path):,} bytes of addresses") from error
+        raise NMSolveError(
+            f"{path} cannot be mapped: there is no memory for its {file_size(path):,} bytes of "
+            "addresses"
+        ) from error
     entries.pop("__metadata__", None)
     start = LENGTH + length
     tensors = []
@@ -89,6 +97,7 @@ def _package() -> tuple[Any, type[Exception]]:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingDependencyError(
-            "checkpoints need safetensors, which is not installed; run: pip install 'nmsolve[checkpoint]'"
+            "checkpoints need safetensors, which is not installed; run: pip install "
+            "'nmsolve[checkpoint]'"
         ) from error
     return safe_open, SafetensorError

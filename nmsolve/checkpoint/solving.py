@@ -25,7 +25,9 @@ _PART = 2**15
 
 
 def as_matrices(array: NDArray[Any], axis: int) -> NDArray[Any]:
-    """A view (…, rows, columns) with groups along the columns, of a tensor whose groups lie along `axis`."""
+    """A view (…, rows, columns) with groups along the columns, of a tensor whose groups lie along
+    `axis`.
+    """
     return np.moveaxis(array, (other_axis(axis), axis), (-2, -1))
 
 
@@ -34,7 +36,9 @@ def from_matrices(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
     return np.moveaxis(mask, (-2, -1), (other_axis(axis), axis))
 
 
-def solve_tensor(array: NDArray[Any], plan: TensorPlan, method: str, threads: int | None) -> tuple[NDArray[np.bool_], MaskResult]:
+def solve_tensor(
+    array: NDArray[Any], plan: TensorPlan, method: str, threads: int | None
+) -> tuple[NDArray[np.bool_], MaskResult]:
     """The mask of a tensor, in its own shape, and the result it came with.
 
     Raises
@@ -46,13 +50,21 @@ def solve_tensor(array: NDArray[Any], plan: TensorPlan, method: str, threads: in
     assert plan.axis is not None
     assert plan.padding is not None
     try:
-        result = solve(as_matrices(array, plan.axis), plan.pattern, method=method, threads=threads, padding=plan.padding)
+        result = solve(
+            as_matrices(array, plan.axis),
+            plan.pattern,
+            method=method,
+            threads=threads,
+            padding=plan.padding,
+        )
     except InputError as error:
         scores = read_scores(array, None, plan.pattern)
         index = first_non_finite(scores)
         if index is None:
             raise
-        raise non_finite_message("weights", index, value_at(scores, index), array.shape, plan.pattern) from error
+        raise non_finite_message(
+            "weights", index, value_at(scores, index), array.shape, plan.pattern
+        ) from error
     return np.ascontiguousarray(from_matrices(result.mask, plan.axis)), result
 
 
@@ -68,7 +80,9 @@ def total(array: NDArray[Any]) -> float:
     sums = [_sum(flat[start : start + _PART]) for start in range(0, flat.size, _PART)]
     summed = exact_sum(sums)
     if not math.isfinite(summed):
-        raise InputError(f"weights of shape {array.shape} are too large for a float64 sum; scale them down")
+        raise InputError(
+            f"weights of shape {array.shape} are too large for a float64 sum; scale them down"
+        )
     return summed
 
 
@@ -99,17 +113,26 @@ def is_outcome(entry: Mapping[str, Any], plan: TensorPlan) -> bool:
     """Whether a journal's entry can be what came of a tensor."""
     kinds: dict[str, Any] = {"seconds": float, "digest": str}
     if plan.pattern is not None:
-        numbers = dict.fromkeys(("objective", "total"), float) | dict.fromkeys(("bound", "gap"), float | None)
+        numbers = dict.fromkeys(("objective", "total"), float) | dict.fromkeys(
+            ("bound", "gap"), float | None
+        )
         kinds |= {"status": str, "kept": int, "mask_digest": str, **numbers}
-    if set(entry) != set(kinds) or not all(isinstance(entry[key], kind) for key, kind in kinds.items()):
+    if set(entry) != set(kinds) or not all(
+        isinstance(entry[key], kind) for key, kind in kinds.items()
+    ):
         return False
     return plan.pattern is None or entry["status"] in {status.value for status in Status}
 
 
 def outcome(
-    result: MaskResult, mask: NDArray[np.bool_], weight_sum: float, digests: tuple[str, str], started: float
+    result: MaskResult,
+    mask: NDArray[np.bool_],
+    weight_sum: float,
+    digests: tuple[str, str],
+    started: float,
 ) -> dict[str, Any]:
-    """What a journal keeps of a solved tensor: the fields of its `TensorReport` that were not known before.
+    """What a journal keeps of a solved tensor: the fields of its `TensorReport` that were not known
+    before.
 
     digests : of the pruned weights, and of the mask.
     """

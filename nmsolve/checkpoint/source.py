@@ -33,7 +33,8 @@ from nmsolve.errors import InputError
 READERS = {".safetensors": read_safetensors, ".npy": read_npy, ".npz": read_npz}
 #: What files of masks and reports call themselves.
 MASKS_FORMAT, REPORT_FORMAT = "nmsolve-masks", "nmsolve-report"
-#: Bytes from which on a file that goes along is pointed out, unless it is text: what weights are kept in is not all known here.
+#: Bytes from which on a file that goes along is pointed out, unless it is text: what weights are
+#: kept in is not all known here.
 LARGE, TEXTS = 2**25, (".json", ".jsonl", ".txt", ".model", ".md")
 
 
@@ -41,8 +42,9 @@ LARGE, TEXTS = 2**25, (".json", ".jsonl", ".txt", ".model", ".md")
 class Source:
     """A checkpoint to read.
 
-    files : its files of weights, in the order in which they are worked through. indexes, companions : other files that go along, as
-    paths within the folder. left_behind : files that do not. notes : what should be known about what was taken and what was not.
+    files : its files of weights, in the order in which they are worked through. indexes, companions
+    : other files that go along, as paths within the folder. left_behind : files that do not. notes
+    : what should be known about what was taken and what was not.
     """
 
     path: Path
@@ -60,7 +62,8 @@ def read_source(path: Path) -> Source:
     Raises
     ------
     InputError
-        For files that hold no weights, or pickled ones, or are damaged; a shard that is missing; a name that is there twice.
+        For files that hold no weights, or pickled ones, or are damaged; a shard that is missing; a
+        name that is there twice.
     OSError
         For what cannot be read.
     """
@@ -75,8 +78,8 @@ def read_source(path: Path) -> Source:
             other = owners.setdefault(tensor.name, file.path)
             if other != file.path:
                 raise InputError(
-                    f"tensor {tensor.name!r} is in {other} and in {file.path}: these are two checkpoints in one folder; "
-                    f"pass the one file, or move the other away"
+                    f"tensor {tensor.name!r} is in {other} and in {file.path}: these are two "
+                    "checkpoints in one folder; pass the one file, or move the other away"
                 )
     return source
 
@@ -91,23 +94,32 @@ def read_file(path: Path, name: str) -> WeightFile:
             f"Convert it, if you trust it: {_conversion(path)}"
         )
     raise InputError(
-        f"{path} is no checkpoint that is known here: pass a .safetensors, .npy or .npz file, or a folder with .safetensors"
+        f"{path} is no checkpoint that is known here: pass a .safetensors, .npy or .npz file, or a "
+        "folder with .safetensors"
     )
 
 
 def _conversion(path: Path) -> str:
-    """The command that makes a .safetensors of a pickled state dict; clones, since tied weights share memory."""
+    """The command that makes a .safetensors of a pickled state dict; clones, since tied weights
+    share memory.
+    """
     code = (
         "import sys, torch, safetensors.torch as s; "
-        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
-        "s.save_file({k: v.clone().contiguous() for k, v in d.items()}, sys.argv[2], {'format': 'pt'})"
+        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = "
+        "d.get('state_dict', d); "
+        "s.save_file({k: v.clone().contiguous() for k, v in d.items()}, sys.argv[2], {'format': "
+        "'pt'})"
     )
     return f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(str(_converted(path)))}'
 
 
 def _converted(path: Path) -> Path:
-    """What transformers looks for in place of its pytorch_model.bin, and diffusers in place of its diffusion_pytorch_model.bin."""
-    name = path.name.removeprefix("pytorch_") if path.name.startswith("pytorch_model") else path.name
+    """What transformers looks for in place of its pytorch_model.bin, and diffusers in place of its
+    diffusion_pytorch_model.bin.
+    """
+    name = (
+        path.name.removeprefix("pytorch_") if path.name.startswith("pytorch_model") else path.name
+    )
     return path.with_name(name).with_suffix(".safetensors")
 
 
@@ -131,7 +143,9 @@ def _read_folder(path: Path) -> Source:
             raise _pickled(path, here, pickles)
         left = [name for name in folders[here] if name.lower().endswith(OTHER_WEIGHTS)]
         if here and left and not there:
-            notes.append(f"{here}/ has no weights that are pruned here: {_listed(left)} left behind")
+            notes.append(
+                f"{here}/ has no weights that are pruned here: {_listed(left)} left behind"
+            )
         files += there
     if not files:
         raise _nothing_in(path, folders.get("", []))
@@ -140,11 +154,15 @@ def _read_folder(path: Path) -> Source:
     rest = [name for name in names if name not in taken and name not in own]
     left = [name for name in rest if name in passed_by or name.lower().endswith(OTHER_WEIGHTS)]
     companions = tuple(name for name in rest if name not in left)
-    for name in companions:  # whether they can be copied should not show when hours of solving are over
+    for (
+        name
+    ) in companions:  # whether they can be copied should not show when hours of solving are over
         open_file(path / name).close()
         size = file_size(path / name)
         if size >= LARGE and not name.lower().endswith(TEXTS):
-            notes.append(f"{name} ({size:,} bytes) was copied as it is: if it holds weights, they are dense")
+            notes.append(
+                f"{name} ({size:,} bytes) was copied as it is: if it holds weights, they are dense"
+            )
     return Source(
         path=path,
         folder=True,
@@ -157,21 +175,30 @@ def _read_folder(path: Path) -> Source:
 
 
 def _read_shard(path: Path, here: str, name: str, choice: Choice) -> FlatFile:
-    """A file of weights; the names of a subfolder's tensors begin with the folder's, so that no two models' meet."""
+    """A file of weights; the names of a subfolder's tensors begin with the folder's, so that no two
+    models' meet.
+    """
     file = read_safetensors(path / name, name)
     for index, shards in choice.shards.items():
         absent = set(shards.get(name, ())) - {tensor.name for tensor in file.tensors}
         if absent:
-            raise InputError(f"{file.path} does not hold tensor {min(absent)!r}, which {path / index} says it does")
+            raise InputError(
+                f"{file.path} does not hold tensor {min(absent)!r}, which {path / index} says it "
+                "does"
+            )
     if not here:
         return file
     folder = as_text(here)
     check_name(folder, path / here)
-    return replace(file, tensors=tuple(replace(t, name=f"{folder}/{t.name}", folder=folder) for t in file.tensors))
+    return replace(
+        file,
+        tensors=tuple(replace(t, name=f"{folder}/{t.name}", folder=folder) for t in file.tensors),
+    )
 
 
 def _check_own(path: Path, names: list[str]) -> list[str]:
-    """What is to be said of files that are named like those that go beside pruned weights, and so are not taken along.
+    """What is to be said of files that are named like those that go beside pruned weights, and so
+    are not taken along.
 
     Those that an earlier run wrote need no word: this run writes its own.
     """
@@ -187,21 +214,30 @@ def _check_own(path: Path, names: list[str]) -> list[str]:
             if not is_weights(name):
                 foreign.append(name)
             elif dict(read_safetensors(path / name, name).metadata).get("format") != MASKS_FORMAT:
-                raise InputError(f"{path / name} holds weights, and masks/ is where masks are written: rename that folder")
-    return [f"{name} was not taken along: nmsolve writes a file of its own in its place" for name in foreign]
+                raise InputError(
+                    f"{path / name} holds weights, and masks/ is where masks are written: rename "
+                    "that folder"
+                )
+    return [
+        f"{name} was not taken along: nmsolve writes a file of its own in its place"
+        for name in foreign
+    ]
 
 
 def _pickled(path: Path, here: str, pickles: list[str]) -> InputError:
     first, folder = path / pickles[0], path / here
     return InputError(
-        f"{folder} holds its weights as pickle files ({_listed(pickles)}) and no .safetensors: they would stay dense, since "
-        f"loading them runs whatever code is in them. Convert {_each(pickles)}, if you trust it: {_conversion(first)}; "
-        f"or move it away, and prune the rest"
+        f"{folder} holds its weights as pickle files ({_listed(pickles)}) and no .safetensors: "
+        "they would stay dense, since loading them runs whatever code is in them. Convert "
+        f"{_each(pickles)}, if you trust it: {_conversion(first)}; or move it away, and prune the "
+        "rest"
     )
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(os.path.basename(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(os.path.basename(name) for name in names[:3]) + (
+        ", …" if len(names) > 3 else ""
+    )
 
 
 def _each(names: list[str]) -> str:
@@ -212,9 +248,16 @@ def _nothing_in(path: Path, names: list[str]) -> InputError:
     pickles = pickled_weights(names)
     if pickles:
         return InputError(
-            f"{path} holds pickle files ({_listed(pickles)}) and no .safetensors, and loading those runs whatever code is in them. "
-            f"Convert {_each(pickles)}, if you trust it: {_conversion(path / pickles[0])}"
+            f"{path} holds pickle files ({_listed(pickles)}) and no .safetensors, and loading "
+            f"those runs whatever code is in them. Convert {_each(pickles)}, if you trust it: "
+            f"{_conversion(path / pickles[0])}"
         )
     if (path / UNFINISHED).is_dir():
-        return InputError(f"{path} holds an unfinished run and no checkpoint yet: go on with it by resume=True (--resume)")
-    return InputError(f"{path} holds no .safetensors file" + (f"; it holds {', '.join(names[:5])}" if names else ""))
+        return InputError(
+            f"{path} holds an unfinished run and no checkpoint yet: go on with it by resume=True "
+            "(--resume)"
+        )
+    return InputError(
+        f"{path} holds no .safetensors file"
+        + (f"; it holds {', '.join(names[:5])}" if names else "")
+    )

@@ -1,4 +1,6 @@
-"""Files of weights: which tensors they hold, where, and how their bytes are read without reading all of them."""
+"""Files of weights: which tensors they hold, where, and how their bytes are read without reading
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,11 @@ class Readable(Protocol):
 class Stored:
     """A tensor in a file of weights.
 
-    dtype : as the file spells it. element : what NumPy reads its elements as; None if nothing here computes with them.
-    start, size : bytes it has in the body (see `WeightFile`). fortran : whether the first axis runs fastest.
-    folder : where its file lies in the checkpoint; a model in a folder of its own, as a pipeline has several, is one by itself, and
-    its tensors' names begin with the folder's.
+    dtype : as the file spells it. element : what NumPy reads its elements as; None if nothing here
+    computes with them. start, size : bytes it has in the body (see `WeightFile`). fortran : whether
+    the first axis runs fastest. folder : where its file lies in the checkpoint; a model in a folder
+    of its own, as a pipeline has several, is one by itself, and its tensors' names begin with the
+    folder's.
     """
 
     name: str
@@ -67,16 +70,21 @@ class Stored:
     def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
         """The tensor whose bytes a buffer holds."""
         assert self.element is not None
-        return buffer[: self.size].view(self.element).reshape(self.shape, order="F" if self.fortran else "C")
+        return (
+            buffer[: self.size]
+            .view(self.element)
+            .reshape(self.shape, order="F" if self.fortran else "C")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile(ABC):
-    """A file of weights, and the *body* that its pruned copy is written as: any part of it at any time, in any order.
+    """A file of weights, and the *body* that its pruned copy is written as: any part of it at any
+    time, in any order.
 
-    name : its path within the checkpoint. pieces : (offset, bytes) of the body that are not weights. size : of the body.
-    arrays : whether its tensors are arrays as `nmsolve.solve` takes them, rather than a model's named parameters.
-    metadata : what the file says about itself.
+    name : its path within the checkpoint. pieces : (offset, bytes) of the body that are not
+    weights. size : of the body. arrays : whether its tensors are arrays as `nmsolve.solve` takes
+    them, rather than a model's named parameters. metadata : what the file says about itself.
     """
 
     path: Path
@@ -124,7 +132,10 @@ class WeightFile(ABC):
         while filled < len(part):
             count = stream.readinto(part[filled:])
             if not count:
-                raise InputError(f"{self.path}: tensor {tensor.name!r} ends early: the file has become shorter since it was opened")
+                raise InputError(
+                    f"{self.path}: tensor {tensor.name!r} ends early: the file has become shorter "
+                    "since it was opened"
+                )
             filled += count
 
 
@@ -138,7 +149,10 @@ def allocate(size: int, path: Path, name: str) -> NDArray[np.uint8]:
 
 def out_of_memory(size: int, path: Path, name: str) -> NMSolveError:
     """The error for a tensor that is too large for this machine."""
-    return NMSolveError(f"{path}: tensor {name!r} needs more memory than there is: {size:,} bytes, and what its mask takes")
+    return NMSolveError(
+        f"{path}: tensor {name!r} needs more memory than there is: {size:,} bytes, and what its "
+        "mask takes"
+    )
 
 
 class FlatFile(WeightFile):
@@ -158,12 +172,15 @@ class FlatFile(WeightFile):
         """Nothing is left to do."""
 
 
-#: Unicode's classes of control characters, of invisible ones that turn text around, of line ends, and of half characters.
+#: Unicode's classes of control characters, of invisible ones that turn text around, of line ends,
+#: and of half characters.
 _CONTROL = ("Cc", "Cf", "Zl", "Zp", "Cs")
 
 
 def check_name(name: str, path: Path) -> None:
-    """Raise InputError for a tensor whose name is a way out of a folder, or hides something from a terminal."""
+    """Raise InputError for a tensor whose name is a way out of a folder, or hides something from a
+    terminal.
+    """
     parts = re.split(r"[/\\]", name)
     if (
         ".." in parts
@@ -172,8 +189,9 @@ def check_name(name: str, path: Path) -> None:
         or any(category(c) in _CONTROL for c in name)
     ):
         raise InputError(
-            f"{path}: tensor {name!r} is named like a path out of its folder, or with control characters; "
-            f"no model names a tensor so: do not trust this file, or rename the tensor in it"
+            f"{path}: tensor {name!r} is named like a path out of its folder, or with control "
+            "characters; no model names a tensor so: do not trust this file, or rename the tensor "
+            "in it"
         )
 
 

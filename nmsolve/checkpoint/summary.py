@@ -1,4 +1,6 @@
-"""What pruning a checkpoint came to: `TensorReport`, one a tensor, and `PruneReport`, which is report.json."""
+"""What pruning a checkpoint came to: `TensorReport`, one a tensor, and `PruneReport`, which is
+report.json.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,13 @@ LARGEST = 1e300
 class TensorReport:
     """What became of one tensor.
 
-    file : its file's name in the checkpoint. dtype : as safetensors (or NumPy) spells it.
-    pattern : None where the tensor is kept dense, and reason says why. axis : its axis that groups lie along.
-    padding : as for `nmsolve.solve`. status, objective, bound, gap : as `nmsolve.solve` returns them.
-    total : float64 Σ|W|. kept : entries that the mask keeps. digest : SHA-256 of the pruned tensor's bytes, also where masks alone
-    are written; None for a tensor that is not read. mask_digest : of its packed mask's. seconds : spent on reading, solving and
-    writing; None if unknown.
+    file : its file's name in the checkpoint. dtype : as safetensors (or NumPy) spells it. pattern :
+    None where the tensor is kept dense, and reason says why. axis : its axis that groups lie along.
+    padding : as for `nmsolve.solve`. status, objective, bound, gap : as `nmsolve.solve` returns
+    them. total : float64 Σ|W|. kept : entries that the mask keeps. digest : SHA-256 of the pruned
+    tensor's bytes, also where masks alone are written; None for a tensor that is not read.
+    mask_digest : of its packed mask's. seconds : spent on reading, solving and writing; None if
+    unknown.
     """
 
     file: str
@@ -78,9 +81,9 @@ class TensorReport:
 class FileReport:
     """A file of weights: what it was in the source, and what was made of it.
 
-    name : within the checkpoint. header : SHA-256 of all in it that is not of a tensor, which the copy has as well.
-    source_size, size, masks_size : bytes of the source, of its pruned copy (None where masks alone are written) and of its masks'
-    file (None where it has none).
+    name : within the checkpoint. header : SHA-256 of all in it that is not of a tensor, which the
+    copy has as well. source_size, size, masks_size : bytes of the source, of its pruned copy (None
+    where masks alone are written) and of its masks' file (None where it has none).
     """
 
     name: str
@@ -103,8 +106,8 @@ class CopiedFile:
 class Times:
     """What times.json holds.
 
-    seconds : by tensor. modified : when each file of the source was, in ns. report : SHA-256 of report.json. Older versions wrote
-    neither of these.
+    seconds : by tensor. modified : when each file of the source was, in ns. report : SHA-256 of
+    report.json. Older versions wrote neither of these.
     """
 
     seconds: Mapping[str, float]
@@ -116,11 +119,11 @@ class Times:
 class PruneReport:
     """What pruning came to, tensor by tensor. Prints as a table, without vectors.
 
-    source : what was pruned, by its file or folder name. settings : pattern (one, or glob → pattern), method, include, exclude,
-    padding.
-    left_behind : files of the source that were not taken along, since they hold weights that were not pruned.
-    notes : what else should be known about which files were taken.
-    nmsolve : the version that wrote it; None from versions that noted none. files, copied : of the checkpoint.
+    source : what was pruned, by its file or folder name. settings : pattern (one, or glob →
+    pattern), method, include, exclude, padding. left_behind : files of the source that were not
+    taken along, since they hold weights that were not pruned. notes : what else should be known
+    about which files were taken. nmsolve : the version that wrote it; None from versions that noted
+    none. files, copied : of the checkpoint.
     """
 
     source: str
@@ -150,18 +153,30 @@ class PruneReport:
     @property
     def density(self) -> float:
         """The share of all entries that is kept, those of dense tensors included."""
-        return sum(t.weights if t.kept is None else t.kept for t in self.tensors) / max(1, self.weights)
+        return sum(t.weights if t.kept is None else t.kept for t in self.tensors) / max(
+            1, self.weights
+        )
 
     @property
     def share(self) -> float | None:
         """The share of Σ|W| of the pruned tensors that is kept."""
         known = [t for t in self.pruned if t.objective is not None and t.total is not None]
         total = exact_sum([t.total for t in known if t.total is not None])
-        return (exact_sum([t.objective for t in known if t.objective is not None]) / total if total else 1.0) if known else None
+        return (
+            (
+                exact_sum([t.objective for t in known if t.objective is not None]) / total
+                if total
+                else 1.0
+            )
+            if known
+            else None
+        )
 
     @property
     def gap(self) -> float | None:
-        """(bound − objective) / bound of the sums over the pruned tensors; None if one of them has no bound."""
+        """(bound − objective) / bound of the sums over the pruned tensors; None if one of them has
+        no bound.
+        """
         bounds = [t.bound for t in self.pruned]
         if not bounds or None in bounds:
             return None
@@ -184,7 +199,9 @@ class PruneReport:
         ]
         head = ("tensor", "dtype", "shape", "pattern", "kept |W|", "gap", "status")
         vectors = sum(len(t.shape) < 2 for t in self.tensors)
-        without = f"\nand {vectors} tensors with fewer than two axes, which stay dense" if vectors else ""
+        without = (
+            f"\nand {vectors} tensors with fewer than two axes, which stay dense" if vectors else ""
+        )
         left = f"\nleft behind: {', '.join(self.left_behind)}" if self.left_behind else ""
         notes = "".join(f"\nnote: {note}" for note in self.notes)
         return f"{table(head, rows, {4, 5})}{without}\n{self.conclusion}{left}{notes}"
@@ -192,19 +209,25 @@ class PruneReport:
     @property
     def conclusion(self) -> str:
         """The last lines of the table: all tensors together."""
-        share = "" if self.share is None else f"\nwhere pruned, {100 * self.share:.2f} % of |W| kept"
+        share = (
+            "" if self.share is None else f"\nwhere pruned, {100 * self.share:.2f} % of |W| kept"
+        )
         proof = ", no bound" if self.gap is None else f", certified gap {self.gap:.1e}"
         covered = sum(t.weights for t in self.pruned) / max(1, self.weights)
         return (
-            f"{len(self.pruned)} of {len(self.tensors)} tensors pruned, {100 * covered:.1f} % of {self.weights:,} weights; "
-            f"density of the whole {self.density:.4f}{share}{proof if share else ''}"
+            f"{len(self.pruned)} of {len(self.tensors)} tensors pruned, {100 * covered:.1f} % of "
+            f"{self.weights:,} weights; density of the whole "
+            f"{self.density:.4f}{share}{proof if share else ''}"
         )
 
     def to_json(self) -> str:
-        """report.json: everything but seconds, so that it is the same, byte for byte, for every number of threads and processes."""
+        """report.json: everything but seconds, so that it is the same, byte for byte, for every
+        number of threads and processes.
+        """
         names = [field.name for field in fields(TensorReport) if field.name != "seconds"]
         tensors = [
-            {name: getattr(t, name) for name in names} | {"pattern": None if t.pattern is None else str(t.pattern)}
+            {name: getattr(t, name) for name in names}
+            | {"pattern": None if t.pattern is None else str(t.pattern)}
             for t in self.tensors
         ]
         whole = {
@@ -246,25 +269,40 @@ class PruneReport:
                 nmsolve=str(whole["nmsolve"]),
                 files=tuple(_file(entry) for entry in whole["files"]),
                 copied=tuple(
-                    CopiedFile(name=str(entry["name"]), size=int(entry["size"]), digest=str(entry["digest"]))
+                    CopiedFile(
+                        name=str(entry["name"]),
+                        size=int(entry["size"]),
+                        digest=str(entry["digest"]),
+                    )
                     for entry in whole["copied"]
                 ),
             )
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"{where} is not a report that `nmsolve prune` wrote (version {VERSION}): {error}") from error
+            raise InputError(
+                f"{where} is not a report that `nmsolve prune` wrote (version {VERSION}): {error}"
+            ) from error
 
     def times_json(self, modified: Mapping[str, int]) -> str:
-        """times.json: seconds by tensor, and when each file of the source was modified, apart from the rest because no two runs
-        have the same; and the digest of report.json, which cannot hold its own.
+        """times.json: seconds by tensor, and when each file of the source was modified, apart from
+        the rest because no two runs have the same; and the digest of report.json, which cannot hold
+        its own.
         """
         seconds = {t.name: round(t.seconds, 6) for t in self.tensors if t.seconds is not None}
         report = hashlib.sha256(self.to_json().encode()).hexdigest()
-        whole = {"format": TIMES_FORMAT, "version": 1, "report": report, "seconds": seconds, "modified": dict(modified)}
+        whole = {
+            "format": TIMES_FORMAT,
+            "version": 1,
+            "report": report,
+            "seconds": seconds,
+            "modified": dict(modified),
+        }
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
     def timed(self, seconds: Mapping[str, float]) -> PruneReport:
         """This report with the seconds of each tensor, by name."""
-        return replace(self, tensors=tuple(replace(t, seconds=seconds.get(t.name)) for t in self.tensors))
+        return replace(
+            self, tensors=tuple(replace(t, seconds=seconds.get(t.name)) for t in self.tensors)
+        )
 
     def __iter__(self) -> Iterator[TensorReport]:
         return iter(self.tensors)
@@ -278,7 +316,11 @@ _DIGESTS = ("digest", "mask_digest")
 
 
 def _tensor(entry: Mapping[str, Any], version: int) -> TensorReport:
-    known = {field.name for field in fields(TensorReport)} - {"seconds"} - (set(_DIGESTS) if version == FIRST else set())
+    known = (
+        {field.name for field in fields(TensorReport)}
+        - {"seconds"}
+        - (set(_DIGESTS) if version == FIRST else set())
+    )
     if set(entry) != known:
         raise ValueError(f"a tensor has fields {sorted(entry)}")
     numbers = {key: None if entry[key] is None else float(entry[key]) for key in _NUMBERS}
@@ -286,11 +328,18 @@ def _tensor(entry: Mapping[str, Any], version: int) -> TensorReport:
     pattern = None if entry["pattern"] is None else Pattern.parse(entry["pattern"])
     integers = {key: None if entry[key] is None else int(entry[key]) for key in ("axis", "kept")}
     shape = tuple(int(size) for size in entry["shape"])
-    if not all(number is None or abs(number) < LARGEST for number in numbers.values()) or min(shape, default=0) < 0:
-        raise ValueError(f"tensor {entry['name']!r} has numbers that are not finite, or a negative size")
+    if (
+        not all(number is None or abs(number) < LARGEST for number in numbers.values())
+        or min(shape, default=0) < 0
+    ):
+        raise ValueError(
+            f"tensor {entry['name']!r} has numbers that are not finite, or a negative size"
+        )
     axis, kept = integers["axis"], integers["kept"]
     if (axis is None) != (pattern is None) or (axis is not None and not 0 <= axis < len(shape)):
-        raise ValueError(f"tensor {entry['name']!r} has pattern {pattern}, axis {axis} and shape {shape}")
+        raise ValueError(
+            f"tensor {entry['name']!r} has pattern {pattern}, axis {axis} and shape {shape}"
+        )
     if kept is not None and not 0 <= kept <= math.prod(shape):
         raise ValueError(f"tensor {entry['name']!r} keeps {kept} entries of shape {shape}")
     names = {key: str(entry[key]) for key in ("file", "name", "dtype")}
@@ -303,11 +352,18 @@ def _string(value: object) -> str | None:
 
 def _file(entry: Mapping[str, Any]) -> FileReport:
     sizes = {key: None if entry[key] is None else int(entry[key]) for key in ("size", "masks_size")}
-    return FileReport(name=str(entry["name"]), header=str(entry["header"]), source_size=int(entry["source_size"]), **sizes)
+    return FileReport(
+        name=str(entry["name"]),
+        header=str(entry["header"]),
+        source_size=int(entry["source_size"]),
+        **sizes,
+    )
 
 
 def read_times(path: Path) -> Times:
-    """What `PruneReport.times_json` wrote, or an earlier version: seconds alone; InputError for anything else."""
+    """What `PruneReport.times_json` wrote, or an earlier version: seconds alone; InputError for
+    anything else.
+    """
     whole = read_json(path, "an object of seconds by tensor")
     try:
         modified: dict[str, int] = {}

@@ -25,8 +25,14 @@ class Target:
 
     @property
     def work(self) -> Path:
-        """The folder of an unfinished run: on the same file system, so that finished files can be renamed into place."""
-        return self.path / UNFINISHED if self.folder else self.path.with_name(f".{self.path.name}{UNFINISHED}")
+        """The folder of an unfinished run: on the same file system, so that finished files can be
+        renamed into place.
+        """
+        return (
+            self.path / UNFINISHED
+            if self.folder
+            else self.path.with_name(f".{self.path.name}{UNFINISHED}")
+        )
 
     def weights(self, name: str) -> Path:
         """The final place of a file of weights."""
@@ -41,12 +47,16 @@ class Target:
     @property
     def report(self) -> Path:
         """report.json in a folder, NAME.report.json beside a file."""
-        return self.path / REPORT if self.folder else self.path.with_name(f"{self.path.stem}.{REPORT}")
+        return (
+            self.path / REPORT if self.folder else self.path.with_name(f"{self.path.stem}.{REPORT}")
+        )
 
     @property
     def times(self) -> Path:
         """As `report`: times.json."""
-        return self.path / TIMES if self.folder else self.path.with_name(f"{self.path.stem}.{TIMES}")
+        return (
+            self.path / TIMES if self.folder else self.path.with_name(f"{self.path.stem}.{TIMES}")
+        )
 
 
 def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
@@ -59,34 +69,55 @@ def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
     """
     if source.folder:
         if dst.exists() and not dst.is_dir():
-            raise InputError(f"DST {dst} is a file, and SRC {source.path} a folder: name a folder that is new or empty")
+            raise InputError(
+                f"DST {dst} is a file, and SRC {source.path} a folder: name a folder that is new "
+                "or empty"
+            )
         target = Target(path=dst, folder=True, weights_too=weights_too)
     else:
         suffix = source.path.suffix if weights_too else ".safetensors"
         if dst.is_dir():
             dst = dst / (source.path.name if weights_too else source.path.stem + SUFFIX)
         if dst.suffix.lower() != suffix.lower():
-            kind = f"a pruned copy of {source.path} is of the same kind" if weights_too else "that is how masks are kept"
-            raise InputError(f"{dst} must end in {suffix}, since {kind}; or be a folder that exists")
+            kind = (
+                f"a pruned copy of {source.path} is of the same kind"
+                if weights_too
+                else "that is how masks are kept"
+            )
+            raise InputError(
+                f"{dst} must end in {suffix}, since {kind}; or be a folder that exists"
+            )
         target = Target(path=dst, folder=False, weights_too=weights_too)
-    src, out = Path(os.path.realpath(source.path)), Path(os.path.realpath(target.path))  # which follows no link in circles
+    src, out = (
+        Path(os.path.realpath(source.path)),
+        Path(os.path.realpath(target.path)),
+    )  # which follows no link in circles
     if src == out or (out.exists() and os.path.samefile(src, out)):
         raise InputError(f"DST {dst} is SRC, which is never written to: name another place")
     if source.folder and (src in out.parents or out in src.parents):
-        raise InputError(f"DST {dst} and SRC {source.path} lie one in the other, and SRC is never written to: name another place")
+        raise InputError(
+            f"DST {dst} and SRC {source.path} lie one in the other, and SRC is never written to: "
+            "name another place"
+        )
     return target
 
 
 def check_vacant(source: Source, target: Target) -> None:
     """Raise InputError if anything is where the pruned checkpoint would go."""
     if target.folder:
-        there = sorted(entry.name for entry in target.path.iterdir()) if target.path.is_dir() else []
+        there = (
+            sorted(entry.name for entry in target.path.iterdir()) if target.path.is_dir() else []
+        )
         there = [name for name in there if name != UNFINISHED]
         if there:
             shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
             raise InputError(f"DST {target.path} is not empty (it has {shown}): name a new folder")
         return
     name = source.files[0].name
-    for path in dict.fromkeys((target.weights(name), target.masks(name), target.report, target.times)):
+    for path in dict.fromkeys(
+        (target.weights(name), target.masks(name), target.report, target.times)
+    ):
         if path.exists() or path.is_symlink():
-            raise InputError(f"{path} exists, and nothing is overwritten: name another DST, or move it away")
+            raise InputError(
+                f"{path} exists, and nothing is overwritten: name another DST, or move it away"
+            )

@@ -1,11 +1,12 @@
-"""A run that is not finished: a folder with parts of files, journals of what is done, and how it becomes the checkpoint.
+"""A run that is not finished: a folder with parts of files, journals of what is done, and how it
+becomes the checkpoint.
 
 Whatever a kill interrupts, one of three states is on disk, and `--resume` goes on from each:
 
-1. Tensors are being written. A journal names a tensor only after its bytes have been synced, so what a journal names is
-   there, and everything else is written again.
-2. publish.json exists: every file is whole, synced, and waits to be renamed into its place, the index last. Without run.json
-   all have been, and the folder is being removed.
+1. Tensors are being written. A journal names a tensor only after its bytes have been synced, so
+   what a journal names is there, and everything else is written again.
+2. publish.json exists: every file is whole, synced, and waits to be renamed into its place, the
+   index last. Without run.json all have been, and the folder is being removed.
 3. publish.json is gone, and run.json too: all is in place.
 """
 
@@ -27,7 +28,8 @@ from nmsolve.errors import InputError
 
 RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
 WEIGHTS, MASKS, COPIED, REST = "weights", "masks", "copied", "rest"
-#: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can cost.
+#: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can
+#: cost.
 SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
 #: Under which a run notes size, time and header of each file that it reads.
 SOURCE = "files of the source"
@@ -45,7 +47,8 @@ class Unfinished:
         self._lock: BinaryIO | None = None
 
     def hold(self) -> None:
-        """Keep other runs away until `release`; the system lets go when the process ends, however it does.
+        """Keep other runs away until `release`; the system lets go when the process ends, however
+        it does.
 
         Raises
         ------
@@ -53,14 +56,19 @@ class Unfinished:
             If another run holds it.
         """
         if self.path.is_symlink():
-            raise InputError(f"{self.path} is a link, and the folder of a run is emptied in the end: remove the link")
+            raise InputError(
+                f"{self.path} is a link, and the folder of a run is emptied in the end: remove the "
+                "link"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         lock = open(self.path / LOCK, "ab")  # noqa: SIM115 — held open on purpose
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise InputError(f"another run is writing {self.path}: wait for it, or end it") from None
+            raise InputError(
+                f"another run is writing {self.path}: wait for it, or end it"
+            ) from None
         self._lock = lock
 
     def release(self) -> None:
@@ -70,7 +78,9 @@ class Unfinished:
             self._lock = None
 
     def discard(self) -> None:
-        """Remove the folder, if a kill left it empty after the last file had been put into its place."""
+        """Remove the folder, if a kill left it empty after the last file had been put into its
+        place.
+        """
         if self.path.exists():
             self.path.rmdir()
 
@@ -92,9 +102,13 @@ class Unfinished:
         for key, now in json.loads(json.dumps(run)).items():
             then = began.get(key)
             if isinstance(then, dict) and isinstance(now, dict) and key in (SOURCE, PLAN):
-                names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)][:3]
+                names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)][
+                    :3
+                ]
                 found += [
-                    f"{name} has changed since" if key == SOURCE else f"{name}: {then.get(name)} then, {now.get(name)} now"
+                    f"{name} has changed since"
+                    if key == SOURCE
+                    else f"{name}: {then.get(name)} then, {now.get(name)} now"
                     for name in names
                 ]
             elif then != now:
@@ -106,7 +120,9 @@ class Unfinished:
         return self.path / kind / name
 
     def prepare(self, kind: str, name: str, size: int, pieces: Iterable[tuple[int, bytes]]) -> None:
-        """Make a part of its full size, so that a full disk shows now, with all that is not tensors in it."""
+        """Make a part of its full size, so that a full disk shows now, with all that is not tensors
+        in it.
+        """
         path = self.body(kind, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming(f"making room for {path} ({size:,} bytes)"):
@@ -145,7 +161,9 @@ class Unfinished:
         return self.path / f"journal-{rank}-{number}.jsonl"
 
     def publish(self, moves: Moves) -> None:
-        """Rename whole, synced files of this folder into their places beside it, in this order, and remove the folder."""
+        """Rename whole, synced files of this folder into their places beside it, in this order, and
+        remove the folder.
+        """
         write_whole(self.path / PUBLISH, json.dumps(self._relative(moves)))
         self.go_on_publishing(moves)
 
@@ -163,21 +181,32 @@ class Unfinished:
             If it was begun with other moves, or something has appeared in a file's place.
         """
         if read_json(self.path / PUBLISH, "a note of this run") != self._relative(moves):
-            raise InputError(f"{self.path / PUBLISH} is damaged: remove {self.path}, and begin again")
+            raise InputError(
+                f"{self.path / PUBLISH} is damaged: remove {self.path}, and begin again"
+            )
         for made, place in moves if self.begun else ():
             if not made.exists():
                 continue
             if os.path.lexists(place):
                 raise InputError(
-                    f"{place} appeared while this run was at work, and nothing is overwritten: move it away, and resume"
+                    f"{place} appeared while this run was at work, and nothing is overwritten: "
+                    "move it away, and resume"
                 )
             with naming(f"renaming {made} to {place}"):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(made, place)
         top = self.path.parent
-        for folder in {folder for _, place in moves for folder in place.parents if folder == top or top in folder.parents}:
+        for folder in {
+            folder
+            for _, place in moves
+            for folder in place.parents
+            if folder == top or top in folder.parents
+        }:
             sync_folder(folder)
-        last = (RUN, PUBLISH)  # in this order: a kill in between leaves a run that knows how far it was
+        last = (
+            RUN,
+            PUBLISH,
+        )  # in this order: a kill in between leaves a run that knows how far it was
         for entry in sorted(self.path.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -189,7 +218,10 @@ class Unfinished:
         self.release()
 
     def _relative(self, moves: Moves) -> list[list[str]]:
-        return [[str(made.relative_to(self.path)), str(place.relative_to(self.path.parent))] for made, place in moves]
+        return [
+            [str(made.relative_to(self.path)), str(place.relative_to(self.path.parent))]
+            for made, place in moves
+        ]
 
 
 class Writer:
@@ -202,9 +234,15 @@ class Writer:
         self._bytes = 0
         self._synced = time.monotonic()
         self._hashing = ThreadPoolExecutor(1)
-        self._journal = os.open(unfinished.journal(rank), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._journal = os.open(
+            unfinished.journal(rank),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+            0o666,
+        )
 
-    def write(self, kind: str, name: str, start: int, data: memoryview, hashed: hashlib._Hash) -> None:
+    def write(
+        self, kind: str, name: str, start: int, data: memoryview, hashed: hashlib._Hash
+    ) -> None:
         """Bytes of a part, from an offset on, which are hashed meanwhile."""
         path = self._unfinished.body(kind, name)
         if path not in self._open:
@@ -214,7 +252,8 @@ class Writer:
             self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         hashing = self._hashing.submit(hashed.update, data)
         write_at(self._open[path], data, start)
-        # Sends the pages on their way while the next tensor is solved, so that a sync finds most of them written.
+        # Sends the pages on their way while the next tensor is solved, so that a sync finds most of
+        # them written.
         os.posix_fadvise(self._open[path], start, len(data), os.POSIX_FADV_DONTNEED)
         self._bytes += len(data)
         hashing.result()
@@ -227,7 +266,9 @@ class Writer:
 
     def sync(self) -> None:
         """Bring all that is finished to the disk, and only then name it in the journal."""
-        with naming(f"bringing {self._unfinished.path} to the disk; resume=True (--resume) goes on"):
+        with naming(
+            f"bringing {self._unfinished.path} to the disk; resume=True (--resume) goes on"
+        ):
             for descriptor in self._open.values():
                 os.fdatasync(descriptor)
             lines = "".join(json.dumps(entry) + "\n" for entry in self._pending).encode()

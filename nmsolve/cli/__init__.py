@@ -1,9 +1,10 @@
-"""The command line: `nmsolve demo | solve | prune | verify | report | diversity | methods | completion`. Parses, calls, prints.
+"""The command line: `nmsolve demo | solve | prune | verify | report | diversity | methods |
+completion`. Parses, calls, prints.
 
-Exit codes: 0; 1 for a mask or weights that violate their pattern; 2 for input that cannot be worked with, or a result that is
-nowhere because stdout could not be written; 3 for an error of nmsolve's own, with a traceback; 130 for Ctrl-C. What a command
-has written to files, or found to hold, stands whatever becomes of stdout and stderr, and a reader that goes away early (`| head`)
-is no failure.
+Exit codes: 0; 1 for a mask or weights that violate their pattern; 2 for input that cannot be worked
+with, or a result that is nowhere because stdout could not be written; 3 for an error of nmsolve's
+own, with a traceback; 130 for Ctrl-C. What a command has written to files, or found to hold, stands
+whatever becomes of stdout and stderr, and a reader that goes away early (`| head`) is no failure.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from nmsolve.starting import INTERRUPTED
 COMPLETE = "_NMSOLVE_COMPLETE"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, no_args_is_help=False)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    no_args_is_help=False,
+)
 @click.version_option(nmsolve.__version__, prog_name="nmsolve", message="%(prog)s %(version)s")
 def nmsolve_command() -> None:
     """The best N:M sparsity mask of a weight matrix, with a proof that it is the best."""
@@ -40,8 +44,9 @@ for _command in (demo, solve, prune, verify, report, diversity, methods, complet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Without arguments this process is the command: then Ctrl-C and closed streams too
-    are answered as a command should, until it has ended."""
+    """Run one command and return its exit code. Without arguments this process is the command: then
+    Ctrl-C and closed streams too are answered as a command should, until it has ended.
+    """
     if argv is not None:
         with guarded_streams(own=False) as streams:
             return _run(argv, *streams)
@@ -66,7 +71,9 @@ def _run(argv: Sequence[str], out: Stream, err: Stream) -> int:
         if code or lost is None:
             return code
         if done:
-            print(f"nmsolve: stdout cannot be written ({lost}), but all else is done", file=sys.stderr)
+            print(
+                f"nmsolve: stdout cannot be written ({lost}), but all else is done", file=sys.stderr
+            )
             return 0
         show_error(f"stdout cannot be written: {lost}")
         return 2
@@ -79,7 +86,9 @@ def _run(argv: Sequence[str], out: Stream, err: Stream) -> int:
 
 
 def _stopped(err: Stream) -> int:
-    print(f"{STOPPING.clear}nmsolve: stopped", file=err)  # stderr may still be a live bar's, which lets no escapes pass
+    print(
+        f"{STOPPING.clear}nmsolve: stopped", file=err
+    )  # stderr may still be a live bar's, which lets no escapes pass
     return INTERRUPTED
 
 
@@ -107,5 +116,9 @@ def _answer(argv: Sequence[str]) -> tuple[int, bool]:
     except (NMSolveError, OSError, MemoryError) as error:
         if STOPPING.pressed:
             raise
-        show_error(f"out of memory: {error}".removesuffix(": ") if isinstance(error, MemoryError) else error)
+        show_error(
+            f"out of memory: {error}".removesuffix(": ")
+            if isinstance(error, MemoryError)
+            else error
+        )
         return 2, False

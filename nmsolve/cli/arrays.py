@@ -20,7 +20,20 @@ from nmsolve.result import relative_gap
 from nmsolve.validate import read_scores
 
 #: Names under which another kind of file than a .npy is expected.
-OTHER_KINDS = (".npz", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".gguf", ".json", ".csv", ".txt", ".html")
+OTHER_KINDS = (
+    ".npz",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+    ".h5",
+    ".gguf",
+    ".json",
+    ".csv",
+    ".txt",
+    ".html",
+)
 
 
 def is_array(path: Path) -> bool:
@@ -38,7 +51,9 @@ def _load(path: Path) -> NDArray[Any]:
 
     with open_file(path) as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
-            raise nmsolve.InputError(f"{path} is not a .npy file; write one with np.save(path, array)")
+            raise nmsolve.InputError(
+                f"{path} is not a .npy file; write one with np.save(path, array)"
+            )
         file.seek(0)
         try:
             array: NDArray[Any] = np.load(file, allow_pickle=False)
@@ -48,12 +63,18 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -> None:
-    """Solve the last blocks, so that the time reported for all of them has no kernel to load. Errors are left to the real call."""
+    """Solve the last blocks, so that the time reported for all of them has no kernel to load.
+    Errors are left to the real call.
+    """
     m = pattern.m
     if weights.ndim < 2:
         return
     rows, cols = weights.shape[-2:]
-    corner: tuple[Any, ...] = (*(0,) * (weights.ndim - 2), slice(-(m + rows % m), None), slice(-(m + cols % m), None))
+    corner: tuple[Any, ...] = (
+        *(0,) * (weights.ndim - 2),
+        slice(-(m + rows % m), None),
+        slice(-(m + cols % m), None),
+    )
     scores = options.get("scores")
     if scores is not None and scores.shape == weights.shape:
         options = options | {"scores": scores[corner]}
@@ -61,7 +82,14 @@ def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -
         nmsolve.solve(weights[corner], pattern, **options)
 
 
-def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, Any], out: Path | None, force: bool) -> int:
+def solve(
+    path: Path,
+    pattern: Pattern,
+    scores: Path | None,
+    options: dict[str, Any],
+    out: Path | None,
+    force: bool,
+) -> int:
     """Solve an array, print what came of it, and write the mask if there is a place for it."""
     from nmsolve.checkpoint.output import Output
 
@@ -69,7 +97,8 @@ def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, 
     with nullcontext() if out is None else Output(out, inputs=inputs, force=force) as output:
         if output is not None and output.is_file and output.path.suffix.lower() in OTHER_KINDS:
             raise nmsolve.InputError(
-                f"a mask is written as .npy, or bit-packed as .safetensors, and {out} would be taken for neither"
+                f"a mask is written as .npy, or bit-packed as .safetensors, and {out} would be "
+                "taken for neither"
             )
         weights = _load(path)
         if scores is not None:
@@ -84,7 +113,10 @@ def solve(path: Path, pattern: Pattern, scores: Path | None, options: dict[str, 
         tell(f"bound      {_number(result.bound, '.12g')}")
         tell(f"gap        {_number(result.gap, '.1e')}")
         seconds, speed = result.stats["seconds"], result.stats["weights_per_second"] / 1e6
-        tell(f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, kernels loaded)")
+        tell(
+            f"speed      {speed:.3g} Mw/s ({seconds:.3g} s, threads: {result.stats['threads']}, "
+            "kernels loaded)"
+        )
         if output is not None:
             output.write(*_as_npy(result.mask))
             stands()
@@ -104,7 +136,9 @@ def _number(value: float | None, form: str) -> str:
 
 
 def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) -> int:
-    """Check an array, print what was found, and compare a mask with the optimum of the weights if they are given."""
+    """Check an array, print what was found, and compare a mask with the optimum of the weights if
+    they are given.
+    """
     mask = _load(path)
     report = nmsolve.verify(mask, pattern, padding=padding)
     stands()
@@ -115,11 +149,15 @@ def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) ->
         weights = _load(compared)
         if mask.dtype != np.bool_ or mask.shape != weights.shape:
             raise nmsolve.InputError(
-                f"--weights needs a bool mask of their shape {weights.shape}, but {path} is {mask.dtype} {mask.shape}"
+                f"--weights needs a bool mask of their shape {weights.shape}, but {path} is "
+                f"{mask.dtype} {mask.shape}"
             )
         best = nmsolve.solve(weights, pattern, padding=padding)
         best.verify(weights)
         kept = objective(read_scores(weights, None, best.pattern), mask)
         bound = best.objective if best.bound is None else best.bound
-        show(f"kept |W| {kept:.12g}, certified bound {bound:.12g}, gap {relative_gap(kept, bound):.1e}")
+        show(
+            f"kept |W| {kept:.12g}, certified bound {bound:.12g}, gap "
+            f"{relative_gap(kept, bound):.1e}"
+        )
     return 0

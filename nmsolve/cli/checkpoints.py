@@ -29,8 +29,10 @@ from nmsolve.validate import PADDINGS
 
 #: What a user of a language model must know before relying on `prune` alone (docs/checkpoints.md).
 BY_MAGNITUDE = (
-    "Every mask keeps the largest |W|, and no data were looked at. That alone ruins a language model: tens of times the\n"
-    "perplexity at 2:4. Use nmsolve.torch.sparsegpt_ or adaprune_ with calibration inputs (docs/pruning.md), or train it\n"
+    "Every mask keeps the largest |W|, and no data were looked at. That alone ruins a language "
+    "model: tens of times the\n"
+    "perplexity at 2:4. Use nmsolve.torch.sparsegpt_ or adaprune_ with calibration inputs "
+    "(docs/pruning.md), or train it\n"
     "under its masks (sparsify_, docs/training.md), and measure the model before it is used."
 )
 
@@ -42,7 +44,8 @@ BY_MAGNITUDE = (
         "nmsolve prune model.safetensors model-24.safetensors --pattern 2:4",
         "nmsolve prune Llama-3-8B/ Llama-3-8B-24T/ --pattern 2:4T --exclude lm_head",
         "nmsolve prune in/ out/ --pattern '*.mlp.*=4:8T' --pattern '*.k_proj=dense' --pattern 2:4",
-        "nmsolve prune in/ out/ --pattern 2:4T --exclude lm_head --resume   # after a kill, Ctrl-C or a full disk",
+        "nmsolve prune in/ out/ --pattern 2:4T --exclude lm_head --resume   # after a kill, Ctrl-C "
+        "or a full disk",
         "torchrun --nproc-per-node 4 -m nmsolve prune in/ out/ --pattern 2:4T",
     ],
 )
@@ -57,20 +60,32 @@ BY_MAGNITUDE = (
     type=click.Choice(["skip", *PADDINGS]),
     default="skip",
     show_default=True,
-    help="For a weight whose shape the pattern does not divide: skip it, refuse, solve as if zeros followed, keep the rest.",
+    help="For a weight whose shape the pattern does not divide: skip it, refuse, solve as if zeros "
+    "followed, keep the rest.",
 )
 @threads_option
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run; begin one if there is none.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with an interrupted run; begin one if there is none."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of a table.")
-def prune(src: Path, dst: Path, pattern: str | None, patterns: tuple[str, ...], as_json: bool, **options: Any) -> int:
-    """Write DST, a copy of the checkpoint SRC in which every weight holds its pattern, with masks and report.json beside it.
+def prune(
+    src: Path,
+    dst: Path,
+    pattern: str | None,
+    patterns: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Write DST, a copy of the checkpoint SRC in which every weight holds its pattern, with masks
+    and report.json beside it.
 
-    SRC is a .safetensors file, a folder as Hugging Face lays it out, a .npy or a .npz file, and is never written to.
-    Tensors are read, solved and written one at a time. PATTERN may be given as --pattern.
+    SRC is a .safetensors file, a folder as Hugging Face lays it out, a .npy or a .npz file, and is
+    never written to. Tensors are read, solved and written one at a time. PATTERN may be given as
+    --pattern.
 
-    Masks keep the largest |W|: the best mask of a weight, not of a model. Pruned like this a language model is ruined (tens of
-    times the perplexity at 2:4) unless it is trained further; nmsolve.torch.sparsegpt_ and adaprune_ (docs/pruning.md) prune by
-    calibration data instead.
+    Masks keep the largest |W|: the best mask of a weight, not of a model. Pruned like this a
+    language model is ruined (tens of times the perplexity at 2:4) unless it is trained further;
+    nmsolve.torch.sparsegpt_ and adaprune_ (docs/pruning.md) prune by calibration data instead.
     """
     options["include"] = options["include"] or None
     asked = read_patterns([*([pattern] if pattern else []), *patterns])
@@ -81,16 +96,34 @@ def prune(src: Path, dst: Path, pattern: str | None, patterns: tuple[str, ...], 
 
 
 @click.command(
-    cls=Examples, examples=["nmsolve report pruned/ -o report.html", "nmsolve report pruned/ --against dense/ -o report.html"]
+    cls=Examples,
+    examples=[
+        "nmsolve report pruned/ -o report.html",
+        "nmsolve report pruned/ --against dense/ -o report.html",
+    ],
 )
 @click.argument("checkpoint", type=FILE)
-@click.option("--against", metavar="DENSE", type=FILE, help="The dense checkpoint: kept |W| and gap are computed anew from it.")
-@click.option("-o", "--out", metavar="PAGE", type=FILE, default="report.html", show_default=True, help="Where the page goes.")
+@click.option(
+    "--against",
+    metavar="DENSE",
+    type=FILE,
+    help="The dense checkpoint: kept |W| and gap are computed anew from it.",
+)
+@click.option(
+    "-o",
+    "--out",
+    metavar="PAGE",
+    type=FILE,
+    default="report.html",
+    show_default=True,
+    help="Where the page goes.",
+)
 @force_option
 def report(checkpoint: Path, against: Path | None, out: Path, force: bool) -> None:
     """Write one page about a pruned checkpoint, which works offline.
 
-    Kept |W|, gap, pattern, density and time by layer, masks to look at, and where sparsity is missing and why.
+    Kept |W|, gap, pattern, density and time by layer, masks to look at, and where sparsity is
+    missing and why.
     """
     from nmsolve.checkpoint import report as write_report
     from nmsolve.checkpoint.output import is_stdout
@@ -104,7 +137,9 @@ def report(checkpoint: Path, against: Path | None, out: Path, force: bool) -> No
     tell(f"written to {out}")
 
 
-def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options: Mapping[str, Any], as_json: bool) -> int:
+def run_and_show(
+    command: str, src: Path, dst: Path, pattern: Patterns, options: Mapping[str, Any], as_json: bool
+) -> int:
     """`prune` or `solve` a checkpoint, showing progress on stderr and what came of it on stdout."""
     from nmsolve import checkpoint
     from nmsolve.cli.progress import shown_progress
@@ -115,7 +150,10 @@ def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options:
             found = getattr(checkpoint, command)(src, dst, pattern, progress=progress, **options)
         except KeyboardInterrupt:
             progress.stop()
-            print(printable(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}"), file=sys.stderr)
+            print(
+                printable(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}"),
+                file=sys.stderr,
+            )
             return INTERRUPTED
     stands()
     if first_rank():
@@ -128,7 +166,9 @@ def run_and_show(command: str, src: Path, dst: Path, pattern: Patterns, options:
 
 
 def first_rank() -> bool:
-    """Whether this process speaks for the run: it is alone, whatever RANK says of another, or the first."""
+    """Whether this process speaks for the run: it is alone, whatever RANK says of another, or the
+    first.
+    """
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 

@@ -13,7 +13,9 @@ from nmsolve.errors import InputError
 from nmsolve.table import table
 
 
-@click.command(cls=Examples, short_help="Every method on a small trained network.", examples=["nmsolve demo"])
+@click.command(
+    cls=Examples, short_help="Every method on a small trained network.", examples=["nmsolve demo"]
+)
 @click.option(
     "--out",
     metavar="DIR",
@@ -47,7 +49,11 @@ def diversity(pattern: str, sizes: tuple[int, ...], shape: str | None) -> None:
 def methods(pattern: str | None) -> None:
     """The methods that serve a pattern, each with its guarantee."""
     kinds = {pattern: pattern} if pattern else {"row-wise": "2:4", "transposable": "2:4T"}
-    rows = [(kind, method, guarantee) for kind, example in kinds.items() for method, guarantee in nmsolve.methods(example).items()]
+    rows = [
+        (kind, method, guarantee)
+        for kind, example in kinds.items()
+        for method, guarantee in nmsolve.methods(example).items()
+    ]
     print(table(("pattern", "method", "guarantee"), rows))
 
 

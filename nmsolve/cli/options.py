@@ -28,7 +28,9 @@ class Examples(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
             for line in self.examples:
-                formatter.write(f"{'':{formatter.current_indent}}{line}\n")  # unwrapped, to be copied
+                formatter.write(
+                    f"{'':{formatter.current_indent}}{line}\n"
+                )  # unwrapped, to be copied
 
 
 def patterns_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,8 +40,9 @@ def patterns_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "patterns",
         multiple=True,
         metavar="PATTERN",
-        help=f"{PATTERN}. Several times as 'GLOB=PATTERN' for some tensors by name (the first that matches decides; GLOB=dense "
-        "keeps them dense), with or without one PATTERN for all others.",
+        help=f"{PATTERN}. Several times as 'GLOB=PATTERN' for some tensors by name (the first that "
+        "matches decides; GLOB=dense keeps them dense), with or without one PATTERN for all "
+        "others.",
     )(command)
 
 
@@ -47,27 +50,41 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--include and --exclude."""
     for name, text in (
         ("exclude", "Not the tensors of these names or modules"),
-        ("include", "Only the tensors of these names or modules; a full name also takes one that its name leaves dense"),
+        (
+            "include",
+            "Only the tensors of these names or modules; a full name also takes one that its name "
+            "leaves dense",
+        ),
     ):
-        command = click.option(f"--{name}", multiple=True, metavar="GLOB", help=f"{text}; may be given several times.")(command)
+        command = click.option(
+            f"--{name}", multiple=True, metavar="GLOB", help=f"{text}; may be given several times."
+        )(command)
     return command
 
 
 def method_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--method."""
     return click.option(
-        "--method", type=click.Choice(METHODS), default="auto", show_default=True, help="auto is exact; see `nmsolve methods`."
+        "--method",
+        type=click.Choice(METHODS),
+        default="auto",
+        show_default=True,
+        help="auto is exact; see `nmsolve methods`.",
     )(command)
 
 
 def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--threads."""
-    return click.option("--threads", type=int, help="For solving; all processors by default.")(command)
+    return click.option("--threads", type=int, help="For solving; all processors by default.")(
+        command
+    )
 
 
 def force_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--force."""
-    return click.option("--force", is_flag=True, help="Replace a file that is there, whatever it is but an input.")(command)
+    return click.option(
+        "--force", is_flag=True, help="Replace a file that is there, whatever it is but an input."
+    )(command)
 
 
 def read_patterns(texts: Sequence[str], at_most: bool | None = None) -> Patterns:
@@ -85,7 +102,8 @@ def read_patterns(texts: Sequence[str], at_most: bool | None = None) -> Patterns
         glob, pattern = _read_pattern(text, at_most)
         if glob in found:
             raise InputError(
-                f"--pattern names two patterns for {'all tensors' if glob == '*' else repr(glob)}: {found[glob]} and {pattern}"
+                f"--pattern names two patterns for {'all tensors' if glob == '*' else repr(glob)}: "
+                f"{found[glob]} and {pattern}"
             )
         found[glob] = pattern
     if "*" in found:

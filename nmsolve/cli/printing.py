@@ -18,7 +18,10 @@ def printable(text: str) -> str:
     >>> printable("w\\x1b[2J é")
     'w\\\\x1b[2J é'
     """
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
 
 
 def show(*parts: object) -> None:
@@ -32,7 +35,9 @@ def show_aside(*parts: object) -> None:
 
 
 def stands() -> None:
-    """Note that what the command in progress is for is done, on the disk or as an exit code: its text may be lost."""
+    """Note that what the command in progress is for is done, on the disk or as an exit code: its
+    text may be lost.
+    """
     click.get_current_context().meta[_STANDS] = True
 
 

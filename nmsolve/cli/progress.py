@@ -32,10 +32,15 @@ class Lines:
                 self._print(f"going on: {event.before} tensors were done before")
             return
         if event.report.pattern is not None:
-            self._print(f"{event.done}/{event.of}  {event.name}  {event.report.pattern}  {speed(event)}  {left(event)}")
+            self._print(
+                f"{event.done}/{event.of}  {event.name}  {event.report.pattern}  {speed(event)}  "
+                f"{left(event)}"
+            )
 
     def _print(self, text: str) -> None:
-        sys.stderr.write(f"{self._prefix}{printable(text)}\n")  # in one piece, which Ctrl-C does not part from its line end
+        sys.stderr.write(
+            f"{self._prefix}{printable(text)}\n"
+        )  # in one piece, which Ctrl-C does not part from its line end
         sys.stderr.flush()
 
     def stop(self) -> None:
@@ -61,7 +66,9 @@ class Bar(Lines):
         STOPPING.bar = True
         try:
             self._bar.start()
-        except BaseException:  # Ctrl-C: half of it is on the terminal, and in the place of stdout and stderr
+        except (
+            BaseException
+        ):  # Ctrl-C: half of it is on the terminal, and in the place of stdout and stderr
             self.stop()
             raise
 
@@ -94,7 +101,11 @@ def left(event: Progress) -> str:
     seconds = round(event.seconds * (event.of_bytes - event.done_bytes) / event.done_bytes)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return (
-        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds % 60:02} s" if minutes else f"{seconds} s"
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min {seconds % 60:02} s"
+        if minutes
+        else f"{seconds} s"
     ) + " left"
 
 
@@ -107,7 +118,8 @@ def shown_progress() -> Iterator[Lines]:
             from rich.console import Console
         except ImportError as error:
             raise MissingDependencyError(
-                "checkpoints need rich for their progress bar, which is not installed; run: pip install 'nmsolve[checkpoint]'"
+                "checkpoints need rich for their progress bar, which is not installed; run: pip "
+                "install 'nmsolve[checkpoint]'"
             ) from error
         console = Console(stderr=True)
         if not console.is_dumb_terminal:

@@ -1,4 +1,6 @@
-"""Ctrl-C while a command runs: the first ends it in good order, a second at once; exit code 130 and no traceback."""
+"""Ctrl-C while a command runs: the first ends it in good order, a second at once; exit code 130 and
+no traceback.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Stopping:
         leave(last=self.clear)
 
     def unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """What Python calls for an exception in a callback: it would print a traceback, and go on in spite of Ctrl-C."""
+        """What Python calls for an exception in a callback: it would print a traceback, and go on
+        in spite of Ctrl-C.
+        """
         if found.exc_type is KeyboardInterrupt:
             self.leave()
         sys.__unraisablehook__(found)
@@ -50,8 +54,13 @@ STOPPING = Stopping()
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Answer Ctrl-C as the command that this process is; afterwards, until it has ended, at once."""
-    takes = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, leave)  # jobs in the background ignore it
+    """Answer Ctrl-C as the command that this process is; afterwards, until it has ended, at
+    once.
+    """
+    takes = signal.getsignal(signal.SIGINT) in (
+        signal.default_int_handler,
+        leave,
+    )  # jobs in the background ignore it
     if takes and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, STOPPING)
         sys.unraisablehook = STOPPING.unraisable

@@ -1,4 +1,6 @@
-"""stdout and stderr that may be full or closed: whoever prints goes on, and is told at the end what became of the text."""
+"""stdout and stderr that may be full or closed: whoever prints goes on, and is told at the end what
+became of the text.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from typing import Any, TextIO, cast
 
 
 class Stream:
-    """A text stream whose first failure is remembered instead of raised. failure : None as long as all was written.
+    """A text stream whose first failure is remembered instead of raised. failure : None as long as
+    all was written.
 
-    own : whether its descriptor is this process's to change. The text that could not be written is still in a buffer, and Python
-    would fail at the end of the process too, with exit code 120.
+    own : whether its descriptor is this process's to change. The text that could not be written is
+    still in a buffer, and Python would fail at the end of the process too, with exit code 120.
     """
 
     def __init__(self, stream: TextIO | None, own: bool) -> None:
@@ -24,7 +27,9 @@ class Stream:
         if stream is None:  # the shell closed it: 2>&-
             self.failure = OSError(errno.EBADF, os.strerror(errno.EBADF))
             stream = open(os.devnull, "w")  # noqa: SIM115
-        elif isinstance(stream, TextIOWrapper):  # × and | on a terminal that knows ASCII only must not end a finished run
+        elif isinstance(
+            stream, TextIOWrapper
+        ):  # × and | on a terminal that knows ASCII only must not end a finished run
             stream.reconfigure(errors="backslashreplace")
         self.stream = stream
 
@@ -53,9 +58,15 @@ class Stream:
 
     @property
     def lost(self) -> str | None:
-        """Why text did not reach whoever waits for it; None if it did, or if a reader has gone that has seen enough."""
+        """Why text did not reach whoever waits for it; None if it did, or if a reader has gone that
+        has seen enough.
+        """
         self.flush()
-        return None if self.failure is None or self.failure.errno == errno.EPIPE else self.failure.strerror or str(self.failure)
+        return (
+            None
+            if self.failure is None or self.failure.errno == errno.EPIPE
+            else self.failure.strerror or str(self.failure)
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -78,7 +89,9 @@ def guarded_streams(own: bool) -> Iterator[tuple[Stream, Stream]]:
 
 
 def _plug() -> None:
-    """Open the standard descriptors that are closed, or the next file would get one, and be written to by whatever prints to it."""
+    """Open the standard descriptors that are closed, or the next file would get one, and be written
+    to by whatever prints to it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -1,11 +1,13 @@
-"""Blocks whose scores lie far apart: what floating point would lose of the small ones beside the large.
+"""Blocks whose scores lie far apart: what floating point would lose of the small ones beside the
+large.
 
-A penalty of −1e30 beside scores of 1 … 99, or a weight 10^7 times its block: sums that hold both have no digits left for the small
-ones. Where magnitudes fall apart into small ones, up to M, and large ones beyond 2 n m M, the large ones decide among themselves,
-so they are *clipped* to ±B with B ≥ 2 n m M. If the optimal mask X of the clipped scores C keeps every clipped entry that is
-positive and none that is negative, it is optimal for the scores S themselves, and the duals of C prove it: where r = C − u − v has
-the right sign for a clipped entry, S − u − v has it too, and for every other entry the two are the same. Otherwise a higher gap is
-tried, at last none.
+A penalty of −1e30 beside scores of 1 … 99, or a weight 10^7 times its block: sums that hold both
+have no digits left for the small ones. Where magnitudes fall apart into small ones, up to M, and
+large ones beyond 2 n m M, the large ones decide among themselves, so they are *clipped* to ±B with
+B ≥ 2 n m M. If the optimal mask X of the clipped scores C keeps every clipped entry that is
+positive and none that is negative, it is optimal for the scores S themselves, and the duals of C
+prove it: where r = C − u − v has the right sign for a clipped entry, S − u − v has it too, and for
+every other entry the two are the same. Otherwise a higher gap is tried, at last none.
 
 Blocks of m = 4 that need it are decided by comparing all masks, in twice the precision of float64.
 """
@@ -38,8 +40,10 @@ def codes(n: int, m: int) -> NDArray[np.uint16]:
 
 
 @part
-def add(high, low, x):  # type: ignore[no-untyped-def]
-    """(high + low) + x in twice the precision of float64 (Knuth, The Art of Computer Programming, vol. 2, 4.2.2, Theorem B)."""
+def add(high, low, x):
+    """(high + low) + x in twice the precision of float64 (Knuth, The Art of Computer Programming,
+    vol. 2, 4.2.2, Theorem B).
+    """
     total = high + x
     second = total - high
     low += (high - (total - second)) + (x - second)
@@ -47,7 +51,7 @@ def add(high, low, x):  # type: ignore[no-untyped-def]
 
 
 @part
-def value_of(S, kept):  # type: ignore[no-untyped-def]
+def value_of(S, kept):
     """The kept score in twice the precision of float64: a sum, and what rounding took from it."""
     high, low = 0.0, 0.0
     for i in range(S.shape[0]):
@@ -58,8 +62,10 @@ def value_of(S, kept):  # type: ignore[no-untyped-def]
 
 
 @part
-def enumerate_exactly(S, masks, kept):  # type: ignore[no-untyped-def]
-    """The best of all masks of a 4 × 4 block into kept, the first where several are; in twice the precision of float64."""
+def enumerate_exactly(S, masks, kept):
+    """The best of all masks of a 4 × 4 block into kept, the first where several are; in twice the
+    precision of float64.
+    """
     rows, lost = np.zeros((4, 16)), np.zeros((4, 16))  # sums of the entries that four bits name
     top, least, narrow = 0.0, np.inf, True
     for i in range(4):
@@ -68,12 +74,18 @@ def enumerate_exactly(S, masks, kept):  # type: ignore[no-untyped-def]
             top, least = max(top, x), min(least, x) if x > 0.0 else least
             narrow &= float(np.float32(S[i, j])) == S[i, j]
             for bits in range(1 << j, 2 << j):
-                rows[i, bits], lost[i, bits] = add(rows[i, bits - (1 << j)], lost[i, bits - (1 << j)], S[i, j])
+                rows[i, bits], lost[i, bits] = add(
+                    rows[i, bits - (1 << j)], lost[i, bits - (1 << j)], S[i, j]
+                )
     best, high, low = 0, -np.inf, 0.0
-    if narrow and top < 2.0**26 * least:  # 24 bits a score, and 3 for a sum of eight: float64 rounds nothing
+    if (
+        narrow and top < 2.0**26 * least
+    ):  # 24 bits a score, and 3 for a sum of eight: float64 rounds nothing
         for k in range(masks.shape[0]):
             code = int(masks[k])
-            total = (rows[0, code & 15] + rows[1, code >> 4 & 15]) + (rows[2, code >> 8 & 15] + rows[3, code >> 12])
+            total = (rows[0, code & 15] + rows[1, code >> 4 & 15]) + (
+                rows[2, code >> 8 & 15] + rows[3, code >> 12]
+            )
             if total > high:
                 best, high = code, total
     else:
@@ -91,14 +103,16 @@ def enumerate_exactly(S, masks, kept):  # type: ignore[no-untyped-def]
 
 
 @part
-def power_of_two(x):  # type: ignore[no-untyped-def]
+def power_of_two(x):
     """The largest power of two that is no larger than x > 0."""
     return math.ldexp(1.0, math.frexp(x)[1] - 1)
 
 
 @part
-def is_apart(S, kept):  # type: ignore[no-untyped-def]
-    """Whether what a mask keeps in some row is nothing beside the block's largest score (`APART`)."""
+def is_apart(S, kept):
+    """Whether what a mask keeps in some row is nothing beside the block's largest score
+    (`APART`).
+    """
     top = 0.0
     for i in range(S.shape[0]):
         for j in range(S.shape[1]):
@@ -116,8 +130,10 @@ def is_apart(S, kept):  # type: ignore[no-untyped-def]
 
 
 @part
-def _lies_apart(S, factor, at_most):  # type: ignore[no-untyped-def]
-    """Whether some magnitude is beyond `factor` times the next smaller one; mostly not, which a few passes tell without sorting."""
+def _lies_apart(S, factor, at_most):
+    """Whether some magnitude is beyond `factor` times the next smaller one; mostly not, which a few
+    passes tell without sorting.
+    """
     top, least, deepest = 0.0, np.inf, 0.0
     for i in range(S.shape[0]):
         for j in range(S.shape[1]):
@@ -142,12 +158,14 @@ def _lies_apart(S, factor, at_most):  # type: ignore[no-untyped-def]
 
 
 @part
-def bound_above(S, n, at_most, past):  # type: ignore[no-untyped-def]
-    """The least B > past that a block's large scores can be clipped to, a power of two; infinity if there is none.
+def bound_above(S, n, at_most, past):
+    """The least B > past that a block's large scores can be clipped to, a power of two; infinity if
+    there is none.
 
-    Magnitudes lie apart where one is beyond 2 n m times the next smaller one, M, and B is 2 n m M. No line may have more large
-    scores than a mask could keep (negative ones: prune), unless all are equally large: then the optimum keeps the best number of
-    them. At most: what is negative is never kept, so that only positive scores have to lie apart, and B may be above all of them.
+    Magnitudes lie apart where one is beyond 2 n m times the next smaller one, M, and B is 2 n m M.
+    No line may have more large scores than a mask could keep (negative ones: prune), unless all are
+    equally large: then the optimum keeps the best number of them. At most: what is negative is
+    never kept, so that only positive scores have to lie apart, and B may be above all of them.
     """
     m = S.shape[0]
     factor = 2.0 * n * m
@@ -169,14 +187,18 @@ def bound_above(S, n, at_most, past):  # type: ignore[no-untyped-def]
         following = ordered[k + 1] if k + 1 < count else deepest
         if following > factor * ordered[k]:
             bound = power_of_two(ordered[k]) * power_of_two(factor) * 4.0
-            if past < bound < following and (ordered[count - 1] == following or _fits(S, n, at_most, bound)):
+            if past < bound < following and (
+                ordered[count - 1] == following or _fits(S, n, at_most, bound)
+            ):
                 return bound
     return np.inf
 
 
 @part
-def _fits(S, n, at_most, bound):  # type: ignore[no-untyped-def]
-    """Whether no line has more than n positive scores above a bound, or more than m − n below its negative."""
+def _fits(S, n, at_most, bound):
+    """Whether no line has more than n positive scores above a bound, or more than m − n below its
+    negative.
+    """
     m = S.shape[0]
     for k in range(m):
         row_high, row_low, column_high, column_low = 0, 0, 0, 0
@@ -191,7 +213,7 @@ def _fits(S, n, at_most, bound):  # type: ignore[no-untyped-def]
 
 
 @part
-def decides(S, kept, bound):  # type: ignore[no-untyped-def]
+def decides(S, kept, bound):
     """Whether a mask keeps every score above a bound, and none below its negative."""
     for i in range(S.shape[0]):
         for j in range(S.shape[1]):
@@ -201,8 +223,10 @@ def decides(S, kept, bound):  # type: ignore[no-untyped-def]
 
 
 @part
-def certificate(S, kept, u, v, n):  # type: ignore[no-untyped-def]
-    """The magnitude kept, and how far the dual bound is from the kept score; S − u − v in twice float64's precision."""
+def certificate(S, kept, u, v, n):
+    """The magnitude kept, and how far the dual bound is from the kept score; S − u − v in twice
+    float64's precision.
+    """
     m = S.shape[0]
     size, loose = 0.0, 0.0
     for i in range(m):
@@ -220,8 +244,10 @@ def certificate(S, kept, u, v, n):  # type: ignore[no-untyped-def]
 
 
 @part
-def closes(S, kept, size, loose, tolerance, lost):  # type: ignore[no-untyped-def]
-    """Whether a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
+def closes(S, kept, size, loose, tolerance, lost):
+    """Whether a gap is within tolerance of the magnitude kept, or of the least score that is not
+    zero if that is more.
+    """
     if loose > 0.0 and is_apart(S, kept):
         tolerance = min(tolerance, 0.25 * FINE)
     if loose <= tolerance * size:
@@ -238,17 +264,21 @@ def closes(S, kept, size, loose, tolerance, lost):  # type: ignore[no-untyped-de
 
 
 @part
-def scale_of(top):  # type: ignore[no-untyped-def]
-    """What a block is divided by so that sums of its scores neither overflow nor vanish: 1, but for extreme ones."""
+def scale_of(top):
+    """What a block is divided by so that sums of its scores neither overflow nor vanish: 1, but for
+    extreme ones.
+    """
     return 1.0 if top == 0.0 or 2.0**-500 <= top <= 2.0**500 else power_of_two(max(top, 2.0**-1022))
 
 
 @part
-def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, integers, floats):  # type: ignore[no-untyped-def]
-    """One block alone, by augmenting paths from any duals: mask to `kept`, duals to u, v. S (m, m) float64 is finite.
+def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, integers, floats):
+    """One block alone, by augmenting paths from any duals: mask to `kept`, duals to u, v. S (m, m)
+    float64 is finite.
 
-    bound : what scores were clipped to when u, v were found, infinity for nothing. masks : `codes`. Returns the kept score, how far
-    the dual bound is from it, the number of paths (-1 if one was not found), and whether the mask is proven.
+    bound : what scores were clipped to when u, v were found, infinity for nothing. masks : `codes`.
+    Returns the kept score, how far the dual bound is from it, the number of paths (-1 if one was
+    not found), and whether the mask is proven.
     """
     m = S.shape[0]
     size = 2 * m + 1
@@ -269,7 +299,8 @@ def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, i
                 if clipped[i, j] * scale != x:  # scores too far apart to be scaled
                     lost = 2.0 * m * m * 2.0**-1074
         found = augment(
-            clipped, u, v, n, at_most, kept, integers[0, :m], integers[0, m : 2 * m], integers[1, :size], floats,
+            clipped, u, v, n, at_most, kept, integers[0, :m], integers[0, m : 2 * m],
+            integers[1, :size], floats,
             integers[2, :size], integers[3, :size],
         )  # fmt: skip
         if found < 0:
@@ -277,7 +308,8 @@ def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, i
         paths += found
         if bound == np.inf or decides(S, kept, bound):
             break
-        # Some large score cannot be kept, or avoided: of the masks found with other bounds, and with none, the best is kept.
+        # Some large score cannot be kept, or avoided: of the masks found with other bounds, and
+        # with none, the best is kept.
         total, rest = value_of(S, kept)
         if total > high or (total == high and rest > low):
             high, low = total, rest
@@ -293,7 +325,9 @@ def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, i
         tolerance = min(tolerance, 0.25 * FINE)
     proven = closes(clipped, kept, magnitude, loose + lost, tolerance, lost)
     loose = (loose + lost) * scale
-    if not proven and masks.shape[0] > 0 and not at_most and top < 2.0**1000:  # masks are few: their exhaustion is a proof
+    if (
+        not proven and masks.shape[0] > 0 and not at_most and top < 2.0**1000
+    ):  # masks are few: their exhaustion is a proof
         enumerate_exactly(S, masks, kept)
         loose, proven = 0.0, True
     for i in range(m):

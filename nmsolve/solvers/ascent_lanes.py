@@ -1,8 +1,8 @@
 """Lane programs of the dual ascent: what happens to one line (row or column) of 16 blocks at once.
 
-Layout: S[i, j] of 16 blocks is the vector at (i * m + j) * LANES; u[i] and v[j] are vectors at i * LANES. A line
-starts at `start` and its elements lie `stride` apart (both in elements): LANES for a row, m * LANES for a
-column. Masks are one bit a lane, 16 bits an entry.
+Layout: S[i, j] of 16 blocks is the vector at (i * m + j) * LANES; u[i] and v[j] are vectors at i *
+LANES. A line starts at `start` and its elements lie `stride` apart (both in elements): LANES for a
+row, m * LANES for a column. Masks are one bit a lane, 16 bits an entry.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from nmsolve.solvers.network import select_ranks
 
 def _walk(builder: Any, array: Any, start: Any, stride: Any, m: int) -> list[Vec]:
     """The m vectors of a line."""
-    offsets = [builder.add(start, builder.mul(stride, ir.Constant(stride.type, k))) for k in range(m)]
+    offsets = [
+        builder.add(start, builder.mul(stride, ir.Constant(stride.type, k))) for k in range(m)
+    ]
     return [load(builder, array, offset) for offset in offsets]
 
 
@@ -58,8 +60,9 @@ def _pointers(context: Any, builder: Any, sig: Any, args: Any) -> list[Any]:
 
 
 @intrinsic(prefer_literal=True)
-def stage_line(typingctx, X, element, offsets, side_by_side, absolute, S, start, top, m):  # type: ignore[no-untyped-def]
-    """Bring one row of 16 blocks from X (from `element` on) into S, and raise `top`, the bits of the largest magnitude.
+def stage_line(typingctx, X, element, offsets, side_by_side, absolute, S, start, top, m):
+    """Bring one row of 16 blocks from X (from `element` on) into S, and raise `top`, the bits of
+    the largest magnitude.
 
     Blocks lie side by side, or lane l starts `offsets[l]` elements after `element`.
     """
@@ -67,7 +70,9 @@ def stage_line(typingctx, X, element, offsets, side_by_side, absolute, S, start,
     size = number(m)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source, at, lanes, adjacent, magnitude, S, start, top, _ = _pointers(context, builder, sig, args)
+        source, at, lanes, adjacent, magnitude, S, start, top, _ = _pointers(
+            context, builder, sig, args
+        )
         kind = "f8" if sig.args[0].dtype is types.float64 else "f4"
         bits = ELEMENT["i8" if kind == "f8" else "i4"]
 
@@ -81,14 +86,22 @@ def stage_line(typingctx, X, element, offsets, side_by_side, absolute, S, start,
             store(builder, largest, top, ir.Constant(ir.IntType(64), 0))
 
         one = ir.Constant(adjacent.type, 0)
-        with builder.if_else(builder.icmp_unsigned("!=", adjacent, one)) as (consecutive, scattered):
+        with builder.if_else(builder.icmp_unsigned("!=", adjacent, one)) as (
+            consecutive,
+            scattered,
+        ):
             with consecutive:
                 if size & (size - 1) == 0 and size <= 32:
                     step = ir.Constant(at.type, LANES)
-                    places = [builder.add(at, builder.mul(step, ir.Constant(at.type, k))) for k in range(size)]
+                    places = [
+                        builder.add(at, builder.mul(step, ir.Constant(at.type, k)))
+                        for k in range(size)
+                    ]
                     finish(unzip([load(builder, source, place) for place in places]))
                 else:
-                    lane = lane_offsets(builder, ir.Constant(ir.IntType(64), size)) + splat(builder, at)
+                    lane = lane_offsets(builder, ir.Constant(ir.IntType(64), size)) + splat(
+                        builder, at
+                    )
                     finish([gather(builder, source, lane + j) for j in range(size)])
             with scattered:
                 lane = load(builder, lanes, ir.Constant(ir.IntType(64), 0)) + splat(builder, at)
@@ -104,30 +117,48 @@ def middle_ranks(n: int, m: int) -> tuple[int, int]:
 
 
 @intrinsic(prefer_literal=True)
-def start_line(typingctx, S, start, stride, other, mine, at, share, equal, zero, low, n, m, at_most):  # type: ignore[no-untyped-def]
-    """mine = share * midpoint of the n-th and (n+1)-th of S − other, counting the lines where these two are equal.
+def start_line(
+    typingctx, S, start, stride, other, mine, at, share, equal, zero, low, n, m, at_most
+):
+    """mine = share * midpoint of the n-th and (n+1)-th of S − other, counting the lines where these
+    two are equal.
 
-    `equal` counts those that are equal and not zero, `zero` those that are both zero. low (2 LANES,): the largest (n+1)-th, and the
-    least negative of an n-th, or 0: what is ordinary in a block is as large.
+    `equal` counts those that are equal and not zero, `zero` those that are both zero. low (2
+    LANES,): the largest (n+1)-th, and the least negative of an n-th, or 0: what is ordinary in a
+    block is as large.
     """
     sig = types.void(S, start, stride, other, mine, at, share, equal, zero, low, n, m, at_most)
     keep, size, clamp = number(n), number(m), number(at_most)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        S, start, stride, other, mine, at, share, equal, zero, low, *_ = _pointers(context, builder, sig, args)
+        S, start, stride, other, mine, at, share, equal, zero, low, *_ = _pointers(
+            context, builder, sig, args
+        )
         line = _walk(builder, S, start, stride, size)
         line = [x - y for x, y in zip(line, _row(builder, other, size), strict=True)]
         upper, lower = select_ranks(line, middle_ranks(keep, size), maximum, minimum)
         highest, lowest = _row(builder, low, 2)
         nothing = constant(builder, 0.0, upper.element)
         store(builder, maximum(lower, highest), low, ir.Constant(ir.IntType(64), 0))
-        store(builder, minimum(maximum(nothing - upper, nothing), lowest), low, ir.Constant(ir.IntType(64), LANES))
+        store(
+            builder,
+            minimum(maximum(nothing - upper, nothing), lowest),
+            low,
+            ir.Constant(ir.IntType(64), LANES),
+        )
         middle = (upper + lower) * 0.5 * _like(builder, share, upper)
-        store(builder, maximum(middle, constant(builder, 0.0, middle.element)) if clamp else middle, mine, at)
+        store(
+            builder,
+            maximum(middle, constant(builder, 0.0, middle.element)) if clamp else middle,
+            mine,
+            at,
+        )
         tied, null = upper.equals(lower), upper.equals(0.0)
         origin = ir.Constant(ir.IntType(64), 0)
         for array, counted in ((equal, tied & ~null), (zero, tied & null)):
-            store(builder, load(builder, array, origin) + counted.widen(ELEMENT["i4"]), array, origin)
+            store(
+                builder, load(builder, array, origin) + counted.widen(ELEMENT["i4"]), array, origin
+            )
         return context.get_dummy_value()
 
     return sig, codegen
@@ -135,12 +166,16 @@ def start_line(typingctx, S, start, stride, other, mine, at, share, equal, zero,
 
 def _like(builder: Any, scalar: Any, vec: Vec) -> Vec:
     """A float64 scalar in every lane, in the vector's type."""
-    return splat(builder, scalar if vec.element == scalar.type else builder.fptrunc(scalar, vec.element))
+    return splat(
+        builder, scalar if vec.element == scalar.type else builder.fptrunc(scalar, vec.element)
+    )
 
 
 @intrinsic(prefer_literal=True)
-def half_step(typingctx, S, start, stride, other, mine, at, omega, n, m, at_most):  # type: ignore[no-untyped-def]
-    """One coordinate of the dual ascent: mine += omega * (midpoint of the n-th and (n+1)-th of S − other, − mine)."""
+def half_step(typingctx, S, start, stride, other, mine, at, omega, n, m, at_most):
+    """One coordinate of the dual ascent: mine += omega * (midpoint of the n-th and (n+1)-th of S −
+    other, − mine).
+    """
     sig = types.void(S, start, stride, other, mine, at, omega, n, m, at_most)
     keep, size, clamp = number(n), number(m), number(at_most)
 
@@ -151,14 +186,16 @@ def half_step(typingctx, S, start, stride, other, mine, at, omega, n, m, at_most
         upper, lower = select_ranks(line, middle_ranks(keep, size), maximum, minimum)
         old = load(builder, mine, at)
         new = old + ((upper + lower) * 0.5 - old) * _like(builder, omega, old)
-        store(builder, maximum(new, constant(builder, 0.0, new.element)) if clamp else new, mine, at)
+        store(
+            builder, maximum(new, constant(builder, 0.0, new.element)) if clamp else new, mine, at
+        )
         return context.get_dummy_value()
 
     return sig, codegen
 
 
 @intrinsic(prefer_literal=True)
-def lattice_line(typingctx, S, start, power, word, steps, m):  # type: ignore[no-untyped-def]
+def lattice_line(typingctx, S, start, power, word, steps, m):
     """word = the lanes where every score of a row is a multiple of power / steps."""
     sig = types.void(S, start, power, word, steps, m)
     size = number(m)
@@ -168,7 +205,9 @@ def lattice_line(typingctx, S, start, power, word, steps, m):  # type: ignore[no
         origin = ir.Constant(ir.IntType(64), 0)
         largest = load(builder, power, origin)
         unit = Vec(builder, builder.fdiv(_like(builder, steps, largest).value, largest.value))
-        shift = 1.5 * 2.0 ** (52 if largest.element == ELEMENT["f8"] else 23)  # adding and subtracting it rounds
+        shift = 1.5 * 2.0 ** (
+            52 if largest.element == ELEMENT["f8"] else 23
+        )  # adding and subtracting it rounds
         fine = largest.equals(largest)
         for x in _walk(builder, S, start, ir.Constant(start.type, LANES), size):
             scaled = x * unit
@@ -180,8 +219,10 @@ def lattice_line(typingctx, S, start, power, word, steps, m):  # type: ignore[no
 
 
 @intrinsic(prefer_literal=True)
-def perturb_row(typingctx, S, start, delta, amount, everywhere, A, m):  # type: ignore[no-untyped-def]
-    """A = S + amount * delta where `everywhere` or S is zero: what separates ties. delta is one scalar an entry."""
+def perturb_row(typingctx, S, start, delta, amount, everywhere, A, m):
+    """A = S + amount * delta where `everywhere` or S is zero: what separates ties. delta is one
+    scalar an entry.
+    """
     sig = types.void(S, start, delta, amount, everywhere, A, m)
     size = number(m)
 
@@ -202,13 +243,15 @@ def perturb_row(typingctx, S, start, delta, amount, everywhere, A, m):  # type: 
 
 
 @intrinsic(prefer_literal=True)
-def sign_row(typingctx, S, start, u, at, v, bits, row_count, column_count, m):  # type: ignore[no-untyped-def]
+def sign_row(typingctx, S, start, u, at, v, bits, row_count, column_count, m):
     """X = (S − u − v > 0) of one row as bits; its count, and what it adds to the column counts."""
     sig = types.void(S, start, u, at, v, bits, row_count, column_count, m)
     size = number(m)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        S, start, u, at, v, bits, row_count, column_count, _ = _pointers(context, builder, sig, args)
+        S, start, u, at, v, bits, row_count, column_count, _ = _pointers(
+            context, builder, sig, args
+        )
         lanes = ir.Constant(start.type, LANES)
         potential = load(builder, u, at)
         total = constant(builder, 0, ELEMENT["i4"])
@@ -228,8 +271,10 @@ def sign_row(typingctx, S, start, u, at, v, bits, row_count, column_count, m):  
 
 
 @intrinsic(prefer_literal=True)
-def judge_line(typingctx, count, at, dual, good, n, at_most):  # type: ignore[no-untyped-def]
-    """Clear the lanes of `good` whose line does not keep n (at most: keeps more, or fewer at a positive dual)."""
+def judge_line(typingctx, count, at, dual, good, n, at_most):
+    """Clear the lanes of `good` whose line does not keep n (at most: keeps more, or fewer at a
+    positive dual).
+    """
     sig = types.void(count, at, dual, good, n, at_most)
     keep, fewer = number(n), number(at_most)
 
@@ -247,14 +292,18 @@ def judge_line(typingctx, count, at, dual, good, n, at_most):  # type: ignore[no
 
 
 @intrinsic(prefer_literal=True)
-def round_duals(typingctx, u, v, at, power, share, ru, rw):  # type: ignore[no-untyped-def]
+def round_duals(typingctx, u, v, at, power, share, ru, rw):
     """ru = u and rw = −v, rounded to multiples of share * power."""
     sig = types.void(u, v, at, power, share, ru, rw)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         u, v, at, power, share, ru, rw = _pointers(context, builder, sig, args)
         largest = load(builder, power, ir.Constant(ir.IntType(64), 0))
-        shift = largest * _like(builder, share, largest) * (1.5 * 2.0 ** (52 if largest.element == ELEMENT["f8"] else 23))
+        shift = (
+            largest
+            * _like(builder, share, largest)
+            * (1.5 * 2.0 ** (52 if largest.element == ELEMENT["f8"] else 23))
+        )
         store(builder, load(builder, u, at) + shift - shift, ru, at)
         store(builder, shift - (load(builder, v, at) + shift), rw, at)
         return context.get_dummy_value()
@@ -263,8 +312,10 @@ def round_duals(typingctx, u, v, at, power, share, ru, rw):  # type: ignore[no-u
 
 
 @intrinsic(prefer_literal=True)
-def adopt_duals(typingctx, ru, rw, z, at, amount, good, u, v, at_most):  # type: ignore[no-untyped-def]
-    """u = ru and v = −rw (at most: measured from z and clipped at 0) in the feasible lanes that were shifted."""
+def adopt_duals(typingctx, ru, rw, z, at, amount, good, u, v, at_most):
+    """u = ru and v = −rw (at most: measured from z and clipped at 0) in the feasible lanes that
+    were shifted.
+    """
     sig = types.void(ru, rw, z, at, amount, good, u, v, at_most)
     clamp = number(at_most)
 
@@ -276,14 +327,19 @@ def adopt_duals(typingctx, ru, rw, z, at, amount, good, u, v, at_most):  # type:
         base = load(builder, z, origin) if clamp else constant(builder, 0.0, rows.element)
         zero = constant(builder, 0.0, rows.element)
         for new, array in ((rows - base, u), (base - columns, v)):
-            store(builder, select(chosen, maximum(new, zero) if clamp else new, load(builder, array, at)), array, at)
+            store(
+                builder,
+                select(chosen, maximum(new, zero) if clamp else new, load(builder, array, at)),
+                array,
+                at,
+            )
         return context.get_dummy_value()
 
     return sig, codegen
 
 
 @intrinsic(prefer_literal=True)
-def relax_row(typingctx, S, start, bits, u, at, w, m):  # type: ignore[no-untyped-def]
+def relax_row(typingctx, S, start, bits, u, at, w, m):
     """u_i = min(u_i, min over kept j of w_j + S_ij): one Bellman–Ford relaxation, w = −v."""
     sig = types.void(S, start, bits, u, at, w, m)
     size = number(m)
@@ -303,7 +359,7 @@ def relax_row(typingctx, S, start, bits, u, at, w, m):  # type: ignore[no-untype
 
 
 @intrinsic(prefer_literal=True)
-def relax_column(typingctx, S, column, bits, u, w, m):  # type: ignore[no-untyped-def]
+def relax_column(typingctx, S, column, bits, u, w, m):
     """w_j = min(w_j, min over pruned i of u_i − S_ij)."""
     sig = types.void(S, column, bits, u, w, m)
     size = number(m)
@@ -324,10 +380,12 @@ def relax_column(typingctx, S, column, bits, u, w, m):  # type: ignore[no-untype
 
 
 @intrinsic(prefer_literal=True)
-def certify_row(typingctx, S, start, bits, u, at, v, objective, size, gap, m):  # type: ignore[no-untyped-def]
-    """Add one row's kept scores, their magnitudes, and what its entries leave between them and the dual bound, in float64.
+def certify_row(typingctx, S, start, bits, u, at, v, objective, size, gap, m):
+    """Add one row's kept scores, their magnitudes, and what its entries leave between them and the
+    dual bound, in float64.
 
-    bound − objective = Σ pruned max(0, r) + Σ kept max(0, −r) with r = S − u − v, when every line keeps n.
+    bound − objective = Σ pruned max(0, r) + Σ kept max(0, −r) with r = S − u − v, when every line
+    keeps n.
     """
     sig = types.void(S, start, bits, u, at, v, objective, size, gap, m)
     length = number(m)
@@ -358,7 +416,7 @@ def certify_row(typingctx, S, start, bits, u, at, v, objective, size, gap, m):  
 
 
 @intrinsic(prefer_literal=True)
-def write_mask_row(typingctx, bits, row, mask, at, m):  # type: ignore[no-untyped-def]
+def write_mask_row(typingctx, bits, row, mask, at, m):
     """One mask row of 16 blocks that lie side by side, from bits to bytes."""
     sig = types.void(bits, row, mask, at, m)
     size = number(m)
@@ -366,7 +424,10 @@ def write_mask_row(typingctx, bits, row, mask, at, m):  # type: ignore[no-untype
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         bits, row, mask, at, _ = _pointers(context, builder, sig, args)
         first = builder.mul(row, ir.Constant(row.type, size))
-        kept = [load_bits(builder, bits, builder.add(first, ir.Constant(row.type, j))) for j in range(size)]
+        kept = [
+            load_bits(builder, bits, builder.add(first, ir.Constant(row.type, j)))
+            for j in range(size)
+        ]
         store_mask(builder, kept, mask, at)
         return context.get_dummy_value()
 
@@ -374,7 +435,7 @@ def write_mask_row(typingctx, bits, row, mask, at, m):  # type: ignore[no-untype
 
 
 @intrinsic(prefer_literal=True)
-def copy_mask_row(typingctx, tile, start, mask, at, m):  # type: ignore[no-untyped-def]
+def copy_mask_row(typingctx, tile, start, mask, at, m):
     """m bytes from tile to mask, as few moves as they take."""
     sig = types.void(tile, start, mask, at, m)
     size = number(m)

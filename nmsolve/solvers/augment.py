@@ -1,13 +1,15 @@
 """One block to the certified optimum: shortest augmenting paths from any pair of duals.
 
 The block is a transportation problem: every row supplies n units, every column demands n, an entry
-carries at most one, at cost −S. Given potentials u, v, the pseudo-flow X = (S − u − v > 0) satisfies
-complementary slackness and fails only to conserve flow, usually at one or two rows and columns when u, v come from
-the dual ascent. Units travel from where there is too much to where there is too little along shortest
-paths of the residual graph, whose reduced costs |S − u − v| are nonnegative (Ahuja, Magnanti and Orlin,
-Network Flows, 9.7); every path keeps complementary slackness, so the last flow is optimal and u, v prove it.
+carries at most one, at cost −S. Given potentials u, v, the pseudo-flow X = (S − u − v > 0)
+satisfies complementary slackness and fails only to conserve flow, usually at one or two rows and
+columns when u, v come from the dual ascent. Units travel from where there is too much to where
+there is too little along shortest paths of the residual graph, whose reduced costs |S − u − v| are
+nonnegative (Ahuja, Magnanti and Orlin, Network Flows, 9.7); every path keeps complementary
+slackness, so the last flow is optimal and u, v prove it.
 
-At most n: a node Z takes the units that a row does not place and gives a column those it lacks, at no cost.
+At most n: a node Z takes the units that a row does not place and gives a column those it lacks, at
+no cost.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from nmsolve.solvers.compiled import part
 
 
 @part
-def augment(S, u, v, n, at_most, X, to_z, from_z, excess, distance, parent, done):  # type: ignore[no-untyped-def]
-    """Solve one block in place: X (m, m) uint8 becomes the optimal mask, u and v (m,) float64 its duals.
+def augment(S, u, v, n, at_most, X, to_z, from_z, excess, distance, parent, done):
+    """Solve one block in place: X (m, m) uint8 becomes the optimal mask, u and v (m,) float64 its
+    duals.
 
-    S (m, m) float64 finite scores. The other arrays are scratch: to_z, from_z (m,) int64; excess, distance,
-    parent, done (2m + 1,). Returns the number of paths, or -1 if a unit found no way (which cannot happen
-    for finite scores; the caller reports it).
+    S (m, m) float64 finite scores. The other arrays are scratch: to_z, from_z (m,) int64; excess,
+    distance, parent, done (2m + 1,). Returns the number of paths, or -1 if a unit found no way
+    (which cannot happen for finite scores; the caller reports it).
     """
     m = S.shape[0]
     z = 2 * m
@@ -65,7 +68,11 @@ def augment(S, u, v, n, at_most, X, to_z, from_z, excess, distance, parent, done
         while True:
             best = -1
             for k in range(nodes):
-                if done[k] == 0 and distance[k] < float("inf") and (best < 0 or distance[k] < distance[best]):
+                if (
+                    done[k] == 0
+                    and distance[k] < float("inf")
+                    and (best < 0 or distance[k] < distance[best])
+                ):
                     best = k
             if best < 0:
                 return -1

@@ -8,7 +8,7 @@ from nmsolve.solvers.compiled import kernel
 
 
 @kernel
-def enumerate_candidates(n, m, out):  # type: ignore[no-untyped-def]
+def enumerate_candidates(n, m, out):
     """The n-element subsets of m as rows of out (C(m, n), m) uint8, in lexicographic order."""
     chosen = np.arange(n)
     for row in range(out.shape[0]):
@@ -24,8 +24,10 @@ def enumerate_candidates(n, m, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def drop_lowest(scores, alive, left):  # type: ignore[no-untyped-def]
-    """Clear alive (G, C) uint8 for the lowest scores of every group until `left` are alive; of equals the last goes first."""
+def drop_lowest(scores, alive, left):
+    """Clear alive (G, C) uint8 for the lowest scores of every group until `left` are alive; of
+    equals the last goes first.
+    """
     groups, candidates = scores.shape
     order = np.empty(candidates, np.int64)
     values = np.empty(candidates, scores.dtype)
@@ -43,7 +45,7 @@ def drop_lowest(scores, alive, left):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def mark_survivors(alive, candidates, out):  # type: ignore[no-untyped-def]
+def mark_survivors(alive, candidates, out):
     """out (G, m) uint8 = the union of the candidates (C, m) that are alive (G, C)."""
     groups, total = alive.shape
     m = candidates.shape[1]

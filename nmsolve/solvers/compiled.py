@@ -1,4 +1,6 @@
-"""numba, as this library uses it: kernels without the GIL, cached on disk, specialised by literal arguments."""
+"""numba, as this library uses it: kernels without the GIL, cached on disk, specialised by literal
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,18 @@ from typing import Any
 
 from numba import njit, types
 
-#: Every kernel takes this as its last argument, a literal. numba's cache only watches the file that defines the kernel, and
-#: a kernel is made of parts from several: with their hash in its signature a stale one is never loaded.
-BUILD = int(hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:15], 16)
+#: Every kernel takes this as its last argument, a literal. numba's cache only watches the file that
+#: defines the kernel, and a kernel is made of parts from several: with their hash in its signature
+#: a stale one is never loaded.
+BUILD = int(
+    hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    ).hexdigest()[:15],
+    16,
+)
 
-#: Storage of scores by kind: the type kernels read, and the integer of the width they are computed in.
+#: Storage of scores by kind: the type kernels read, and the integer of the width they are computed
+#: in.
 STORAGE = {
     "f4": (types.float32, types.int32),
     "f8": (types.float64, types.int64),
@@ -23,7 +32,8 @@ STORAGE = {
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile on first use and cache beside the source, or in the user's cache folder where that cannot be written.
+    """Compile on first use and cache beside the source, or in the user's cache folder where that
+    cannot be written.
 
     Where neither can be written the kernel is compiled anew in every process.
     """
@@ -33,7 +43,8 @@ def kernel(function: Callable[..., Any]) -> Any:
         return njit(nogil=True, error_model="numpy")(function)
 
 
-#: For the parts of a kernel that live in functions of their own: compiled with the kernel that calls them.
+#: For the parts of a kernel that live in functions of their own: compiled with the kernel that
+#: calls them.
 part = njit(nogil=True, error_model="numpy")
 
 
@@ -43,7 +54,8 @@ def array(element: Any, dimensions: int, layout: str = "C") -> Any:
 
 
 def specialise(dispatcher: Any, *arguments: Any) -> Callable[..., Any]:
-    """The entry point of a kernel for these argument types, compiled or from the cache; ints and strings are literals.
+    """The entry point of a kernel for these argument types, compiled or from the cache; ints and
+    strings are literals.
 
     Calling it skips numba's dispatch, which has no notion of literal arguments.
     """

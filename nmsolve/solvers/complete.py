@@ -1,12 +1,15 @@
-"""From an at-most mask of an approximation to one that keeps exactly n in every row and column of a block.
+"""From an at-most mask of an approximation to one that keeps exactly n in every row and column of a
+block.
 
-Both approximations leave some rows and columns below n. As many units are missing in rows as in columns; for a row
-i and a column j that lack one, either (i, j) itself is added, or a kept (k, l) makes way for (i, l) and (k, j). Of these steps the
-one that gains most is taken. One always exists for n < m: if (i, j) is kept, row i misses some column l that more rows keep
-than keep j, so one of these rows keeps l and not j.
+Both approximations leave some rows and columns below n. As many units are missing in rows as in
+columns; for a row i and a column j that lack one, either (i, j) itself is added, or a kept (k, l)
+makes way for (i, l) and (k, j). Of these steps the one that gains most is taken. One always exists
+for n < m: if (i, j) is kept, row i misses some column l that more rows keep than keep j, so one of
+these rows keeps l and not j.
 
-A step can lose score. `certain` says whether the approximation's guarantee still stands for the completed block, and where
-it does not (it has not been seen) the block is solved exactly, so that the guarantee holds by construction.
+A step can lose score. `certain` says whether the approximation's guarantee still stands for the
+completed block, and where it does not (it has not been seen) the block is solved exactly, so that
+the guarantee holds by construction.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from nmsolve.solvers.compiled import part
 
 
 @part
-def read_block(X, row, column, absolute, S):  # type: ignore[no-untyped-def]
-    """Copy a block's scores to S (m, m); returns their sum, the least of them, and whether all are finite."""
+def read_block(X, row, column, absolute, S):
+    """Copy a block's scores to S (m, m); returns their sum, the least of them, and whether all are
+    finite.
+    """
     m = S.shape[0]
     total, least, finite = 0.0, np.inf, True
     for i in range(m):
@@ -34,7 +39,7 @@ def read_block(X, row, column, absolute, S):  # type: ignore[no-untyped-def]
 
 
 @part
-def kept_score(S, kept):  # type: ignore[no-untyped-def]
+def kept_score(S, kept):
     """The sum of the kept scores."""
     total = 0.0
     for i in range(S.shape[0]):
@@ -44,8 +49,10 @@ def kept_score(S, kept):  # type: ignore[no-untyped-def]
 
 
 @part
-def complete(S, kept, n):  # type: ignore[no-untyped-def]
-    """Add units to kept (m, m) uint8, whose lines keep at most n, until every line keeps n. Returns the units added."""
+def complete(S, kept, n):
+    """Add units to kept (m, m) uint8, whose lines keep at most n, until every line keeps n. Returns
+    the units added.
+    """
     m = S.shape[0]
     added = 0
     while True:
@@ -82,8 +89,10 @@ def complete(S, kept, n):  # type: ignore[no-untyped-def]
 
 
 @part
-def relaxed_optimum(S, n):  # type: ignore[no-untyped-def]
-    """An upper bound on the kept score of a block with scores ≥ 0: the n largest of every row, or of every column."""
+def relaxed_optimum(S, n):
+    """An upper bound on the kept score of a block with scores ≥ 0: the n largest of every row, or
+    of every column.
+    """
     m = S.shape[0]
     top = np.empty(n)
     rows, columns = 0.0, 0.0
@@ -94,7 +103,7 @@ def relaxed_optimum(S, n):  # type: ignore[no-untyped-def]
 
 
 @part
-def _largest(line, top):  # type: ignore[no-untyped-def]
+def _largest(line, top):
     """The sum of the len(top) largest values, by insertion into top."""
     n = top.shape[0]
     filled = 0
@@ -111,11 +120,12 @@ def _largest(line, top):  # type: ignore[no-untyped-def]
 
 
 @part
-def solve_alone(S, n, kept):  # type: ignore[no-untyped-def]
+def solve_alone(S, n, kept):
     """The optimal mask of one block, exactly n, into kept."""
     m = S.shape[0]
     size = 2 * m + 1
     augment(
-        S, np.zeros(m), np.zeros(m), n, False, kept, np.empty(m, np.int64), np.empty(m, np.int64), np.empty(size, np.int64),
+        S, np.zeros(m), np.zeros(m), n, False, kept, np.empty(m, np.int64), np.empty(m, np.int64),
+        np.empty(size, np.int64),
         np.empty(size), np.empty(size, np.int64), np.empty(size, np.int64),
     )  # fmt: skip

@@ -1,12 +1,13 @@
 """Cover: the transposable-masks paper's 2-approximation of the pruned score.
 
-The lightest entries first, each pruned if its row **or** its column has pruned fewer than m − n so far (Hubara et al. 2021,
-section 4, "2-approximation": the pruned entries must cover every row and column m − n times).
+The lightest entries first, each pruned if its row **or** its column has pruned fewer than m − n so
+far (Hubara et al. 2021, section 4, "2-approximation": the pruned entries must cover every row and
+column m − n times).
 
-Guarantee, for scores ≥ 0: the pruned score is less than twice the optimum's. (An entry is pruned because some line still
-needs it; charge it to the entries the optimum prunes in that line, none of which is lighter when it is charged, and every
-optimal entry lies in two lines.) The rule prunes at least m − n in every line, so it yields an at-most mask; for exactly n it is
-completed (`complete`).
+Guarantee, for scores ≥ 0: the pruned score is less than twice the optimum's. (An entry is pruned
+because some line still needs it; charge it to the entries the optimum prunes in that line, none of
+which is lighter when it is charged, and every optimal entry lies in two lines.) The rule prunes at
+least m − n in every line, so it yields an at-most mask; for exactly n it is completed (`complete`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from nmsolve.solvers.greedy import approximation, compiled
 
 
 @part
-def prune_lightest(S, n, at_most, kept):  # type: ignore[no-untyped-def]
-    """The rule itself, ties by lowest index. At most n prunes negative scores too. Returns the pruned score."""
+def prune_lightest(S, n, at_most, kept):
+    """The rule itself, ties by lowest index. At most n prunes negative scores too. Returns the
+    pruned score.
+    """
     m = S.shape[0]
     order = np.argsort(S.reshape(-1), kind="mergesort")
     rows, columns = np.zeros(m, np.int64), np.zeros(m, np.int64)
@@ -39,10 +42,12 @@ def prune_lightest(S, n, at_most, kept):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, build):  # type: ignore[no-untyped-def]
-    """Block rows first … last − 1 of X (rows, cols) float64 into mask: objective and bound to sums, (completed, exact) to counts.
+def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, build):
+    """Block rows first … last − 1 of X (rows, cols) float64 into mask: objective and bound to sums,
+    (completed, exact) to counts.
 
-    sums[2] becomes 1 if a score is negative, which voids the bound. Returns False if a score is not finite.
+    sums[2] becomes 1 if a score is negative, which voids the bound. Returns False if a score is not
+    finite.
     """
     S, kept = np.empty((m, m)), np.empty((m, m), np.uint8)
     for r in range(first * m, last * m, m):
@@ -56,7 +61,11 @@ def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, bu
             if not at_most and complete(S, kept, n) > 0:
                 counts[0] += 1
                 value = kept_score(S, kept)
-                if value < total - pruned and least >= 0.0 and total - value > 2.0 * (total - bound):
+                if (
+                    value < total - pruned
+                    and least >= 0.0
+                    and total - value > 2.0 * (total - bound)
+                ):
                     counts[1] += 1
                     solve_alone(S, n, kept)
             value = kept_score(S, kept)

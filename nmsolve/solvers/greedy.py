@@ -1,12 +1,13 @@
 """Keep-greedy: the heaviest entries first, each kept if its row and its column have room.
 
-Guarantee, for scores ≥ 0: the kept score is at least 1/2 of the at-most optimum's, and so of the exactly-n optimum's.
-(Every entry of an optimal mask that greedy passes over was blocked by a full row or column whose n entries are all at least as
-heavy; each kept entry is charged once by its row and once by its column.) At most n is what the rule itself yields, which
-leaves some rows and columns below n; for exactly n they are completed (`complete`).
+Guarantee, for scores ≥ 0: the kept score is at least 1/2 of the at-most optimum's, and so of the
+exactly-n optimum's. (Every entry of an optimal mask that greedy passes over was blocked by a full
+row or column whose n entries are all at least as heavy; each kept entry is charged once by its row
+and once by its column.) At most n is what the rule itself yields, which leaves some rows and
+columns below n; for exactly n they are completed (`complete`).
 
-The 2021 code of the transposable-masks paper calls this rule its 2-approximation; the algorithm that the paper describes is
-`cover`.
+The 2021 code of the transposable-masks paper calls this rule its 2-approximation; the algorithm
+that the paper describes is `cover`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from nmsolve.solvers.complete import complete, kept_score, read_block, relaxed_o
 
 
 @part
-def keep_heaviest(S, n, at_most, kept):  # type: ignore[no-untyped-def]
-    """The rule itself, ties by lowest index. At most n keeps positive scores only. Returns the kept score."""
+def keep_heaviest(S, n, at_most, kept):
+    """The rule itself, ties by lowest index. At most n keeps positive scores only. Returns the kept
+    score.
+    """
     m = S.shape[0]
     order = np.argsort(-S.reshape(-1), kind="mergesort")
     rows, columns = np.zeros(m, np.int64), np.zeros(m, np.int64)
@@ -46,10 +49,12 @@ def keep_heaviest(S, n, at_most, kept):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def greedy_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, build):  # type: ignore[no-untyped-def]
-    """Block rows first … last − 1 of X (rows, cols) float64 into mask: objective and bound to sums, (completed, exact) to counts.
+def greedy_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, build):
+    """Block rows first … last − 1 of X (rows, cols) float64 into mask: objective and bound to sums,
+    (completed, exact) to counts.
 
-    sums[2] becomes 1 if a score is negative, which voids the bound. Returns False if a score is not finite.
+    sums[2] becomes 1 if a score is negative, which voids the bound. Returns False if a score is not
+    finite.
     """
     S, kept = np.empty((m, m)), np.empty((m, m), np.uint8)
     for r in range(first * m, last * m, m):
@@ -78,7 +83,8 @@ def greedy_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, b
 def compiled(blocks: Any) -> Callable[..., bool]:
     """A kernel of this file's signature, compiled."""
     return specialise(
-        blocks, array(types.float64, 2, "A"), types.boolean, array(types.uint8, 2, "A"), types.int64, types.int64,
+        blocks, array(types.float64, 2, "A"), types.boolean, array(types.uint8, 2, "A"),
+        types.int64, types.int64,
         types.int64, types.int64, types.boolean, array(types.float64, 1), array(types.int64, 1),
     )  # fmt: skip
 
@@ -93,7 +99,19 @@ def approximation(solve: Callable[..., bool], pattern: Pattern, absolute: bool) 
 
     def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
         sums, counts = np.zeros(3), np.zeros(2, np.int64)
-        if not solve(X, absolute, mask, first, last, pattern.n, pattern.m, pattern.at_most, sums, counts, BUILD):
+        if not solve(
+            X,
+            absolute,
+            mask,
+            first,
+            last,
+            pattern.n,
+            pattern.m,
+            pattern.at_most,
+            sums,
+            counts,
+            BUILD,
+        ):
             return None
         blocks = (last - first) * (X.shape[1] // pattern.m)
         stats = {"blocks": blocks, "completed": int(counts[0]), "solved_exactly": int(counts[1])}

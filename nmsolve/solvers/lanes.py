@@ -1,8 +1,8 @@
 """Sixteen blocks side by side: the vector values that kernels are written in.
 
 A kernel of this library works on 16 blocks (or groups) at once, one a vector lane, so that a
-branch-free algorithm costs one instruction for 16 blocks. LLVM's loop vectoriser does not do
-this reliably for a selection network, so the straight-line parts ("lane programs") are emitted as LLVM
+branch-free algorithm costs one instruction for 16 blocks. LLVM's loop vectoriser does not do this
+reliably for a selection network, so the straight-line parts ("lane programs") are emitted as LLVM
 vectors of 16 elements through numba's `@intrinsic`, and numba code loops over them. LLVM splits a
 vector into whatever registers the machine has, so the same source serves AVX-512, AVX2 and NEON.
 
@@ -26,7 +26,14 @@ _I8 = ir.IntType(8)
 _I16 = ir.IntType(16)
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
-ELEMENT = {"f4": ir.FloatType(), "f8": ir.DoubleType(), "i1": _I8, "i2": _I16, "i4": _I32, "i8": _I64}
+ELEMENT = {
+    "f4": ir.FloatType(),
+    "f8": ir.DoubleType(),
+    "i1": _I8,
+    "i2": _I16,
+    "i4": _I32,
+    "i8": _I64,
+}
 
 
 class Vec:
@@ -48,7 +55,11 @@ class Vec:
         return isinstance(self.element, (ir.FloatType, ir.DoubleType))
 
     def _of(self, other: Any) -> Any:
-        return other.value if isinstance(other, Vec) else constant(self.builder, other, self.element).value
+        return (
+            other.value
+            if isinstance(other, Vec)
+            else constant(self.builder, other, self.element).value
+        )
 
     def _new(self, value: Any) -> Vec:
         return Vec(self.builder, value)
@@ -136,7 +147,13 @@ def _pointer(builder: Any, array: Any, offset: Any, kind: Any) -> Any:
 
 
 def _align(element: Any) -> int:
-    return 8 if element in (ir.DoubleType(), _I64) else 4 if element in (ir.FloatType(), _I32) else element.width // 8
+    return (
+        8
+        if element in (ir.DoubleType(), _I64)
+        else 4
+        if element in (ir.FloatType(), _I32)
+        else element.width // 8
+    )
 
 
 def load(builder: Any, array: Any, offset: Any) -> Vec:
@@ -163,12 +180,20 @@ def store_bits(builder: Any, vec: Vec, array: Any, offset: Any) -> None:
 
 
 def unzip(vectors: list[Vec]) -> list[Vec]:
-    """From LANES * k consecutive elements, as k vectors, to k vectors of stride k (k a power of two)."""
+    """From LANES * k consecutive elements, as k vectors, to k vectors of stride k (k a power of
+    two).
+    """
     k = len(vectors)
     if k == 1:
         return vectors
-    even = [_shuffle(a, b, range(0, 2 * LANES, 2)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-    odd = [_shuffle(a, b, range(1, 2 * LANES, 2)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    even = [
+        _shuffle(a, b, range(0, 2 * LANES, 2))
+        for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+    ]
+    odd = [
+        _shuffle(a, b, range(1, 2 * LANES, 2))
+        for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+    ]
     halves = unzip(even), unzip(odd)
     return [halves[j % 2][j // 2] for j in range(k)]
 
@@ -191,7 +216,9 @@ def _shuffle(a: Vec, b: Vec, order: Any) -> Vec:
 
 def lane_offsets(builder: Any, stride: Any) -> Vec:
     """0, stride, 2 stride, … as 64-bit lanes."""
-    return splat(builder, stride) * Vec(builder, ir.Constant(ir.VectorType(_I64, LANES), list(range(LANES))))
+    return splat(builder, stride) * Vec(
+        builder, ir.Constant(ir.VectorType(_I64, LANES), list(range(LANES)))
+    )
 
 
 def gather(builder: Any, array: Any, offsets: Vec) -> Vec:
@@ -199,7 +226,9 @@ def gather(builder: Any, array: Any, offsets: Vec) -> Vec:
     element = array.type.pointee
     vector = ir.VectorType(element, LANES)
     result = ir.Constant(vector, ir.Undefined)
-    for lane in range(LANES):  # LLVM has a gather instruction, but plain loads are as fast and exist everywhere
+    for lane in range(
+        LANES
+    ):  # LLVM has a gather instruction, but plain loads are as fast and exist everywhere
         index = ir.Constant(_I32, lane)
         item = builder.load(builder.gep(array, [builder.extract_element(offsets.value, index)]))
         result = builder.insert_element(result, item, index)
@@ -212,14 +241,19 @@ def _features() -> str:
 
 
 def to_scores(raw: Vec, kind: str, absolute: Any) -> Vec:
-    """Bits as stored to scores: the exact float32 (float64 for "f8") value, its sign cleared if `absolute`.
+    """Bits as stored to scores: the exact float32 (float64 for "f8") value, its sign cleared if
+    `absolute`.
 
     `absolute` is a run-time 64-bit integer, 0 or 1. "bf16" and "f16" come as 16-bit integers. A
-    float16 is widened by arithmetic that is exact for subnormals too and asks nothing of the machine.
+    float16 is widened by arithmetic that is exact for subnormals too and asks nothing of the
+    machine.
     """
     builder = raw.builder
     if kind == "f16" and "+f16c" in _features():
-        bits = Vec(builder, builder.fpext(raw.bitcast(ir.HalfType()).value, ir.VectorType(ELEMENT["f4"], LANES))).bitcast(_I32)
+        bits = Vec(
+            builder,
+            builder.fpext(raw.bitcast(ir.HalfType()).value, ir.VectorType(ELEMENT["f4"], LANES)),
+        ).bitcast(_I32)
     elif kind == "f16":
         magnitude = (raw & 0x7FFF).widen(_I32).shift_left(13).bitcast(ELEMENT["f4"]) * 2.0**112
         sign = (raw & -0x8000).widen(_I32).shift_left(16)
@@ -244,7 +278,8 @@ def data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
 def store_mask(builder: Any, kept: list[Vec], mask: Any, at: Any) -> None:
     """Bytes 0 and 1 to mask from `at` on: entry j of lane l at l * len(kept) + j.
 
-    Four booleans a lane make a 32-bit word, and words of a lane are interleaved, where their number is a power of two.
+    Four booleans a lane make a 32-bit word, and words of a lane are interleaved, where their number
+    is a power of two.
     """
     size = len(kept)
     if size % 4 == 0 and size & (size - 1) == 0:
@@ -262,7 +297,9 @@ def store_mask(builder: Any, kept: list[Vec], mask: Any, at: Any) -> None:
         as_bytes = one.widen(_I8).value
         for lane in range(LANES):
             byte = builder.extract_element(as_bytes, ir.Constant(_I32, lane))
-            builder.store(byte, builder.gep(mask, [builder.add(at, ir.Constant(at.type, lane * size + j))]))
+            builder.store(
+                byte, builder.gep(mask, [builder.add(at, ir.Constant(at.type, lane * size + j))])
+            )
 
 
 def number(literal: Any) -> int:

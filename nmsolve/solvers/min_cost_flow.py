@@ -1,10 +1,11 @@
-"""Transposable blocks as min-cost flow problems for OR-tools, one call a block: the backend of the 2021 paper, for comparison.
+"""Transposable blocks as min-cost flow problems for OR-tools, one call a block: the backend of the
+2021 paper, for comparison.
 
-Costs must be integers (float costs make flow codes loop or answer wrongly), so a block's scores are scaled by the power of two that
-takes its largest to 2^47 … 2^48 and rounded; the rounding moves an objective by at most n m / 2 units, which is reported.
-The graph: a
-source of n units a row, arcs of capacity one to the columns, n units demanded a column; for at most, a node that takes
-what a row does not place and gives what a column lacks.
+Costs must be integers (float costs make flow codes loop or answer wrongly), so a block's scores are
+scaled by the power of two that takes its largest to 2^47 … 2^48 and rounded; the rounding moves an
+objective by at most n m / 2 units, which is reported. The graph: a source of n units a row, arcs of
+capacity one to the columns, n units demanded a column; for at most, a node that takes what a row
+does not place and gives what a column lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from nmsolve.errors import MissingDependencyError, SolverError
 from nmsolve.pattern import Pattern
 from nmsolve.solvers import Run, Tally
 
-#: Bits of the largest scaled score. OR-tools multiplies costs by the number of nodes (≤ 129) and needs the total in 63 bits.
+#: Bits of the largest scaled score. OR-tools multiplies costs by the number of nodes (≤ 129) and
+#: needs the total in 63 bits.
 BITS = 48
 
 
@@ -28,14 +30,16 @@ def _flow() -> Any:
         from ortools.graph.python import min_cost_flow
     except ImportError as error:
         raise MissingDependencyError(
-            "method 'min_cost_flow' needs OR-tools, which is not installed: pip install 'nmsolve[ortools]', "
-            "or use method='exact', which needs nothing and is faster"
+            "method 'min_cost_flow' needs OR-tools, which is not installed: pip install "
+            "'nmsolve[ortools]', or use method='exact', which needs nothing and is faster"
         ) from error
     return min_cost_flow
 
 
 def solve_block(S: NDArray[np.float64], n: int, at_most: bool) -> tuple[NDArray[np.bool_], float]:
-    """The mask of one block (m, m) of finite scores, and the most that rounding may have cost it."""
+    """The mask of one block (m, m) of finite scores, and the most that rounding may have cost
+    it.
+    """
     flow = _flow()
     m = S.shape[0]
     largest = float(np.abs(S).max())
@@ -56,13 +60,18 @@ def solve_block(S: NDArray[np.float64], n: int, at_most: bool) -> tuple[NDArray[
     problem.set_nodes_supplies(np.arange(len(supplies)), supplies)
     status = problem.solve()
     if status != problem.OPTIMAL:
-        raise SolverError(f"OR-tools' min-cost flow ended with status {status} on a block of shape {S.shape} with n = {n}")
+        raise SolverError(
+            f"OR-tools' min-cost flow ended with status {status} on a block of shape {S.shape} "
+            f"with n = {n}"
+        )
     mask = problem.flows(arcs[: m * m]).reshape(m, m) > 0
     return mask, math.ldexp(n * m, -exponent)
 
 
 def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
-    """OR-tools for a transposable pattern. The bound is left to the caller, who proves it with duals."""
+    """OR-tools for a transposable pattern. The bound is left to the caller, who proves it with
+    duals.
+    """
     _flow()
     n, m = pattern.n, pattern.m
 

@@ -1,9 +1,10 @@
-"""Selection networks: compare-exchange programs that bring chosen ranks of m values to known places.
+"""Selection networks: compare-exchange programs that bring chosen ranks of m values to known
+places.
 
 Batcher's odd-even merge sort for any m (Knuth, The Art of Computer Programming, vol. 3, 5.2.2,
 Algorithm M), pruned backwards to the outputs that are asked for: 5 / 17 / 53 / 157 comparators for
-the two middle ranks of m = 4 / 8 / 16 / 32. A network has no branch, so it runs on vectors, with every
-lane sorting values of its own.
+the two middle ranks of m = 4 / 8 / 16 / 32. A network has no branch, so it runs on vectors, with
+every lane sorting values of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-#: (i, j, which): compare places i < j and write the larger to i ("max"), the smaller to j ("min"), or "both".
+#: (i, j, which): compare places i < j and write the larger to i ("max"), the smaller to j ("min"),
+#: or "both".
 Comparator = tuple[int, int, str]
 
 
@@ -33,7 +35,9 @@ def _batcher(m: int) -> list[tuple[int, int]]:
 
 @cache
 def selection_network(m: int, ranks: tuple[int, ...]) -> tuple[Comparator, ...]:
-    """Comparators after which place r holds the r-th largest value, for each r of `ranks` (0 is the largest)."""
+    """Comparators after which place r holds the r-th largest value, for each r of `ranks` (0 is the
+    largest).
+    """
     needed = set(ranks)
     kept: list[Comparator] = []
     for i, j in reversed(_batcher(m)):

@@ -1,11 +1,13 @@
-"""Row-wise n:m: keep the n largest scores of every m consecutive ones. Exact, for any 1 ≤ n ≤ m ≤ 64.
+"""Row-wise n:m: keep the n largest scores of every m consecutive ones. Exact, for any 1 ≤ n ≤ m ≤
+64.
 
     maximise Σ_j S_j x_j,   x ∈ {0, 1}^m,   Σ_j x_j = n   (at most: ≤ n)
 
-The threshold t, the n-th largest score, is found by a selection network on 16 groups at once; what is larger is
-kept, and of what equals t the lowest indices until n are kept. At most n keeps only positive scores of these. With u = t
-(at most: max(t, 0)) the dual bound n u + Σ max(0, S_j − u) equals the kept sum, so the threshold is the certificate; each
-group checks that its t separates n scores.
+The threshold t, the n-th largest score, is found by a selection network on 16 groups at once; what
+is larger is kept, and of what equals t the lowest indices until n are kept. At most n keeps only
+positive scores of these. With u = t (at most: max(t, 0)) the dual bound n u + Σ max(0, S_j − u)
+equals the kept sum, so the threshold is the certificate; each group checks that its t separates n
+scores.
 """
 
 from __future__ import annotations
@@ -46,10 +48,14 @@ from nmsolve.solvers.lanes import (
 from nmsolve.solvers.network import select_ranks
 
 
-def keep_largest(values: list[Any], n: int, at_most: bool, ones: Any, choose: Any, highest: Any, lowest: Any) -> Any:
-    """Which of m values are among the n largest, the lowest index first among equals; and whether n are separated.
+def keep_largest(
+    values: list[Any], n: int, at_most: bool, ones: Any, choose: Any, highest: Any, lowest: Any
+) -> Any:
+    """Which of m values are among the n largest, the lowest index first among equals; and whether n
+    are separated.
 
-    `ones` is the integer 1 in every lane; `choose`, `highest` and `lowest` are the select, maximum and minimum of the values' kind.
+    `ones` is the integer 1 in every lane; `choose`, `highest` and `lowest` are the select, maximum
+    and minimum of the values' kind.
     """
     threshold = select_ranks(values, (n - 1,), highest, lowest)[0]
     none = ones - ones
@@ -69,13 +75,17 @@ def keep_largest(values: list[Any], n: int, at_most: bool, ones: Any, choose: An
 
 
 @intrinsic(prefer_literal=True)
-def _keep_groups(typingctx, X, at, kind, absolute, mask, mask_at, sums, top, wrong, n, m, at_most):  # type: ignore[no-untyped-def]
-    """Sixteen consecutive groups: mask bytes, kept scores added to sums, largest magnitude to top."""
+def _keep_groups(typingctx, X, at, kind, absolute, mask, mask_at, sums, top, wrong, n, m, at_most):
+    """Sixteen consecutive groups: mask bytes, kept scores added to sums, largest magnitude to
+    top.
+    """
     sig = types.void(X, at, kind, absolute, mask, mask_at, sums, top, wrong, n, m, at_most)
     keep, size, fewer, stored = number(n), number(m), number(at_most), kind.literal_value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source, mask, sums, top, wrong = (data(context, builder, sig.args[k], args[k]) for k in (0, 4, 6, 7, 8))
+        source, mask, sums, top, wrong = (
+            data(context, builder, sig.args[k], args[k]) for k in (0, 4, 6, 7, 8)
+        )
         at, absolute, mask_at = args[1], args[3], args[5]
         bits, double = ELEMENT["i8" if stored == "f8" else "i4"], ELEMENT["f8"]
         origin = ir.Constant(ir.IntType(64), 0)
@@ -110,11 +120,14 @@ def _keep_groups(typingctx, X, at, kind, absolute, mask, mask_at, sums, top, wro
 
 
 @kernel
-def keep_rows(X, top, kind, absolute, mask, first, last, n, m, at_most, tile, tile_mask, sums, wrong, build):  # type: ignore[no-untyped-def]
-    """Rows first … last − 1 of X into mask; sums[:16] gains the kept scores, wrong[0] the lanes that failed the check.
+def keep_rows(
+    X, top, kind, absolute, mask, first, last, n, m, at_most, tile, tile_mask, sums, wrong, build
+):
+    """Rows first … last − 1 of X into mask; sums[:16] gains the kept scores, wrong[0] the lanes
+    that failed the check.
 
-    X (rows, cols) float32, float64 or 16-bit patterns, named by the literal `kind`; elements of a row adjacent. Groups that do not
-    fill 16 in a row are collected in tile (1, 16 m), of X's dtype.
+    X (rows, cols) float32, float64 or 16-bit patterns, named by the literal `kind`; elements of a
+    row adjacent. Groups that do not fill 16 in a row are collected in tile (1, 16 m), of X's dtype.
     """
     row_stride = X.strides[0] // X.itemsize
     mask_stride = mask.strides[0]
@@ -122,7 +135,20 @@ def keep_rows(X, top, kind, absolute, mask, first, last, n, m, at_most, tile, ti
     whole = groups // LANES * LANES
     for r in range(first, last):
         for g in range(0, whole, LANES):
-            _keep_groups(X, r * row_stride + g * m, kind, absolute, mask, r * mask_stride + g * m, sums, top, wrong, n, m, at_most)
+            _keep_groups(
+                X,
+                r * row_stride + g * m,
+                kind,
+                absolute,
+                mask,
+                r * mask_stride + g * m,
+                sums,
+                top,
+                wrong,
+                n,
+                m,
+                at_most,
+            )
     rest = groups - whole
     total = rest * (last - first)
     for start in range(0, total, LANES):
@@ -143,8 +169,10 @@ def keep_rows(X, top, kind, absolute, mask, first, last, n, m, at_most, tile, ti
 def _compiled(kind: str, n: int, m: int, at_most: int) -> Callable[..., None]:
     stored, integer = STORAGE[kind]
     return specialise(
-        keep_rows, array(stored, 2, "A"), array(integer, 1), kind, types.int64, array(types.uint8, 2, "A"), types.int64,
-        types.int64, n, m, at_most, array(stored, 2), array(types.uint8, 2), array(types.float64, 1), array(types.uint16, 1),
+        keep_rows, array(stored, 2, "A"), array(integer, 1), kind, types.int64,
+        array(types.uint8, 2, "A"), types.int64,
+        types.int64, n, m, at_most, array(stored, 2), array(types.uint8, 2),
+        array(types.float64, 1), array(types.uint16, 1),
     )  # fmt: skip
 
 
@@ -154,10 +182,30 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     solve = _compiled(kind, n, m, at_most)
 
     def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
-        top, sums, wrong = np.zeros(LANES, np.int64 if wide else np.int32), np.zeros(LANES), np.zeros(1, np.uint16)
+        top, sums, wrong = (
+            np.zeros(LANES, np.int64 if wide else np.int32),
+            np.zeros(LANES),
+            np.zeros(1, np.uint16),
+        )
         tile, tile_mask = np.zeros((1, m * LANES), X.dtype), np.zeros((1, m * LANES), np.uint8)
         rows = pattern.rows
-        solve(X, top, kind, int(absolute), mask, first * rows, last * rows, n, m, at_most, tile, tile_mask, sums, wrong, BUILD)
+        solve(
+            X,
+            top,
+            kind,
+            int(absolute),
+            mask,
+            first * rows,
+            last * rows,
+            n,
+            m,
+            at_most,
+            tile,
+            tile_mask,
+            sums,
+            wrong,
+            BUILD,
+        )
         if top.max() >= (0x7FF0000000000000 if wide else 0x7F800000):
             return None
         groups = (last - first) * rows * (X.shape[1] // m)

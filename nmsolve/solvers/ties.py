@@ -1,16 +1,19 @@
-"""Equal scores: how the ascent tells them apart, and how its duals come to prove the mask for the scores as given.
+"""Equal scores: how the ascent tells them apart, and how its duals come to prove the mask for the
+scores as given.
 
-Equal scores leave entries with S − u − v = 0 that the ascent cannot separate. Where the first medians of a block show
-ties, it runs on S' = S + offset instead, a small fixed number an entry. The offset depends on
-the position in the block alone, so the choice among equal masks is deterministic and does not depend on neighbours.
+Equal scores leave entries with S − u − v = 0 that the ascent cannot separate. Where the first
+medians of a block show ties, it runs on S' = S + offset instead, a small fixed number an entry. The
+offset depends on the position in the block alone, so the choice among equal masks is deterministic
+and does not depend on neighbours.
 
 The mask X that is proven for S' is nearly always optimal for S too, and then potentials exist with
 
     u_i + v_j ≤ S_ij  where X is 1,      u_i + v_j ≥ S_ij  where X is 0.
 
-With w = −v these are difference constraints, which Bellman–Ford relaxations solve from the duals of S' in a few
-sweeps. Duals are rounded to a grid before, so that sums with the scores are exact and cycles of equal scores close.
-If X is not optimal for S the constraints cannot be met, the certificate fails, and the block goes on with a smaller offset.
+With w = −v these are difference constraints, which Bellman–Ford relaxations solve from the duals of
+S' in a few sweeps. Duals are rounded to a grid before, so that sums with the scores are exact and
+cycles of equal scores close. If X is not optimal for S the constraints cannot be met, the
+certificate fails, and the block goes on with a smaller offset.
 """
 
 from __future__ import annotations
@@ -20,13 +23,21 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.solvers.ascent_lanes import adopt_duals, lattice_line, perturb_row, relax_column, relax_row, round_duals
+from nmsolve.solvers.ascent_lanes import (
+    adopt_duals,
+    lattice_line,
+    perturb_row,
+    relax_column,
+    relax_row,
+    round_duals,
+)
 from nmsolve.solvers.compiled import part
 
 LANES = 16
-#: Offsets as a share of the block's largest power of two. Quantised scores (ties among the medians of many lines) have
-#: a coarse lattice, and large offsets are separated in few rounds; between zeros real differences are finer. A block that is not
-#: proven gets an offset anyway, larger where one line had a tie.
+#: Offsets as a share of the block's largest power of two. Quantised scores (ties among the medians
+#: of many lines) have a coarse lattice, and large offsets are separated in few rounds; between
+#: zeros real differences are finer. A block that is not proven gets an offset anyway, larger where
+#: one line had a tie.
 LATTICE, ZEROS, HINT, FINE = 2.0**-4, 2.0**-10, 2.0**-6, 2.0**-12
 #: A block that is proven for S' but not for S goes on with its offset divided by this.
 SHRINK = 16.0
@@ -46,10 +57,12 @@ def offsets(m: int) -> NDArray[np.float64]:
 
 
 @part
-def flag_ties(S, equal, zero, power, amount, word, m):  # type: ignore[no-untyped-def]
-    """First offsets: amount[lane] from ties among the medians of 2 m lines; word = the lanes that shift every entry.
+def flag_ties(S, equal, zero, power, amount, word, m):
+    """First offsets: amount[lane] from ties among the medians of 2 m lines; word = the lanes that
+    shift every entry.
 
-    The others shift zeros only, if anything. One tie is enough where the first row lies on a coarse lattice.
+    The others shift zeros only, if anything. One tie is enough where the first row lies on a coarse
+    lattice.
     """
     lattice_line(S, 0, power, word, COARSE, m)
     everywhere = 0
@@ -64,7 +77,7 @@ def flag_ties(S, equal, zero, power, amount, word, m):  # type: ignore[no-untype
 
 
 @part
-def shift(S, amount, everywhere, delta, A, m):  # type: ignore[no-untyped-def]
+def shift(S, amount, everywhere, delta, A, m):
     """A = S + offset; returns whether any lane has one."""
     shifted = False
     for lane in range(LANES):
@@ -76,10 +89,12 @@ def shift(S, amount, everywhere, delta, A, m):  # type: ignore[no-untyped-def]
 
 
 @part
-def relax(S, bits, row_count, column_count, u, w, z, before, n, m, at_most, sweeps):  # type: ignore[no-untyped-def]
-    """Bellman–Ford on the residual graphs of the masks in `bits`: rows u, columns w = −v, for at most also the node z.
+def relax(S, bits, row_count, column_count, u, w, z, before, n, m, at_most, sweeps):
+    """Bellman–Ford on the residual graphs of the masks in `bits`: rows u, columns w = −v, for at
+    most also the node z.
 
-    At most n adds u_i ≥ z ≥ w_j, with equality where a line keeps fewer than n; z stands for the dual 0.
+    At most n adds u_i ≥ z ≥ w_j, with equality where a line keeps fewer than n; z stands for the
+    dual 0.
     """
     line = m * LANES
     for _ in range(sweeps):
@@ -105,7 +120,8 @@ def relax(S, bits, row_count, column_count, u, w, z, before, n, m, at_most, swee
             relax_row(S, i * m * LANES, bits, u, i * LANES, w, m)
         for j in range(m):
             relax_column(S, j, bits, u, w, m)
-        # Where no lane moved nothing moves any more, so that stopping changes no lane, whatever its neighbours do.
+        # Where no lane moved nothing moves any more, so that stopping changes no lane, whatever its
+        # neighbours do.
         moved = False
         for k in range(line):
             moved |= before[k] != w[k]
@@ -117,8 +133,12 @@ def relax(S, bits, row_count, column_count, u, w, z, before, n, m, at_most, swee
 
 
 @part
-def unshift(S, bits, row_count, column_count, u, v, amount, power, good, work, n, m, at_most, sweeps):  # type: ignore[no-untyped-def]
-    """Replace the duals of feasible shifted lanes by duals for S itself. `work` (4 m + 2, LANES) is scratch."""
+def unshift(
+    S, bits, row_count, column_count, u, v, amount, power, good, work, n, m, at_most, sweeps
+):
+    """Replace the duals of feasible shifted lanes by duals for S itself. `work` (4 m + 2, LANES) is
+    scratch.
+    """
     ru, rw, z = work[:m].reshape(-1), work[m : 2 * m].reshape(-1), work[2 * m]
     before = work[2 * m + 1 :].reshape(-1)
     for k in range(m):

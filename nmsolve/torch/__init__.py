@@ -1,4 +1,5 @@
-"""The PyTorch layer: masks of tensors, training with them, and 2:4 matrix products on sparse tensor cores.
+"""The PyTorch layer: masks of tensors, training with them, and 2:4 matrix products on sparse tensor
+cores.
 
 >>> import nmsolve.torch as nmt
 
@@ -13,7 +14,9 @@ try:
 except ImportError as _error:
     from nmsolve.errors import MissingDependencyError
 
-    raise MissingDependencyError("nmsolve.torch needs PyTorch 2.8 or later: pip install 'nmsolve[torch]'") from _error
+    raise MissingDependencyError(
+        "nmsolve.torch needs PyTorch 2.8 or later: pip install 'nmsolve[torch]'"
+    ) from _error
 
 from nmsolve.torch import scores
 from nmsolve.torch.allocation.allocate import Allocation, allocate

@@ -1,4 +1,6 @@
-"""What has one entry a layer: `Entries`, an immutable sequence, and entries looked up by a layer's path."""
+"""What has one entry a layer: `Entries`, an immutable sequence, and entries looked up by a layer's
+path.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`solve` and `verify` for tensors: on a CPU through the core without a copy, elsewhere on the tensor's own device."""
+"""`solve` and `verify` for tensors: on a CPU through the core without a copy, elsewhere on the
+tensor's own device.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ R = TypeVar("R")
 def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     """Solving is no graph of tensor operations: compiled code calls the function as it is.
 
-    That is torch.compiler.disable, which imports the compiler, a second's work; so only where someone else did.
+    That is torch.compiler.disable, which imports the compiler, a second's work; so only where
+    someone else did.
     """
     disabled: list[Callable[P, R]] = []
 
@@ -68,19 +71,22 @@ def solve(
     *,
     duals: bool = False,
 ) -> MaskResult:
-    r"""Find the best n:M mask of a weight tensor, and prove that it is the best: `nmsolve.solve` for tensors.
+    r"""Find the best n:M mask of a weight tensor, and prove that it is the best: `nmsolve.solve`
+    for tensors.
 
     .. math:: \max_X \sum_{ij} S_{ij} X_{ij}, \quad X \in \{0, 1\}^{rows \times cols}
 
-    where every m consecutive entries of a row, and for a transposable pattern every row and column of every m × m block, keep
-    exactly n (with `at_most`: n or fewer), and S = |weights| unless `scores` are given.
+    where every m consecutive entries of a row, and for a transposable pattern every row and column
+    of every m × m block, keep exactly n (with `at_most`: n or fewer), and S = |weights| unless
+    `scores` are given.
 
     Parameters
     ----------
     weights : (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
-        float8, float16, bfloat16, float32, float64 or integers, any strides, on any device, requiring grad or not. Groups run
-        along cols. Tensors of four and five axes are convolution weights: one (out, in) matrix a kernel position, groups along
-        `in`. A weight of a Conv1d is passed as weight.unsqueeze(2), which has four.
+        float8, float16, bfloat16, float32, float64 or integers, any strides, on any device,
+        requiring grad or not. Groups run along cols. Tensors of four and five axes are convolution
+        weights: one (out, in) matrix a kernel position, groups along `in`. A weight of a Conv1d is
+        passed as weight.unsqueeze(2), which has four.
     scores : tensor, optional
         What is maximised instead of |weights|, signs kept. Same shape and device.
     pattern, method, at_most, threads, padding, duals
@@ -89,24 +95,29 @@ def solve(
     Returns
     -------
     MaskResult
-        With `mask` a bool tensor of the weights' shape on their device, `duals` of tensors, and `verify` for tensors.
+        With `mask` a bool tensor of the weights' shape on their device, `duals` of tensors, and
+        `verify` for tensors.
 
     Raises
     ------
     PatternError, InputError, MissingDependencyError
-        As `nmsolve.solve`; meta, sparse, quantized, complex and wrapped tensors are refused by name.
+        As `nmsolve.solve`; meta, sparse, quantized, complex and wrapped tensors are refused by
+        name.
     SolverError
-        If memory runs out, or the device is lost. The weights are as they were; a mask is a new tensor.
+        If memory runs out, or the device is lost. The weights are as they were; a mask is a new
+        tensor.
 
     Notes
     -----
-    CPU tensors are read where they are, bfloat16 and float8 through their bits. Others are solved on their device: by Triton
-    kernels where there is Triton and m is 32 or less, by torch operations elsewhere. Certificates are evaluated there, in
-    float64. Only blocks that five levels of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them);
-    transposable blocks of m > 32, and devices without float64 (mps), are left to it. Row-wise masks are the same on every
-    device, transposable ones score the same; each is deterministic and depends on its block alone. The host waits for the
-    device once or twice for every 2²⁶ weights, and more often only where it solves blocks. Workspace: a byte a block, and a
-    copy of 2²⁶ integers or float8 at a time.
+    CPU tensors are read where they are, bfloat16 and float8 through their bits. Others are solved
+    on their device: by Triton kernels where there is Triton and m is 32 or less, by torch
+    operations elsewhere. Certificates are evaluated there, in float64. Only blocks that five levels
+    of dual ascent do not prove visit the host (`stats["solved_on_host"]` counts them); transposable
+    blocks of m > 32, and devices without float64 (mps), are left to it. Row-wise masks are the same
+    on every device, transposable ones score the same; each is deterministic and depends on its
+    block alone. The host waits for the device once or twice for every 2²⁶ weights, and more often
+    only where it solves blocks. Workspace: a byte a block, and a copy of 2²⁶ integers or float8 at
+    a time.
 
     Examples
     --------
@@ -125,16 +136,19 @@ def solve(
         scores = check_tensor(scores, "scores", purpose)
         if scores.shape != weights.shape:
             raise InputError(
-                f"scores have shape {tuple(scores.shape)}, weights {tuple(weights.shape)}: {purpose} needs one score a weight"
+                f"scores have shape {tuple(scores.shape)}, weights {tuple(weights.shape)}: "
+                f"{purpose} needs one score a weight"
             )
         if scores.device != weights.device:
             raise InputError(
-                f"scores are on {scores.device}, weights on {weights.device}: move them with scores.to(weights.device)"
+                f"scores are on {scores.device}, weights on {weights.device}: move them with "
+                "scores.to(weights.device)"
             )
     read = weights if scores is None else scores
     if read.dtype == torch.bool:
         raise InputError(
-            f"{'weights' if scores is None else 'scores'} are bool: {purpose} needs numbers; convert with .to(torch.uint8)"
+            f"{'weights' if scores is None else 'scores'} are bool: {purpose} needs numbers; "
+            "convert with .to(torch.uint8)"
         )
     try:
         api.check_method(method, pattern)
@@ -146,7 +160,10 @@ def solve(
     except InputError as error:
         raise explain_layout(error, weights) from None
     except (RuntimeError, MemoryError) as error:
-        what = f"{'weights' if scores is None else 'scores'} of shape {tuple(read.shape)}, {read.dtype}, on {read.device}"
+        what = (
+            f"{'weights' if scores is None else 'scores'} of shape {tuple(read.shape)}, "
+            f"{read.dtype}, on {read.device}"
+        )
         explained = explain(error, f"{what}, pattern {pattern}", read.device)
         if explained is None:
             raise
@@ -156,12 +173,17 @@ def solve(
 def engine_name(device: torch.device, pattern: Pattern) -> str | None:
     """Which engine serves tensors of a device; None: the host does.
 
-    Triton's kernels up to the m whose lines fit registers. Torch operations the rest, but for blocks of larger m, of which the core
-    solves thousands in the time that launching a hundred thousand operations takes, and for devices without float64.
+    Triton's kernels up to the m whose lines fit registers. Torch operations the rest, but for
+    blocks of larger m, of which the core solves thousands in the time that launching a hundred
+    thousand operations takes, and for devices without float64.
     """
     if device.type in ("cpu", "mps") or (pattern.transposable and pattern.m > 32):
         return None
-    return "triton" if device.type in ("cuda", "xpu") and pattern.m <= 32 and _has_triton() else "plain"
+    return (
+        "triton"
+        if device.type in ("cuda", "xpu") and pattern.m <= 32 and _has_triton()
+        else "plain"
+    )
 
 
 @cache
@@ -175,22 +197,40 @@ def _has_triton() -> bool:
 
 
 def _solve_on_host(
-    weights: Tensor, scores: Tensor | None, pattern: Pattern, method: str, threads: int | None, padding: str, duals: bool
+    weights: Tensor,
+    scores: Tensor | None,
+    pattern: Pattern,
+    method: str,
+    threads: int | None,
+    padding: str,
+    duals: bool,
 ) -> MaskResult:
     """The core's solve on the tensors' own memory (of other devices: on copies)."""
-    arrays = [None if tensor is None else as_array(as_matrices(tensor.cpu())) for tensor in (weights, scores)]
+    arrays = [
+        None if tensor is None else as_array(as_matrices(tensor.cpu()))
+        for tensor in (weights, scores)
+    ]
     given, given_scores = arrays
     assert given is not None
     result = api.solve(given, pattern, given_scores, method, None, threads, padding, duals=duals)
     tensors = None
     if result.duals is not None:
-        columns = None if result.duals.columns is None else torch.from_numpy(result.duals.columns).to(weights.device)
-        tensors = TensorDuals(rows=torch.from_numpy(result.duals.rows).to(weights.device), columns=columns)
-    return with_tensors(result, from_matrices(torch.from_numpy(result.mask).to(weights.device), weights), tensors)
+        columns = (
+            None
+            if result.duals.columns is None
+            else torch.from_numpy(result.duals.columns).to(weights.device)
+        )
+        tensors = TensorDuals(
+            rows=torch.from_numpy(result.duals.rows).to(weights.device), columns=columns
+        )
+    return with_tensors(
+        result, from_matrices(torch.from_numpy(result.mask).to(weights.device), weights), tensors
+    )
 
 
 def solve_on_device(
-    weights: Tensor, scores: Tensor | None, pattern: Pattern, method: str, threads: int | None, padding: str, duals: bool,
+    weights: Tensor, scores: Tensor | None, pattern: Pattern, method: str, threads: int | None,
+    padding: str, duals: bool,
     engine: ModuleType,
 ) -> MaskResult:  # fmt: skip
     """The exact solver by an engine, on the device where the scores are."""
@@ -206,12 +246,17 @@ def solve_on_device(
     rows, cols = core_shape(tuple(X.shape), pattern, padding)
     part = X[:, :rows, :cols]
     with torch.no_grad():
-        found = solve_matrices(engine, part, pattern, name == "weights", tolerance(X.dtype), duals, workers)
+        found = solve_matrices(
+            engine, part, pattern, name == "weights", tolerance(X.dtype), duals, workers
+        )
         kept = [] if found is None else _remainder_scores(X, rows, cols, name == "weights")
     if found is None or not all(map(math.isfinite, (*kept, *found.objectives))):
         index = torch.nonzero(~torch.isfinite(given.float() if given.dtype in FLOATS8 else given))
         if not len(index):
-            raise InputError(f"the {name} of shape {tuple(given.shape)} are too large for a float64 sum; scale them down")
+            raise InputError(
+                f"the {name} of shape {tuple(given.shape)} are too large for a float64 sum; scale "
+                "them down"
+            )
         first = tuple(index[0].tolist())
         raise non_finite_message(name, first, float(given[first]), tuple(given.shape), pattern)
     mask = found.mask[:, :rows, :cols]
@@ -229,7 +274,12 @@ def solve_on_device(
         gap=relative_gap(objective, bound),
         method="exact",
         stats=found.stats
-        | {"unproven": found.open, "threads": workers, "seconds": seconds, "weights_per_second": X.numel() / seconds},
+        | {
+            "unproven": found.open,
+            "threads": workers,
+            "seconds": seconds,
+            "weights_per_second": X.numel() / seconds,
+        },
         pattern=pattern,
         padding=padding,
         scored=name,
@@ -244,13 +294,17 @@ def _remainder_scores(X: Tensor, rows: int, cols: int, absolute: bool) -> list[f
 
 
 @_outside_graphs
-def verify(mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error") -> Report:
-    """Whether a mask tensor, or a tensor of weights, satisfies a pattern: `nmsolve.verify` for tensors, on the host.
+def verify(
+    mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error"
+) -> Report:
+    """Whether a mask tensor, or a tensor of weights, satisfies a pattern: `nmsolve.verify` for
+    tensors, on the host.
 
     Parameters
     ----------
     mask : (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
-        A bool mask, or weights of any other dtype, of which at most n of a group may be nonzero. Laid out as for `solve`.
+        A bool mask, or weights of any other dtype, of which at most n of a group may be nonzero.
+        Laid out as for `solve`.
     pattern, at_most, padding
         As in `nmsolve.verify`.
 
@@ -262,7 +316,8 @@ def verify(mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None,
     Raises
     ------
     PatternError, InputError
-        If the pattern or the shape cannot be checked, or the tensor has no values (meta, sparse, …).
+        If the pattern or the shape cannot be checked, or the tensor has no values (meta, sparse,
+        …).
 
     Examples
     --------
@@ -273,7 +328,9 @@ def verify(mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None,
     pattern = Pattern.of(pattern, at_most)
     tensor = check_tensor(mask, "mask", f"pattern {pattern}")
     # Weights count by what is not zero, which is all that needs to cross to the host.
-    matrices = as_matrices(tensor if tensor.dtype == torch.bool else is_nonzero(tensor).to(torch.uint8))
+    matrices = as_matrices(
+        tensor if tensor.dtype == torch.bool else is_nonzero(tensor).to(torch.uint8)
+    )
     try:
         return certify.verify(matrices.cpu().numpy(), pattern, padding=padding)
     except InputError as error:

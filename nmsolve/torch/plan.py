@@ -32,9 +32,10 @@ PADDINGS = ("skip", "error", "pad", "dense")
 class LayerPlan:
     """What is planned for one weight.
 
-    name : module path. parameter : its parameter, "weight" but for attention's projections. kind : the module's class. shape : the
-    weight's. pattern : None where it is skipped, and reason says why. axis : the weight's axis that groups lie along. padding : as
-    for `nmsolve.torch.solve`. tied_to : the path of the weight that this one is the same tensor as, and shares its mask with.
+    name : module path. parameter : its parameter, "weight" but for attention's projections. kind :
+    the module's class. shape : the weight's. pattern : None where it is skipped, and reason says
+    why. axis : the weight's axis that groups lie along. padding : as for `nmsolve.torch.solve`.
+    tied_to : the path of the weight that this one is the same tensor as, and shares its mask with.
     """
 
     name: str
@@ -64,7 +65,9 @@ class Plan(Entries[LayerPlan]):
     scores : what masks are to maximise instead of |W|, by layer path; None: |W|.
     """
 
-    def __init__(self, layers: Iterable[LayerPlan], scores: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, layers: Iterable[LayerPlan], scores: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__(layers)
         self.scores = scores
 
@@ -88,11 +91,16 @@ class Plan(Entries[LayerPlan]):
                 "×".join(map(str, layer.shape)),
                 "-" if layer.pattern is None else str(layer.pattern),
                 "-" if layer.axis is None else str(layer.axis),
-                layer.reason or (f"shares weight and mask with {layer.tied_to}" if layer.tied_to else ""),
+                layer.reason
+                or (f"shares weight and mask with {layer.tied_to}" if layer.tied_to else ""),
             )
             for layer in self.layers
         ]
-        return table(("layer", "kind", "shape", "pattern", "axis", "reason"), rows) if rows else "no weight with two axes or more"
+        return (
+            table(("layer", "kind", "shape", "pattern", "axis", "reason"), rows)
+            if rows
+            else "no weight with two axes or more"
+        )
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.planned)} of {len(self)} weights have a pattern>"
@@ -106,22 +114,26 @@ def plan(
     padding: str = "skip",
     scores: Mapping[str, Tensor] | None = None,
 ) -> Plan:
-    """Decide which weights of a model get which pattern. Changes nothing; `sparsify_` puts the plan into effect.
+    """Decide which weights of a model get which pattern. Changes nothing; `sparsify_` puts the plan
+    into effect.
 
     Parameters
     ----------
     model : nn.Module
         Meta tensors will do: only names, types and shapes are looked at.
     pattern : Pattern, str, or mapping of globs to patterns
-        One for all layers, or {"encoder.*": "2:4T", "*": "2:8"}: the first glob that matches a layer decides; None leaves it dense.
-        A layer that is named by its whole path is planned though its class has a forward that cannot be looked into.
+        One for all layers, or {"encoder.*": "2:4T", "*": "2:8"}: the first glob that matches a
+        layer decides; None leaves it dense. A layer that is named by its whole path is planned
+        though its class has a forward that cannot be looked into.
     include, exclude : glob or globs of module paths
-        Only these, and not these. A glob names a module and everything inside it, so exclude=["head"] covers "head.0" too.
+        Only these, and not these. A glob names a module and everything inside it, so
+        exclude=["head"] covers "head.0" too.
     padding : {"skip", "error", "pad", "dense"}
-        What becomes of a weight whose shape the pattern does not divide: skipped with the reason, an error, or masked as
-        `nmsolve.torch.solve` pads ("pad", or "dense" for a dense remainder).
+        What becomes of a weight whose shape the pattern does not divide: skipped with the reason,
+        an error, or masked as `nmsolve.torch.solve` pads ("pad", or "dense" for a dense remainder).
     scores : mapping of layer paths to tensors of the weights' shapes, optional
-        What masks maximise instead of |W|, for `sparsify_` and `adaprune_` to find in the plan: from `nmsolve.torch.scores`.
+        What masks maximise instead of |W|, for `sparsify_` and `adaprune_` to find in the plan:
+        from `nmsolve.torch.scores`.
 
     Returns
     -------
@@ -131,20 +143,24 @@ def plan(
     Raises
     ------
     PatternError, InputError
-        For a pattern or option that does not exist, a glob that matches no layer, with padding="error" a shape that does not
-        divide, a planned layer without scores or with scores of another shape.
+        For a pattern or option that does not exist, a glob that matches no layer, with
+        padding="error" a shape that does not divide, a planned layer without scores or with scores
+        of another shape.
 
     Notes
     -----
-    Groups lie along the axis that products reduce over: input channels of nn.Linear, nn.Conv1d, Conv2d and Conv3d (a matrix
-    (out, in) a kernel position), of nn.MultiheadAttention's projections, and of Hugging Face's Conv1D, whose weight is (in, out).
-    Groups and blocks stay within a filter group of a grouped convolution. Weights that several layers share get one mask, if every
-    one of them can have it. A subclass with a forward of its own has that run once, on tensors without values: it is planned if it
-    multiplies by its weight as it is, and skipped if it standardises, quantizes or otherwise computes with it first.
+    Groups lie along the axis that products reduce over: input channels of nn.Linear, nn.Conv1d,
+    Conv2d and Conv3d (a matrix (out, in) a kernel position), of nn.MultiheadAttention's
+    projections, and of Hugging Face's Conv1D, whose weight is (in, out). Groups and blocks stay
+    within a filter group of a grouped convolution. Weights that several layers share get one mask,
+    if every one of them can have it. A subclass with a forward of its own has that run once, on
+    tensors without values: it is planned if it multiplies by its weight as it is, and skipped if it
+    standardises, quantizes or otherwise computes with it first.
 
     Examples
     --------
-    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten(), nn.Linear(32, 10))
+    >>> convolutions = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3)
+    >>> model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32, 10))
     >>> print(plan(model, "2:4T", exclude="4"))
     layer  kind    shape      pattern  axis  reason
     0      Conv2d  16×3×3×3   -        1     3 input channels do not consist of groups of 4
@@ -154,12 +170,21 @@ def plan(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
     if padding not in PADDINGS:
-        raise InputError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
+        raise InputError(
+            f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}"
+        )
     patterns = to_patterns(pattern)
-    included, excluded = None if include is None else to_globs(include, "include"), to_globs(exclude, "exclude")
+    included, excluded = (
+        None if include is None else to_globs(include, "include"),
+        to_globs(exclude, "exclude"),
+    )
     found = list(_weights(model))
     paths = [path_of(name, parameter) for name, _, parameter, _ in found]
-    used = {"include": included or (), "exclude": excluded, "pattern": pattern if isinstance(pattern, Mapping) else ()}
+    used = {
+        "include": included or (),
+        "exclude": excluded,
+        "pattern": pattern if isinstance(pattern, Mapping) else (),
+    }
     for argument, globs in used.items():
         check_used(globs, paths, argument, "model")
     owners: dict[int, list[str]] = {}
@@ -175,14 +200,18 @@ def plan(
         if reason is None and not named and _ADAPTER.search(path):
             reason = "of an adapter, which is added to a weight: merge it, and plan what that gives"
         if reason is None and id(module) in above:
-            reason = "the module above multiplies by its weight, transposed: groups would lie along the other axis"
+            reason = (
+                "the module above multiplies by its weight, transposed: groups would lie "
+                "along the other axis"
+            )
         reason = reason or _unsuited(module, parameter, weight, named)
         if reason is None:
             assert chosen is not None
             reason = _indivisible(module, parameter, tuple(weight.shape), chosen, padding)
             if reason is not None and padding == "error":
                 raise InputError(
-                    f"{path} of shape {tuple(weight.shape)}, pattern {chosen}: {reason}; exclude it, or choose a padding"
+                    f"{path} of shape {tuple(weight.shape)}, pattern {chosen}: {reason}; exclude "
+                    "it, or choose a padding"
                 )
         lazy = is_lazy(weight)
         layers.append(
@@ -205,7 +234,9 @@ def plan(
 
 
 def path_of(name: str, parameter: str) -> str:
-    """How a weight is called: by its module, with the parameter behind it unless that is "weight"."""
+    """How a weight is called: by its module, with the parameter behind it unless that is
+    "weight".
+    """
     return name if name and parameter == "weight" else f"{name}.{parameter}".lstrip(".")
 
 
@@ -215,7 +246,9 @@ def kind_of(module: nn.Module) -> str:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Module path, module, parameter name and parameter, of every parameter with two axes or more."""
+    """Module path, module, parameter name and parameter, of every parameter with two axes or
+    more.
+    """
     for name, module in model.named_modules():
         if isinstance(module, parametrize.ParametrizationList):
             continue  # its owner is listed
@@ -232,8 +265,14 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
     lists = module._modules.get("parametrizations")
     if lists is not None and parametrize.is_parametrized(module):
         for name, tensors in lists._modules.items():
-            originals = [] if tensors is None else [p for p in tensors._parameters.values() if p is not None]
-            if originals:  # more than one, of other shapes too, where someone else's parametrization made them
+            originals = (
+                []
+                if tensors is None
+                else [p for p in tensors._parameters.values() if p is not None]
+            )
+            if (
+                originals
+            ):  # more than one, of other shapes too, where someone else's parametrization made them
                 found[name] = max(originals, key=lambda p: (p.dim(), p.numel()))
     return found
 
@@ -256,21 +295,33 @@ def _unsuited(module: nn.Module, parameter: str, weight: Tensor, named: bool) ->
         return "a transposed convolution reduces over its first axis, which no sparse kernel serves"
     if reduction_axis(module, parameter) is None:
         if reduction_axis(module, "weight") is not None and "weight" not in parameters_of(module):
-            return "its weight is computed by a hook: make it permanent (torch.nn.utils.prune.remove, remove_weight_norm)"
+            return (
+                "its weight is computed by a hook: make it permanent "
+                "(torch.nn.utils.prune.remove, remove_weight_norm)"
+            )
         return f"no reduction axis is known for {parameter} of {kind}"
     if parametrize.is_parametrized(module):
         lists = module.parametrizations.values()  # type: ignore[operator]
         if not all(isinstance(part, Masked) for parts in lists for part in parts):
-            return "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes its weight a parameter"
+            return (
+                "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes its "
+                "weight a parameter"
+            )
     if is_sharded(weight):
         return "sharded already: plan and sparsify the model first, then fully_shard it"
     if weight.dtype not in FLOATS:
         return f"{weight.dtype} cannot be trained"
     why = alters_weight(module, weight) if has_own_forward(module) and not named else None
-    return why and f"{why}; if its weight multiplies as it is, name the layer by its whole path, in the patterns or in include"
+    return (
+        why
+        and f"{why}; if its weight multiplies as it is, name the layer by its whole path, in the "
+        "patterns or in include"
+    )
 
 
-def _indivisible(module: nn.Module, parameter: str, shape: tuple[int, ...], pattern: Pattern, padding: str) -> str | None:
+def _indivisible(
+    module: nn.Module, parameter: str, shape: tuple[int, ...], pattern: Pattern, padding: str
+) -> str | None:
     """Why the shape of a weight does not hold a pattern."""
     axis = reduction_axis(module, parameter)
     assert axis is not None
@@ -284,7 +335,10 @@ def _indivisible(module: nn.Module, parameter: str, shape: tuple[int, ...], patt
         return f"{outputs // groups} output channels{inside} do not consist of blocks of {m}"
     if padding in ("pad", "dense"):
         if padding == "dense" and (inputs < m or (pattern.transposable and outputs < m)):
-            return f"its matrices are smaller than one {'block' if pattern.transposable else 'group'} of {m}"
+            return (
+                "its matrices are smaller than one "
+                f"{'block' if pattern.transposable else 'group'} of {m}"
+            )
         return None
     if inputs % m:
         return f"{inputs} input channels{inside} do not consist of groups of {m}"
@@ -304,7 +358,9 @@ def _untie(layers: list[LayerPlan], owners: list[list[str]]) -> Iterator[LayerPl
         for entry in entries:
             if entry.pattern is None:
                 continue
-            other = next((e for e in entries if (e.pattern, e.axis) != (entry.pattern, entry.axis)), None)
+            other = next(
+                (e for e in entries if (e.pattern, e.axis) != (entry.pattern, entry.axis)), None
+            )
             if other is not None:
                 why = other.reason or f"that has pattern {other.pattern}"
                 reasons[entry.path] = f"its weight is tied to {other.path}, a {other.kind}: {why}"

@@ -26,7 +26,9 @@ from nmsolve.torch.training.parametrization import masked_parameters, original
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
-    """name : the weight's path. report : how many groups, how many of them keep a wrong number, where the first is."""
+    """name : the weight's path. report : how many groups, how many of them keep a wrong number,
+    where the first is.
+    """
 
     name: str
     report: Report
@@ -39,10 +41,12 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """What `verify` found in a model. True in a condition if every layer satisfies its pattern. Prints as a table.
+    """What `verify` found in a model. True in a condition if every layer satisfies its pattern.
+    Prints as a table.
 
-    layers : the planned weights that are there. gone : paths of planned weights that are not, because the model has changed since;
-    only `SparseModel.finalize_` leaves such, `verify` refuses a plan that is another model's.
+    layers : the planned weights that are there. gone : paths of planned weights that are not,
+    because the model has changed since; only `SparseModel.finalize_` leaves such, `verify` refuses
+    a plan that is another model's.
     """
 
     layers: tuple[LayerReport, ...]
@@ -62,7 +66,9 @@ class ModelReport:
     def density(self) -> float:
         """The share of the planned weights that is kept."""
         sizes = [math.prod(layer.report.shape) for layer in self.layers]
-        return sum(layer.report.density * size for layer, size in zip(self.layers, sizes, strict=True)) / max(1, sum(sizes))
+        return sum(
+            layer.report.density * size for layer, size in zip(self.layers, sizes, strict=True)
+        ) / max(1, sum(sizes))
 
     def __getitem__(self, name: str) -> Report:
         """The report of a layer, by its path."""
@@ -76,27 +82,41 @@ class ModelReport:
         rows = []
         for layer in self.layers:
             report = layer.report
-            first = "" if report.first is None else f"from index {list(report.first[0])}: keeps {report.first[1]}"
+            first = (
+                ""
+                if report.first is None
+                else f"from index {list(report.first[0])}: keeps {report.first[1]}"
+            )
             numbers = (str(report.groups), str(report.violations), f"{report.density:.4f}")
             rows.append((shortened(layer.name), str(report.pattern), *numbers, first))
-        rows += [(shortened(name), "-", "", "", "", "gone: the model has it no more, or without a mask") for name in self.gone]
+        rows += [
+            (shortened(name), "-", "", "", "", "gone: the model has it no more, or without a mask")
+            for name in self.gone
+        ]
         return table(head, rows, {2, 3, 4})
 
 
 @overload
 def verify(subject: nn.Module, pattern: Plan | Patterns) -> ModelReport: ...
 @overload
-def verify(subject: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error") -> Report: ...
 def verify(
-    subject: Tensor | nn.Module, pattern: Plan | Patterns, *, at_most: bool | None = None, padding: str = "error"
+    subject: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error"
+) -> Report: ...
+def verify(
+    subject: Tensor | nn.Module,
+    pattern: Plan | Patterns,
+    *,
+    at_most: bool | None = None,
+    padding: str = "error",
 ) -> Report | ModelReport:
-    """Whether a model satisfies a plan, or a tensor a pattern: `nmsolve.verify` for them, on the host.
+    """Whether a model satisfies a plan, or a tensor a pattern: `nmsolve.verify` for them, on the
+    host.
 
     Parameters
     ----------
     subject : nn.Module, or (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
-        A model, with masks on it or finalized; a bool mask; or weights of any other dtype, of which at most n of a group may be
-        nonzero. Tensors are laid out as for `solve`.
+        A model, with masks on it or finalized; a bool mask; or weights of any other dtype, of which
+        at most n of a group may be nonzero. Tensors are laid out as for `solve`.
     pattern : Plan, or Pattern or str
         For a model the plan that it was sparsified with; a pattern means the default plan.
     at_most, padding
@@ -105,13 +125,15 @@ def verify(
     Returns
     -------
     ModelReport or Report
-        True in a condition if all is well. A model's has a report a layer, and counts groups; masks that are on a model are held to
-        exactly n. Indices of convolution weights are those of the matrices (kernel …, out, in).
+        True in a condition if all is well. A model's has a report a layer, and counts groups; masks
+        that are on a model are held to exactly n. Indices of convolution weights are those of the
+        matrices (kernel …, out, in).
 
     Raises
     ------
     PatternError, InputError
-        If the pattern or the shape cannot be checked, the tensor has no values (meta, sparse, …), or the plan is another model's.
+        If the pattern or the shape cannot be checked, the tensor has no values (meta, sparse, …),
+        or the plan is another model's.
 
     Notes
     -----
@@ -128,23 +150,37 @@ def verify(
     if not isinstance(subject, nn.Module):
         if isinstance(pattern, Pattern | str):
             return verify_tensor(subject, pattern, at_most=at_most, padding=padding)
-        raise InputError(f"a tensor is verified against one pattern, such as '2:4', not a {type(pattern).__name__}")
+        raise InputError(
+            "a tensor is verified against one pattern, such as '2:4', not a "
+            f"{type(pattern).__name__}"
+        )
     if at_most is not None or padding != "error":
-        raise InputError("at_most and padding are for tensors: a model's are in its plan, nmt.plan(model, '<=2:4', padding=…)")
+        raise InputError(
+            "at_most and padding are for tensors: a model's are in its plan, nmt.plan(model, "
+            "'<=2:4', padding=…)"
+        )
     plan = pattern if isinstance(pattern, Plan) else make_plan(subject, pattern)
     if not plan.planned:
-        raise InputError(f"there is nothing to verify: no weight has a pattern in this plan\n{plan}")
+        raise InputError(
+            f"there is nothing to verify: no weight has a pattern in this plan\n{plan}"
+        )
     return report_on(zip(plan.planned, planned_modules(subject, plan), strict=True))
 
 
-def report_on(entries: Iterable[tuple[LayerPlan, nn.Module]], gone: tuple[str, ...] = ()) -> ModelReport:
+def report_on(
+    entries: Iterable[tuple[LayerPlan, nn.Module]], gone: tuple[str, ...] = ()
+) -> ModelReport:
     """The report on planned weights, each with the module whose parameter it is."""
-    layers = tuple(LayerReport(name=entry.path, report=_report(entry, module)) for entry, module in entries)
+    layers = tuple(
+        LayerReport(name=entry.path, report=_report(entry, module)) for entry, module in entries
+    )
     return ModelReport(layers=layers, gone=gone)
 
 
 def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
-    """The modules that a plan's entries with a pattern name; InputError if the plan was made for another model."""
+    """The modules that a plan's entries with a pattern name; InputError if the plan was made for
+    another model.
+    """
     modules = dict(model.named_modules())
     found, problems = [], []
     for entry in plan.planned:
@@ -159,11 +195,16 @@ def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         if any(entry.shape == () for entry in plan.planned):
-            raise InputError("the plan was allocated by a table alone and knows no shapes: pass nmt.plan(model, plan.patterns)")
-        wrapped = " (is the model inside a wrapper? pass its .module)" if hasattr(model, "module") else ""
+            raise InputError(
+                "the plan was allocated by a table alone and knows no shapes: pass nmt.plan(model, "
+                "plan.patterns)"
+            )
+        wrapped = (
+            " (is the model inside a wrapper? pass its .module)" if hasattr(model, "module") else ""
+        )
         raise InputError(
-            f"the plan was made for another model than this {type(model).__name__}: {'; '.join(problems[:3])}{more}; make one with "
-            f"nmt.plan(model, …){wrapped}"
+            f"the plan was made for another model than this {type(model).__name__}: "
+            f"{'; '.join(problems[:3])}{more}; make one with nmt.plan(model, …){wrapped}"
         )
     return found
 
@@ -172,11 +213,17 @@ def _report(entry: LayerPlan, module: nn.Module) -> Report:
     assert entry.pattern is not None
     assert entry.axis is not None
     masked = masked_parameters(module).get(entry.parameter)
-    dense = parameters_of(module)[entry.parameter] if masked is None else original(module, entry.parameter)
+    dense = (
+        parameters_of(module)[entry.parameter]
+        if masked is None
+        else original(module, entry.parameter)
+    )
     weight = whole(dense.detach())
     if masked is not None:
         # A mask under an exactly-pattern keeps exactly n; the weights under it may be zero.
-        report = verify_tensor(for_solver(masked.mask, entry.axis), entry.pattern, padding=entry.padding)
+        report = verify_tensor(
+            for_solver(masked.mask, entry.axis), entry.pattern, padding=entry.padding
+        )
         if not report:
             return report
         weight = torch.where(masked.mask, weight, 0)

@@ -17,7 +17,8 @@ from nmsolve.torch.tensors import as_array, as_matrices, check_tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorDuals:
-    """Potentials of every group or block, float64, on the weights' device; axes as in `nmsolve.Duals`.
+    """Potentials of every group or block, float64, on the weights' device; axes as in
+    `nmsolve.Duals`.
 
     Convolution weights (out, in, kernel …) have theirs for the matrices (kernel …, out, in).
     """
@@ -28,7 +29,8 @@ class TensorDuals:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MaskResult(core.MaskResult):
-    """A mask and what is known about it; the fields of `nmsolve.MaskResult`, with `mask` a bool tensor.
+    """A mask and what is known about it; the fields of `nmsolve.MaskResult`, with `mask` a bool
+    tensor.
 
     mask : bool tensor of the weights' shape, on their device. duals : TensorDuals or None.
     """
@@ -41,18 +43,24 @@ class MaskResult(core.MaskResult):
         return text.replace(str(self.mask.shape), str(tuple(self.mask.shape)))
 
     def verify(self, weights: Tensor, scores: Tensor | None = None) -> Report:  # type: ignore[override]
-        """Recompute feasibility, objective and bound from the weights, on the host, trusting nothing in this result.
+        """Recompute feasibility, objective and bound from the weights, on the host, trusting
+        nothing in this result.
 
-        Parameters, errors and return value as in `nmsolve.MaskResult.verify`, with tensors on any device.
+        Parameters, errors and return value as in `nmsolve.MaskResult.verify`, with tensors on any
+        device.
         """
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
             raise SolverError(f"the mask is a {type(self.mask).__name__}, not a bool tensor")
         duals = _checked(self.duals)
         arrays = [
-            None if tensor is None else as_array(as_matrices(check_tensor(tensor, name, f"pattern {self.pattern}")).cpu())
+            None
+            if tensor is None
+            else as_array(as_matrices(check_tensor(tensor, name, f"pattern {self.pattern}")).cpu())
             for tensor, name in ((weights, "weights"), (scores, "scores"))
         ]
-        result = core.MaskResult(**_fields(self) | {"mask": as_matrices(self.mask).cpu().numpy(), "duals": duals})
+        result = core.MaskResult(
+            **_fields(self) | {"mask": as_matrices(self.mask).cpu().numpy(), "duals": duals}
+        )
         given, given_scores = arrays
         assert given is not None
         return result.verify(given, given_scores)

@@ -12,21 +12,40 @@ from torch.nn.parameter import is_lazy
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """A run of the model without gradients, after which its buffers, training flags and torch's random numbers are as before.
+    """A run of the model without gradients, after which its buffers, training flags and torch's
+    random numbers are as before.
 
-    So are numbers and names kept beside buffers, such as the length that a rotary embedding's buffer is for. training : leave the
-    flags as they are; else everything runs in eval mode.
+    So are numbers and names kept beside buffers, such as the length that a rotary embedding's
+    buffer is for. training : leave the flags as they are; else everything runs in eval mode.
     """
     modules = list(model.modules())
     flags = [module.training for module in modules]
-    buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
-    saved = [None if buffer is None or is_lazy(buffer) or buffer.is_meta else buffer.clone() for _, _, buffer in buffers]
+    buffers = [
+        (module, name, buffer) for module in modules for name, buffer in module._buffers.items()
+    ]
+    saved = [
+        None if buffer is None or is_lazy(buffer) or buffer.is_meta else buffer.clone()
+        for _, _, buffer in buffers
+    ]
     beside = [
-        (module, {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | None)})
+        (
+            module,
+            {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, int | float | str | None)
+            },
+        )
         for module in modules
         if module._buffers
     ]
-    gpus = sorted({tensor.device.index for tensor in [*model.parameters(), *model.buffers()] if tensor.device.type == "cuda"})
+    gpus = sorted(
+        {
+            tensor.device.index
+            for tensor in [*model.parameters(), *model.buffers()]
+            if tensor.device.type == "cuda"
+        }
+    )
     try:
         with torch.random.fork_rng(devices=gpus), torch.no_grad():
             if not training:
@@ -46,6 +65,8 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _equal(buffer: Tensor, before: Tensor) -> bool:
-    if buffer.layout != torch.strided:  # no comparison is known for all layouts, and nobody changes these
+    if (
+        buffer.layout != torch.strided
+    ):  # no comparison is known for all layouts, and nobody changes these
         return True
     return torch.equal(buffer, before)

@@ -1,4 +1,5 @@
-"""What a mask should keep, beyond magnitudes: scores of every weight of a model, from calibration inputs.
+"""What a mask should keep, beyond magnitudes: scores of every weight of a model, from calibration
+inputs.
 
 >>> import nmsolve.torch as nmt
 >>> model = nn.Linear(8, 4)
@@ -53,16 +54,25 @@ class ModelScores(Mapping[str, Tensor]):
 
     def __str__(self) -> str:
         rows = [
-            (shortened(path), "×".join(map(str, s.shape)), *(f"{value:.3g}" for value in (s.min(), s.mean(), s.max())), "")
+            (
+                shortened(path),
+                "×".join(map(str, s.shape)),
+                *(f"{value:.3g}" for value in (s.min(), s.mean(), s.max())),
+                "",
+            )
             for path, s in self._scores.items()
         ]
-        return table(("layer", "shape", "least", "mean", "greatest", self.criterion), rows, {2, 3, 4})
+        return table(
+            ("layer", "shape", "least", "mean", "greatest", self.criterion), rows, {2, 3, 4}
+        )
 
     def __repr__(self) -> str:
         return f"<ModelScores: {self.criterion}, {len(self)} weights>"
 
 
-def magnitude(model: nn.Module, include: str | Iterable[str] | None = None, exclude: str | Iterable[str] = ()) -> ModelScores:
+def magnitude(
+    model: nn.Module, include: str | Iterable[str] | None = None, exclude: str | Iterable[str] = ()
+) -> ModelScores:
     r"""Magnitudes, which masks maximise unless given other scores.
 
     .. math:: S_{ij} = |W_{ij}|
@@ -86,7 +96,9 @@ def magnitude(model: nn.Module, include: str | Iterable[str] | None = None, excl
     (['0', '2'], True)
     """
     plan = _plan(model, include, exclude)
-    return ModelScores("magnitude", {entry.path: weight.abs() for entry, weight in _weights(model, plan)})
+    return ModelScores(
+        "magnitude", {entry.path: weight.abs() for entry, weight in _weights(model, plan)}
+    )
 
 
 def activation(
@@ -96,20 +108,22 @@ def activation(
     exclude: str | Iterable[str] = (),
     progress: bool | None = None,
 ) -> ModelScores:
-    r"""Activation-aware scores (Wanda): magnitudes times the norms of the inputs that they multiply.
+    r"""Activation-aware scores (Wanda): magnitudes times the norms of the inputs that they
+    multiply.
 
     .. math:: S_{ij} = |W_{ij}| \, \lVert X_j \rVert_2
 
-    where X_j is what the weight's column j is multiplied by, over all tokens (for a convolution over all output positions, a
-    column for each input channel and kernel position) of all calibration inputs.
+    where X_j is what the weight's column j is multiplied by, over all tokens (for a convolution
+    over all output positions, a column for each input channel and kernel position) of all
+    calibration inputs.
 
     Parameters
     ----------
     model : nn.Module
         Run in eval mode, without gradients; left as it was.
     calibration : iterable of model inputs
-        Tensors, or tuples or lists of arguments, or mappings of keyword arguments. Run through once, and summed up as it
-        goes: memory does not depend on how many there are.
+        Tensors, or tuples or lists of arguments, or mappings of keyword arguments. Run through
+        once, and summed up as it goes: memory does not depend on how many there are.
     include, exclude : globs of module paths
         As for `nmsolve.torch.plan`.
     progress : bool, optional
@@ -123,8 +137,8 @@ def activation(
     Raises
     ------
     InputError
-        If the calibration is empty or exhausted, the model fails on it, an input of a layer is not finite, or a layer is never
-        reached, naming it.
+        If the calibration is empty or exhausted, the model fails on it, an input of a layer is not
+        finite, or a layer is never reached, naming it.
 
     References
     ----------
@@ -139,24 +153,34 @@ def activation(
     """
     plan = _plan(model, include, exclude)
     by_path = {entry.path: entry for entry in plan.planned}
-    squares: dict[str, Tensor] = {}  # by owner: what several layers share has the inputs of all of them
+    squares: dict[
+        str, Tensor
+    ] = {}  # by owner: what several layers share has the inputs of all of them
 
     def add(path: str, use: Use, item: int) -> None:
         entry = by_path[path]
         for part, x in use.matrices():
             check_finite(x, f"the input of layer {path}", item)
             if entry.owner not in squares:
-                squares[entry.owner] = x.new_zeros(layout_of(entry, use.module).parts, x.shape[1], dtype=torch.float64)
+                squares[entry.owner] = x.new_zeros(
+                    layout_of(entry, use.module).parts, x.shape[1], dtype=torch.float64
+                )
             squares[entry.owner][part] += x.double().square().sum(0)
 
     with undisturbed(model, training=False):
-        run_watched(model, plan.planned, Calibration(calibration, once=True), add, "activations", progress)
+        run_watched(
+            model, plan.planned, Calibration(calibration, once=True), add, "activations", progress
+        )
     _check_reached(plan, squares)
     scores = {}
-    for (entry, weight), module in zip(_weights(model, plan), planned_modules(model, plan), strict=True):
+    for (entry, weight), module in zip(
+        _weights(model, plan), planned_modules(model, plan), strict=True
+    ):
         layout = layout_of(entry, module)
         norms = squares[entry.owner].sqrt().unsqueeze(1)
-        scores[entry.path] = layout.weight((layout.matrices(weight).abs().double() * norms).to(weight.dtype)).contiguous()
+        scores[entry.path] = layout.weight(
+            (layout.matrices(weight).abs().double() * norms).to(weight.dtype)
+        ).contiguous()
     return ModelScores("activation", scores)
 
 
@@ -170,7 +194,8 @@ def gradient(
 ) -> ModelScores:
     r"""First-order scores: by how much the loss changes, to first order, where a weight is removed.
 
-    .. math:: S_{ij} = |W_{ij} \, \bar g_{ij}|, \quad \bar g = \frac{1}{K} \sum_{k=1}^K \nabla_W \ell_k
+    .. math:: S_{ij} = |W_{ij} \, \bar g_{ij}|,
+        \quad \bar g = \frac{1}{K} \sum_{k=1}^K \nabla_W \ell_k
 
     Parameters
     ----------
@@ -179,8 +204,8 @@ def gradient(
     calibration : iterable
         Of K items; run through once, and summed up as it goes.
     loss : function of (model, item), optional
-        Returns the scalar loss of an item. None: an item is called as model inputs, and the output has a `.loss`, as those of
-        Hugging Face's models do if labels are among the inputs.
+        Returns the scalar loss of an item. None: an item is called as model inputs, and the output
+        has a `.loss`, as those of Hugging Face's models do if labels are among the inputs.
     include, exclude, progress
         As for `activation`.
 
@@ -192,11 +217,13 @@ def gradient(
     Raises
     ------
     InputError
-        As for `activation`; also where the loss is no scalar, is not finite, or a weight has no gradient.
+        As for `activation`; also where the loss is no scalar, is not finite, or a weight has no
+        gradient.
 
     References
     ----------
-    Molchanov et al., Pruning convolutional neural networks for resource efficient inference, ICLR 2017, Eq. 8.
+    Molchanov et al., Pruning convolutional neural networks for resource efficient inference, ICLR
+    2017, Eq. 8.
 
     Examples
     --------
@@ -216,17 +243,20 @@ def fisher(
     exclude: str | Iterable[str] = (),
     progress: bool | None = None,
 ) -> ModelScores:
-    r"""Second-order scores by the diagonal of the empirical Fisher information, which stands for the Hessian's.
+    r"""Second-order scores by the diagonal of the empirical Fisher information, which stands for
+    the Hessian's.
 
-    .. math:: S_{ij} = \tfrac{1}{2} W_{ij}^2 \, F_{ij}, \quad F = \frac{1}{K} \sum_{k=1}^K \left( \nabla_W \ell_k \right)^2
+    .. math:: S_{ij} = \tfrac{1}{2} W_{ij}^2 \, F_{ij},
+        \quad F = \frac{1}{K} \sum_{k=1}^K \left( \nabla_W \ell_k \right)^2
 
-    Parameters, return value and errors as for `gradient`. The diagonal is over items: with items of one sample it is the empirical
-    Fisher information, with batches that of their mean gradients, which is smaller.
+    Parameters, return value and errors as for `gradient`. The diagonal is over items: with items of
+    one sample it is the empirical Fisher information, with batches that of their mean gradients,
+    which is smaller.
 
     References
     ----------
-    LeCun et al., Optimal brain damage, NeurIPS 1989, Eq. 3; Theis et al., Faster gaze prediction with dense networks and Fisher
-    pruning, arXiv:1801.05787, Eq. 7.
+    LeCun et al., Optimal brain damage, NeurIPS 1989, Eq. 3; Theis et al., Faster gaze prediction
+    with dense networks and Fisher pruning, arXiv:1801.05787, Eq. 7.
 
     Examples
     --------
@@ -239,15 +269,24 @@ def fisher(
 
 
 def _by_gradients(
-    criterion: str, model: nn.Module, calibration: Iterable[Item], loss: Loss | None, include: Any, exclude: Any,
+    criterion: str, model: nn.Module, calibration: Iterable[Item], loss: Loss | None, include: Any,
+    exclude: Any,
     progress: bool | None,
 ) -> ModelScores:  # fmt: skip
     plan = _plan(model, include, exclude)
     entries, modules = plan.planned, planned_modules(model, plan)
-    weights = [parameters_of(module)[entry.parameter] for entry, module in zip(entries, modules, strict=True)]
-    made_in_inference = [entry.path for entry, weight in zip(entries, weights, strict=True) if weight.is_inference()]
+    weights = [
+        parameters_of(module)[entry.parameter]
+        for entry, module in zip(entries, modules, strict=True)
+    ]
+    made_in_inference = [
+        entry.path for entry, weight in zip(entries, weights, strict=True) if weight.is_inference()
+    ]
     if made_in_inference:
-        raise InputError(f"layer {made_in_inference[0]} was made under torch.inference_mode, and can have no gradients")
+        raise InputError(
+            f"layer {made_in_inference[0]} was made under torch.inference_mode, and can have no "
+            "gradients"
+        )
     sums: list[Tensor | None] = [None] * len(weights)
     items = Calibration(calibration, once=True)
 
@@ -257,27 +296,37 @@ def _by_gradients(
         for i, weight in enumerate(weights):
             if weight.grad is not None:
                 check_finite(weight.grad, f"the gradient of layer {entries[i].path}", index)
-                term = weight.grad.double().square() if criterion == "fisher" else weight.grad.double()
+                term = (
+                    weight.grad.double().square() if criterion == "fisher" else weight.grad.double()
+                )
                 sums[i] = term if sums[i] is None else sums[i] + term  # type: ignore[operator]
         for parameter in model.parameters():
             parameter.grad = None
 
     with _gradients_aside(model, weights), undisturbed(model, training=False):
         run_all(items, each, "gradients", progress)
-    _check_reached(plan, {entry.owner for entry, total in zip(entries, sums, strict=True) if total is not None})
+    _check_reached(
+        plan, {entry.owner for entry, total in zip(entries, sums, strict=True) if total is not None}
+    )
     assert items.count is not None
     scores = {}
     for (entry, weight), total in zip(_weights(model, plan), sums, strict=True):
         assert total is not None
         mean, wide = total / items.count, weight.double()
-        scores[entry.path] = (0.5 * wide.square() * mean if criterion == "fisher" else (wide * mean).abs()).to(weight.dtype)
+        scores[entry.path] = (
+            0.5 * wide.square() * mean if criterion == "fisher" else (wide * mean).abs()
+        ).to(weight.dtype)
     return ModelScores(criterion, scores)
 
 
 @contextmanager
 def _gradients_aside(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]:
-    """Without gradients in the beginning, and with those that were there in the end; weights require theirs meanwhile."""
-    before = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    """Without gradients in the beginning, and with those that were there in the end; weights
+    require theirs meanwhile.
+    """
+    before = [
+        (parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()
+    ]
     try:
         for parameter, *_ in before:
             parameter.grad = None
@@ -292,23 +341,34 @@ def _gradients_aside(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[No
 
 def _loss_of(model: nn.Module, item: Item, index: int, loss: Loss | None) -> Tensor:
     try:
-        value = getattr(run(model, item, index), "loss", None) if loss is None else loss(model, item)
+        value = (
+            getattr(run(model, item, index), "loss", None) if loss is None else loss(model, item)
+        )
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"the loss of calibration item {index}, called as loss(model, item), failed: {type(error).__name__}: {error}"
+            f"the loss of calibration item {index}, called as loss(model, item), failed: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        what = (
+            f"a tensor of shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"a {type(value).__name__}"
+        )
         if loss is None and value is None:
             raise InputError(
-                f"the output of {type(model).__name__} for calibration item {index} has no loss: pass loss=, a function of (model, "
-                "item) such as lambda model, item: F.cross_entropy(model(item[0]), item[1])"
+                f"the output of {type(model).__name__} for calibration item {index} has no loss: "
+                "pass loss=, a function of (model, item) such as lambda model, item: "
+                "F.cross_entropy(model(item[0]), item[1])"
             )
         if isinstance(value, Tensor) and value.numel() == 1:
             what += " without a gradient"
-        raise InputError(f"the loss of calibration item {index} is {what}: it has to be one number that depends on the weights")
+        raise InputError(
+            f"the loss of calibration item {index} is {what}: it has to be one number that depends "
+            "on the weights"
+        )
     check_finite(value.detach(), "the loss", index)
     return value.reshape(())
 

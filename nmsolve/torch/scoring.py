@@ -26,13 +26,21 @@ def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:
     if path not in scores:
         known = ", ".join(list(scores)[:3]) + (", …" if len(scores) > 3 else "")
         raise InputError(
-            f"there are no scores for layer {entry.path} (there are some for {known or 'no layer'}): score the model that is "
-            "planned, without excluding what the plan has"
+            f"there are no scores for layer {entry.path} (there are some for "
+            f"{known or 'no layer'}): score the model that is planned, without excluding what the "
+            "plan has"
         )
     found = scores[path]
     if not isinstance(found, Tensor) or tuple(found.shape) != entry.shape:
-        what = f"have shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"are a {type(found).__name__}"
-        raise InputError(f"the scores for layer {entry.path} {what}, its weight has shape {entry.shape}: each weight needs one")
+        what = (
+            f"have shape {tuple(found.shape)}"
+            if isinstance(found, Tensor)
+            else f"are a {type(found).__name__}"
+        )
+        raise InputError(
+            f"the scores for layer {entry.path} {what}, its weight has shape {entry.shape}: each "
+            "weight needs one"
+        )
     return check_tensor(found, f"scores for layer {entry.path}", "a mask")
 
 
@@ -40,7 +48,8 @@ def check_scores(entries: Iterable[LayerPlan], scores: object) -> None:
     """InputError unless every planned weight has scores."""
     if not isinstance(scores, Mapping):
         raise InputError(
-            f"scores map layer paths to tensors, as nmt.scores.activation(model, calibration) does, got a {type(scores).__name__}"
+            "scores map layer paths to tensors, as nmt.scores.activation(model, calibration) "
+            f"does, got a {type(scores).__name__}"
         )
     for entry in entries:
         scores_for(entry, scores)

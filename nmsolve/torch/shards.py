@@ -1,4 +1,5 @@
-"""Sharded parameters (DTensor, as FSDP2 keeps them between steps): what a rank holds of them, and masks cut and gathered alike.
+"""Sharded parameters (DTensor, as FSDP2 keeps them between steps): what a rank holds of them, and
+masks cut and gathered alike.
 
 Nothing here imports torch.distributed unless a parameter is sharded.
 """
@@ -14,7 +15,9 @@ from nmsolve.errors import InputError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without importing torch.distributed."""
+    """Whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without
+    importing torch.distributed.
+    """
     return type(tensor).__name__ == "DTensor"
 
 
@@ -41,22 +44,29 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def first_axis(weight: Tensor) -> slice:
-    """Which entries of the first axis of a weight this rank holds; InputError if it is cut along another."""
+    """Which entries of the first axis of a weight this rank holds; InputError if it is cut along
+    another.
+    """
     if not is_sharded(weight):
         return slice(0, weight.shape[0])
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    placements: Any = weight.placements  # type: ignore[attr-defined]
+    sharded: Any = weight
+    placements = sharded.placements
     if any(p.is_partial() or (p.is_shard() and p.dim != 0) for p in placements):
         raise InputError(
-            f"it is placed as {placements}; masks follow weights that are cut along their first axis, as fully_shard does"
+            f"it is placed as {placements}; masks follow weights that are cut along their first "
+            "axis, as fully_shard does"
         )
-    shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, placements)  # type: ignore[attr-defined]
+    mesh = sharded.device_mesh
+    shape, offset = compute_local_shape_and_global_offset(weight.shape, mesh, placements)
     return slice(offset[0], offset[0] + shape[0])
 
 
 def gathered(part: Tensor, weight: Tensor) -> Tensor:
-    """A bool tensor of the shape of a weight, from what each rank knows of it. Every rank has to call this."""
+    """A bool tensor of the shape of a weight, from what each rank knows of it. Every rank has to
+    call this.
+    """
     if not is_sharded(weight):
         return part
     from torch.distributed.tensor import DTensor
@@ -64,13 +74,20 @@ def gathered(part: Tensor, weight: Tensor) -> Tensor:
     mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
     stride = torch.empty(weight.shape, device="meta").stride()
     sharded = DTensor.from_local(
-        part.to(torch.uint8).contiguous(), mesh, placements, run_check=False, shape=weight.shape, stride=stride
+        part.to(torch.uint8).contiguous(),
+        mesh,
+        placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=stride,
     )
     return sharded.full_tensor() != 0
 
 
 def placed(part: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """What this rank knows of its part of a weight, for a state dict: sharded as the weight is, `rows` long in all."""
+    """What this rank knows of its part of a weight, for a state dict: sharded as the weight is,
+    `rows` long in all.
+    """
     if not is_sharded(weight):
         return part
     from torch.distributed.tensor import DTensor
@@ -82,11 +99,15 @@ def placed(part: Tensor, weight: Tensor, rows: int) -> Tensor:
 
 
 def cut(saved: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of `placed`: this rank's part of what a state dict holds, which may have been saved whole."""
+    """The inverse of `placed`: this rank's part of what a state dict holds, which may have been
+    saved whole.
+    """
     if is_sharded(saved) or not is_sharded(weight):
         return local(saved)
     rows = first_axis(weight)
-    share = saved.shape[0] / weight.shape[0]  # less than 1 where the first axis is that of the groups
+    share = (
+        saved.shape[0] / weight.shape[0]
+    )  # less than 1 where the first axis is that of the groups
     return saved[round(rows.start * share) : round(rows.stop * share)]
 
 
@@ -102,5 +123,7 @@ def least(number: int, weight: Tensor) -> int:
 
 
 def anywhere(problem: bool, weight: Tensor) -> bool:
-    """Whether any rank that holds a part of a sharded weight has a problem: so that all stop together."""
+    """Whether any rank that holds a part of a sharded weight has a problem: so that all stop
+    together.
+    """
     return least(int(not problem), weight) == 0

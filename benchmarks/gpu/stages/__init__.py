@@ -19,7 +19,8 @@ def _own(name: str, share: float) -> Stage:
     return Stage(name, share, f"{__name__}.{name}")
 
 
-#: Shares of the time, guessed before any run on a GPU: compiling is most of `smoke`, and tests have what the others leave.
+#: Shares of the time, guessed before any run on a GPU: compiling is most of `smoke`, and tests have
+#: what the others leave.
 STAGES = (
     _own("environment", 4),
     _own("smoke", 30),
@@ -33,5 +34,7 @@ STAGES = (
 
 
 def limit(left: Sequence[Stage], seconds: float) -> float:
-    """How long the first of the stages that are left may take: its share, so that what it does not need is the others'."""
+    """How long the first of the stages that are left may take: its share, so that what it does not
+    need is the others'.
+    """
     return seconds * left[0].share / sum(stage.share for stage in left)

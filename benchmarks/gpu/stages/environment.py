@@ -1,4 +1,6 @@
-"""Where this runs: versions, the GPU and its clocks, backends, and the two rates that everything else is compared with."""
+"""Where this runs: versions, the GPU and its clocks, backends, and the two rates that everything
+else is compared with.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def measure(place: Place) -> Iterator[Measurement]:
     yield Measurement("the repository", repository)
     yield Measurement("backends", backends)
     yield Measurement("cuSPARSELt", cusparselt)
-    yield Measurement("copy bandwidth", lambda: [copy_figure(device, 2**30 if place.large else 2**24)])
+    yield Measurement(
+        "copy bandwidth", lambda: [copy_figure(device, 2**30 if place.large else 2**24)]
+    )
     yield Measurement("bf16 matmul rate", lambda: matmul_rate(device, 8192 if place.large else 256))
     if place.large:  # under load, which is what clocks and power are worth something at
         yield Measurement("clocks and power", clocks)
@@ -54,7 +58,12 @@ def versions(device: torch.device) -> Iterator[Fact]:
         yield Fact(what="compute capability", value=machine["capability"])
     for name, version in machine["versions"].items():
         yield Fact(what=name, value=str(version))
-    yield Fact(what="CPUs", value=str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    yield Fact(
+        what="CPUs",
+        value=str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
+    )
     yield Fact(what="system", value=f"{platform.system()} {platform.release()}")
 
 
@@ -70,7 +79,13 @@ def properties(device: torch.device) -> Iterator[Fact]:
 
 def repository() -> Iterator[Fact]:
     """The commit, where the repository has come along."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     yield Fact(what="commit", value=described.stdout.strip() or "not known here")
 
 
@@ -83,7 +98,10 @@ def backends() -> Iterator[Fact]:
 def cusparselt() -> Iterator[Fact]:
     """Its version, as torch was compiled with it and as it is loaded: the two may differ."""
     known = torch.backends.cusparselt
-    yield Fact(what="cuSPARSELt, as torch says", value=str(known.version() if known.is_available() else None))
+    yield Fact(
+        what="cuSPARSELt, as torch says",
+        value=str(known.version() if known.is_available() else None),
+    )
     yield Fact(what="cuSPARSELt, as loaded", value=str(loaded_cusparselt()))
 
 
@@ -97,14 +115,24 @@ def copy_bandwidth(device: torch.device, size: int) -> float:
 
 def copy_figure(device: torch.device, size: int) -> Figure:
     """`copy_bandwidth`, as a row."""
-    return Figure(what="device copy", value=copy_bandwidth(device, size) / 1e9, unit="GB/s", note="bytes read and written")
+    return Figure(
+        what="device copy",
+        value=copy_bandwidth(device, size) / 1e9,
+        unit="GB/s",
+        note="bytes read and written",
+    )
 
 
 def matmul_rate(device: torch.device, side: int) -> Iterator[Figure]:
     """A dense bfloat16 product, the yardstick of the sparse ones."""
     left, right = (normal(side, side, torch.bfloat16, device, seed) for seed in range(2))
     (us,) = medians_us([lambda _: left @ right], device)
-    yield Figure(what=f"bf16 matmul, {side} × {side} × {side}", us=us, value=2 * side**3 / us / 1e6, unit="TFLOP/s")
+    yield Figure(
+        what=f"bf16 matmul, {side} × {side} × {side}",
+        us=us,
+        value=2 * side**3 / us / 1e6,
+        unit="TFLOP/s",
+    )
 
 
 def clocks() -> Iterator[Fact]:

@@ -1,4 +1,6 @@
-"""2:4T weights against dense ones: a new mask, models under `accelerate_`, and layers of all shapes by themselves."""
+"""2:4T weights against dense ones: a new mask, models under `accelerate_`, and layers of all shapes
+by themselves.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from nmsolve.torch.dispatch.timing import call_times, graph_medians_us, medians_
 
 #: Tokens of a training step; with few, as in decoding, sparse products rarely pay.
 TOKENS, FEW = 16_384, 64
-#: The most that a new mask and its packing may take of a layer's dense forward and backward, in percent.
+#: The most that a new mask and its packing may take of a layer's dense forward and backward, in
+#: percent.
 REFRESH = 10.0
 WIDTHS = (4096, 8192, 2048, 1024)
 
@@ -33,7 +36,9 @@ WIDTHS = (4096, 8192, 2048, 1024)
 def measure(place: Place) -> Iterator[Measurement]:
     """What has a target first."""
     device = torch.device(place.device)
-    refused = {name: why_not(name, (1024, 1024), torch.bfloat16, device) for name in SPARSE_BACKENDS}
+    refused = {
+        name: why_not(name, (1024, 1024), torch.bfloat16, device) for name in SPARSE_BACKENDS
+    }
     serving = [name for name, reason in refused.items() if reason is None]
     tokens, few, width = (TOKENS, FEW, 4096) if place.large else (64, 16, 64)
     if not serving:
@@ -44,7 +49,12 @@ def measure(place: Place) -> Iterator[Measurement]:
         ("MLP, inference", partial(mlp, width), tokens, False),
         ("MLP, inference", partial(mlp, width), few, False),
         ("MLP, training", partial(mlp, width), tokens, True),
-        ("transformer block, training", partial(TransformerBlock, width // 2, width // 32), tokens, True),
+        (
+            "transformer block, training",
+            partial(TransformerBlock, width // 2, width // 32),
+            tokens,
+            True,
+        ),
     ):
         name = f"{what}, {count:,} tokens"
         yield Measurement(name, partial(accelerated, name, build, count, training, device))
@@ -52,28 +62,45 @@ def measure(place: Place) -> Iterator[Measurement]:
         for backend in serving or ["dense"]:
             for training in (False, True):
                 name = f"{rows} × {cols}, {backend}, {'training' if training else 'inference'}"
-                yield Measurement(name, partial(layer, rows, cols, tokens, backend, training, device))
+                yield Measurement(
+                    name, partial(layer, rows, cols, tokens, backend, training, device)
+                )
 
 
 def transformer_shapes() -> list[tuple[int, int]]:
     """(out, in) of square projections and of MLPs that widen fourfold."""
-    return [shape for width in WIDTHS for shape in ((width, width), (4 * width, width), (width, 4 * width))]
+    return [
+        shape
+        for width in WIDTHS
+        for shape in ((width, width), (4 * width, width), (width, 4 * width))
+    ]
 
 
-def layer(rows: int, cols: int, tokens: int, backend: str, training: bool, device: torch.device) -> Iterator[Row]:
-    """One shape by one backend and its own choice of an algorithm: as it is used, and as graphs, in which the host has no part."""
+def layer(
+    rows: int, cols: int, tokens: int, backend: str, training: bool, device: torch.device
+) -> Iterator[Row]:
+    """One shape by one backend and its own choice of an algorithm: as it is used, and as graphs, in
+    which the host has no part.
+    """
     weight = pruned(rows, cols, device)
     mask = weight != 0
-    x, dy = normal(tokens, cols, weight.dtype, device), normal(tokens, rows, weight.dtype, device, seed=1)
+    x, dy = (
+        normal(tokens, cols, weight.dtype, device),
+        normal(tokens, rows, weight.dtype, device, seed=1),
+    )
     if training:
         multiply = partial(masked_linear, mask=mask, backend=backend)
     elif backend in SPARSE_BACKENDS:
         packed = pack(weight, backend)
         assert packed.packed is not None
-        multiply = partial(_multiply_packed, values=packed.packed, meta=packed.meta, backend=backend)
+        multiply = partial(
+            _multiply_packed, values=packed.packed, meta=packed.meta, backend=backend
+        )
     else:
         multiply = partial(masked_linear, mask=mask)
-    dense, sparse = (partial(_step, linear, x, weight, dy, training) for linear in (F.linear, multiply))
+    dense, sparse = (
+        partial(_step, linear, x, weight, dy, training) for linear in (F.linear, multiply)
+    )
     truth = _step(F.linear, x.float(), weight.float(), dy.float(), training)
     wrong = wrong_result(sparse(), dense(), truth, mask if training else None)
     del truth
@@ -82,14 +109,21 @@ def layer(rows: int, cols: int, tokens: int, backend: str, training: bool, devic
     calls: list[Callable[[int], object]] = [lambda _: dense(), lambda _: sparse()]
     before, after = (taken.in_use_us for taken in call_times(calls, device))
     graphs = graph_medians_us(calls, device)
-    ratio = _products_ratio(weight, tokens, backend) if training and backend in SPARSE_BACKENDS else None
+    ratio = (
+        _products_ratio(weight, tokens, backend)
+        if training and backend in SPARSE_BACKENDS
+        else None
+    )
     yield Layer(
-        rows=rows, cols=cols, tokens=tokens, backend=backend, training=training, dense_us=before, sparse_us=after,
+        rows=rows, cols=cols, tokens=tokens, backend=backend, training=training, dense_us=before,
+        sparse_us=after,
         dense_graph_us=graphs[0], sparse_graph_us=graphs[1], products_ratio=ratio,
     )  # fmt: skip
 
 
-def _step(linear: Callable[..., Tensor], x: Tensor, weight: Tensor, dy: Tensor, training: bool) -> tuple[Tensor, ...]:
+def _step(
+    linear: Callable[..., Tensor], x: Tensor, weight: Tensor, dy: Tensor, training: bool
+) -> tuple[Tensor, ...]:
     """A forward, or a forward and backward: y, and the gradients of x and of the weight."""
     if not training:
         return (linear(x, weight),)
@@ -98,12 +132,16 @@ def _step(linear: Callable[..., Tensor], x: Tensor, weight: Tensor, dy: Tensor, 
     return (y.detach(), *torch.autograd.grad(y, [x, weight], dy))
 
 
-def _multiply_packed(x: Tensor, weight: Tensor, values: Tensor, meta: Tensor | None, backend: str) -> Tensor:
+def _multiply_packed(
+    x: Tensor, weight: Tensor, values: Tensor, meta: Tensor | None, backend: str
+) -> Tensor:
     return packed_linear(x, values, meta, None, (weight.shape[0], weight.shape[1]), backend)
 
 
 def _products_ratio(weight: Tensor, tokens: int, backend: str) -> float:
-    """Dense over sparse time of a step's three products alone: two of them packed, the weight's gradient dense."""
+    """Dense over sparse time of a step's three products alone: two of them packed, the weight's
+    gradient dense.
+    """
     rows, cols = weight.shape
     x, dy = (normal(tokens, size, weight.dtype, weight.device) for size in (cols, rows))
     there, back = pack_unchecked(weight, backend), pack_unchecked(weight.t().contiguous(), backend)
@@ -125,10 +163,15 @@ def _products_ratio(weight: Tensor, tokens: int, backend: str) -> float:
     return dense_us / sparse_us
 
 
-def refresh(rows: int, cols: int, tokens: int, backends: list[str], device: torch.device) -> Iterator[Row]:
+def refresh(
+    rows: int, cols: int, tokens: int, backends: list[str], device: torch.device
+) -> Iterator[Row]:
     """A new 2:4T mask and both packings of a layer, against its dense forward and backward."""
     weight = (normal(rows, cols, torch.float32, device) * cols**-0.5).bfloat16()
-    x, dy = normal(tokens, cols, weight.dtype, device).requires_grad_(), normal(tokens, rows, weight.dtype, device, seed=1)
+    x, dy = (
+        normal(tokens, cols, weight.dtype, device).requires_grad_(),
+        normal(tokens, rows, weight.dtype, device, seed=1),
+    )
     parameter = weight.clone().requires_grad_()
     mask = nmt.solve(weight, "2:4T").mask
 
@@ -145,16 +188,23 @@ def refresh(rows: int, cols: int, tokens: int, backends: list[str], device: torc
     dense, solve, *packings = (taken.in_use_us for taken in call_times(calls, device))
     what = f"{rows} × {cols}, {tokens:,} tokens"
     yield Figure(what=f"{what}: dense forward + backward", us=dense, value=dense / 1e3, unit="ms")
-    yield Figure(what=f"{what}: a new 2:4T mask", us=solve, value=100 * solve / dense, unit="% of dense")
+    yield Figure(
+        what=f"{what}: a new 2:4T mask", us=solve, value=100 * solve / dense, unit="% of dense"
+    )
     for backend, packing in zip(backends, packings, strict=True):
         yield Figure(
-            what=f"{what}: new mask and packing, {backend}", us=solve + packing, value=100 * (solve + packing) / dense,
+            what=f"{what}: new mask and packing, "
+                 f"{backend}", us=solve + packing, value=100 * (solve + packing) / dense,
             unit="% of dense", target=REFRESH, at_least=False,
         )  # fmt: skip
 
 
-def accelerated(what: str, build: Callable[[], nn.Module], tokens: int, training: bool, device: torch.device) -> Iterator[Row]:
-    """What `accelerate_` decides for a model; then, measured anew, the model against what it was."""
+def accelerated(
+    what: str, build: Callable[[], nn.Module], tokens: int, training: bool, device: torch.device
+) -> Iterator[Row]:
+    """What `accelerate_` decides for a model; then, measured anew, the model against what it
+    was.
+    """
     torch.manual_seed(0)
     dense = masked(build(), device)
     width = next(module.in_features for module in dense.modules() if isinstance(module, nn.Linear))
@@ -164,8 +214,10 @@ def accelerated(what: str, build: Callable[[], nn.Module], tokens: int, training
     for decision in nmt.accelerate_(sparse, x, training=training):
         backend = named(decision.backend, decision.algorithms) if decision.backend else None
         yield Decision(
-            model=what, layer=decision.name, shape=" × ".join(map(str, decision.shape)), tokens=decision.tokens, backend=backend,
-            dense_us=decision.dense_us, sparse_us=decision.sparse_us, decision=decision.decision, reason=decision.reason,
+            model=what, layer=decision.name, shape=" × ".join(map(str, decision.shape)),
+            tokens=decision.tokens, backend=backend,
+            dense_us=decision.dense_us, sparse_us=decision.sparse_us, decision=decision.decision,
+            reason=decision.reason,
         )  # fmt: skip
     dy = normal(tokens, width, torch.bfloat16, device, seed=1).view_as(x)
 
@@ -180,6 +232,7 @@ def accelerated(what: str, build: Callable[[], nn.Module], tokens: int, training
         raise WrongResult(f"{what}, accelerated: {wrong}")
     before, after = call_times([partial(step, model=dense), partial(step, model=sparse)], device)
     yield Figure(
-        what=f"{what}: dense / accelerated", us=after.in_use_us, value=before.in_use_us / after.in_use_us, unit="×",
+        what=f"{what}: dense / accelerated", us=after.in_use_us,
+        value=before.in_use_us / after.in_use_us, unit="×",
         target=1 - MARGIN, note=f"measured anew; {100 * MARGIN:.0f} % are what times scatter",
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Exact masks against the copy bandwidth and against what was promised; every result verified outside the timer."""
+"""Exact masks against the copy bandwidth and against what was promised; every result verified
+outside the timer.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ from benchmarks.timing import WrongResult
 from nmsolve.torch.dispatch.timing import call_times, medians_us
 from nmsolve.torch.masks import engine_name
 
-#: Matrices that the timed calls rotate through: of 8192 × 8192 weights even two are larger than any cache.
+#: Matrices that the timed calls rotate through: of 8192 × 8192 weights even two are larger than any
+#: cache.
 ROTATION = 3
 #: Bytes a weight of bfloat16 kernels: two read, one of mask written.
 TRAFFIC = 3
-#: At 8192 × 8192 on an H100 or H200: the least share of the copy bandwidth, the least rate in billion weights a second, the most
-#: milliseconds. Promised for true float32.
+#: At 8192 × 8192 on an H100 or H200: the least share of the copy bandwidth, the least rate in
+#: billion weights a second, the most milliseconds. Promised for true float32.
 SHARE, RATE, TIME = {"2:4T": 0.45, "2:4": 0.7}, {"4:8T": 60.0}, {"8:16T": 4.0, "16:32T": 10.0}
 #: What nmt.solve is timed with.
 LARGE = (
@@ -33,7 +36,8 @@ LARGE = (
     *((pattern, BF16) for pattern in ("4:8T", "8:16T", "<=4:8T")),
 )
 SMALL = (("4:8T", TRUE), ("8:16T", TRUE), ("4:8T", INTEGERS), ("4:8T", ZEROS), ("4:8T", BF16))
-#: Milliseconds that Meng et al. (TSENOR, 2025) publish for approximate masks of 8192 × 8192 weights on an H100.
+#: Milliseconds that Meng et al. (TSENOR, 2025) publish for approximate masks of 8192 × 8192 weights
+#: on an H100.
 PUBLISHED = {"8:16T": "published for an approximate one, H100: 120 ms"}
 
 
@@ -53,20 +57,34 @@ def against_copy(pattern: str, side: int, device: torch.device) -> Iterator[Row]
     bandwidth = copy_bandwidth(device, min(2**30, 16 * size))
 
     def row(what: str, us: float, target: float | None, note: str) -> Figure:
-        return Figure(what=what, us=us, value=TRAFFIC * size / us * 1e6 / bandwidth, unit="× copy", target=target, note=note)
+        return Figure(
+            what=what,
+            us=us,
+            value=TRAFFIC * size / us * 1e6 / bandwidth,
+            unit="× copy",
+            target=target,
+            note=note,
+        )
 
     result = checked(matrices[0], pattern)
     us = kernel_us(matrices, pattern, result.mask)
-    note = f"kernel and its sums, without what Python adds; a copy in the same process: {bandwidth / 1e9:.0f} GB/s"
+    note = (
+        "kernel and its sums, without what Python adds; a copy in the same process: "
+        f"{bandwidth / 1e9:.0f} GB/s"
+    )
     yield row(f"{pattern} bfloat16, kernel", us, SHARE[pattern], note)
     yield row(f"{pattern} bfloat16, nmt.solve", solve_us(matrices, pattern), None, on_host(result))
 
 
 def kernel_us(matrices: list[Tensor], text: str, expected: Tensor) -> float:
-    """The engine's call for row-wise masks and 4 × 4 blocks, which neither waits nor allocates the mask."""
+    """The engine's call for row-wise masks and 4 × 4 blocks, which neither waits nor allocates the
+    mask.
+    """
     pattern = nmsolve.Pattern.parse(text)
     # On a CPU the core solves; there torch operations stand in, so that the row is there.
-    engine = import_module(f"nmsolve.torch.device.{engine_name(matrices[0].device, pattern) or 'plain'}")
+    engine = import_module(
+        f"nmsolve.torch.device.{engine_name(matrices[0].device, pattern) or 'plain'}"
+    )
     views = [weights[None] for weights in matrices]
     mask = torch.empty(views[0].shape, dtype=torch.bool, device=views[0].device)
 
@@ -74,7 +92,9 @@ def kernel_us(matrices: list[Tensor], text: str, expected: Tensor) -> float:
         if pattern.transposable:
             engine.enumerate_blocks(views[i], mask, pattern.n, True, torch.float32, False)
         else:
-            engine.keep_groups(views[i], mask, pattern.n, pattern.m, False, True, torch.float32, False)
+            engine.keep_groups(
+                views[i], mask, pattern.n, pattern.m, False, True, torch.float32, False
+            )
 
     call(0)
     if not torch.equal(mask[0], expected):
@@ -85,7 +105,9 @@ def kernel_us(matrices: list[Tensor], text: str, expected: Tensor) -> float:
 
 def solve_us(matrices: list[Tensor], pattern: str) -> float:
     """A call of nmt.solve, which waits for the device, until it returns."""
-    (taken,) = call_times([lambda i: nmt.solve(matrices[i], pattern)], matrices[0].device, len(matrices))
+    (taken,) = call_times(
+        [lambda i: nmt.solve(matrices[i], pattern)], matrices[0].device, len(matrices)
+    )
     return taken.in_use_us
 
 
@@ -102,6 +124,7 @@ def solved(pattern: str, kind: str, side: int, device: torch.device) -> Iterator
     )  # fmt: skip
     if promised and pattern in TIME:
         yield Figure(
-            what=f"{pattern} {kind}, time", us=us, value=us / 1e3, unit="ms", target=TIME[pattern], at_least=False,
+            what=f"{pattern} {kind}, time", us=us, value=us / 1e3, unit="ms", target=TIME[pattern],
+            at_least=False,
             note=PUBLISHED.get(pattern, "") if matrices[0].is_cuda else "",
         )  # fmt: skip

@@ -1,4 +1,6 @@
-"""x Wᵀ by every backend and algorithm that this machine has: whether it is right, how fast, and what it leaves behind."""
+"""x Wᵀ by every backend and algorithm that this machine has: whether it is right, how fast, and
+what it leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ DENSE = "masked dense"
 def measure(place: Place) -> Iterator[Measurement]:
     """By value and time, shape by shape; then memory."""
     device = torch.device(place.device)
-    refused = {name: why_not(name, (4096, 4096), torch.bfloat16, device) for name in SPARSE_BACKENDS}
+    refused = {
+        name: why_not(name, (4096, 4096), torch.bfloat16, device) for name in SPARSE_BACKENDS
+    }
     serving = [name for name, reason in refused.items() if reason is None]
     if not serving:
         why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
@@ -38,9 +42,13 @@ def measure(place: Place) -> Iterator[Measurement]:
     for rows, cols in LARGE if place.large else SMALL:
         for backend in [*serving, DENSE]:
             what = f"{rows} × {cols}, {backend}"
-            yield Measurement(what, partial(product, rows, cols, 8192 if place.large else 32, backend, device))
+            yield Measurement(
+                what, partial(product, rows, cols, 8192 if place.large else 32, backend, device)
+            )
     for backend in [*serving, DENSE]:
-        yield Measurement(f"memory, {backend}", partial(memory, backend, device, 10_000 if place.large else 500))
+        yield Measurement(
+            f"memory, {backend}", partial(memory, backend, device, 10_000 if place.large else 500)
+        )
 
 
 def product(rows: int, cols: int, tokens: int, backend: str, device: torch.device) -> Iterator[Row]:
@@ -48,7 +56,9 @@ def product(rows: int, cols: int, tokens: int, backend: str, device: torch.devic
     weight, x = pruned(rows, cols, device), normal(tokens, cols, torch.bfloat16, device)
     dense, truth = F.linear(x, weight), F.linear(x.float(), weight.float())
     multiply, count = by_backend(weight, x, backend)
-    right, wrong = sorted_out(count, lambda k: wrong_result([multiply(k)], [dense], [truth]), device)
+    right, wrong = sorted_out(
+        count, lambda k: wrong_result([multiply(k)], [dense], [truth]), device
+    )
     if 0 in wrong:  # which is what layers use that were not measured
         raise WrongResult(f"{backend} with a {rows} × {cols} weight: {wrong[0]}")
     calls: list[Callable[[int], object]] = [lambda _: F.linear(x, weight)]
@@ -58,7 +68,8 @@ def product(rows: int, cols: int, tokens: int, backend: str, device: torch.devic
     dense_us, *times = medians_us(calls, device)
     yield Product(
         rows=rows, cols=cols, tokens=tokens, backend=backend, dense_us=dense_us,
-        algorithm_us=dict(zip(right, times, strict=False)), wrong=wrong, pack_us=times[-1] if backend in SPARSE_BACKENDS else None,
+        algorithm_us=dict(zip(right, times, strict=False)), wrong=wrong,
+        pack_us=times[-1] if backend in SPARSE_BACKENDS else None,
     )  # fmt: skip
 
 
@@ -75,9 +86,13 @@ def by_backend(weight: Tensor, x: Tensor, backend: str) -> tuple[Callable[[int],
 
 
 def memory(backend: str, device: torch.device, calls: int) -> Iterator[Row]:
-    """Host memory that a product leaves behind: handles and plans that nobody destroys are there for the life of a process."""
+    """Host memory that a product leaves behind: handles and plans that nobody destroys are there
+    for the life of a process.
+    """
     side, tokens = (1024, 64) if device.type == "cuda" else (64, 32)
-    multiply, _ = by_backend(pruned(side, side, device), normal(tokens, side, torch.bfloat16, device), backend)
+    multiply, _ = by_backend(
+        pruned(side, side, device), normal(tokens, side, torch.bfloat16, device), backend
+    )
 
     def repeat(times: int) -> int:
         for _ in range(times):
@@ -90,7 +105,8 @@ def memory(backend: str, device: torch.device, calls: int) -> Iterator[Row]:
     after = repeat(calls)
     yield Figure(
         what=f"host memory a product, {backend}", value=(after - before) / calls, unit="bytes",
-        note=f"{calls:,} products of {side} × {side}, {tokens} tokens: {(after - before) / 1e6:+.1f} MB resident",
+        note=f"{calls:,} products of {side} × {side}, {tokens} tokens: "
+             f"{(after - before) / 1e6:+.1f} MB resident",
     )  # fmt: skip
 
 

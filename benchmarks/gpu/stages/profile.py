@@ -1,4 +1,6 @@
-"""Where the time of a solve goes: kernels, gaps between them, waits of the host, launches, memory."""
+"""Where the time of a solve goes: kernels, gaps between them, waits of the host, launches,
+memory.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from benchmarks.gpu.weights import BF16, ROUNDED, TRUE, scores
 from nmsolve.pattern import Pattern
 from nmsolve.torch.masks import solve_on_device
 
-#: What of a profile the host waits in: whatever the operator, one of these is underneath. The profiler's own are device-wide.
+#: What of a profile the host waits in: whatever the operator, one of these is underneath. The
+#: profiler's own are device-wide.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 #: Host waits of a solve whose last resort is not needed.
 MOST_WAITS = 3.0
@@ -38,7 +41,9 @@ class Event(NamedTuple):
 
 
 def measure(place: Place) -> Iterator[Measurement]:
-    """The patterns that have targets. A CPU runs the engine of torch operations, the only one that leaves traces there."""
+    """The patterns that have targets. A CPU runs the engine of torch operations, the only one that
+    leaves traces there.
+    """
     device, side = torch.device(place.device), 8192 if place.large else 64
     cases = [("2:4T", BF16), ("2:4", BF16), ("4:8T", TRUE), ("4:8T", ROUNDED), ("8:16T", TRUE)]
     if place.large:
@@ -62,7 +67,11 @@ def profiled(pattern: str, kind: str, side: int, device: torch.device) -> Iterat
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if weights.is_cuda else [])]
     with profile(activities=activities) as recorded:
         _solve(weights, pattern)
-    events = [_event(event) for event in recorded.events() if not getattr(event, "is_user_annotation", False)]
+    events = [
+        _event(event)
+        for event in recorded.events()
+        if not getattr(event, "is_user_annotation", False)
+    ]
     names = Counter(event.name for event in events)
     waits = {name: names[name] for name in WAITS if names[name]}
     yield Profile(
@@ -91,8 +100,12 @@ def busy_us(events: Iterable[Event]) -> float:
     return total
 
 
-def longest(events: Iterable[Event], on_device: bool, most: int = 14) -> list[tuple[str, int, float]]:
-    """Names of events on the device (or the host) with their counts and microseconds, those that take longest first."""
+def longest(
+    events: Iterable[Event], on_device: bool, most: int = 14
+) -> list[tuple[str, int, float]]:
+    """Names of events on the device (or the host) with their counts and microseconds, those that
+    take longest first.
+    """
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for event in events:
@@ -104,14 +117,22 @@ def longest(events: Iterable[Event], on_device: bool, most: int = 14) -> list[tu
 
 def _event(event: Any) -> Event:
     on_device, span = event.device_type == DeviceType.CUDA, event.time_range
-    return Event(event.name, on_device, span.start, span.end, span.elapsed_us() if on_device else event.self_cpu_time_total)
+    return Event(
+        event.name,
+        on_device,
+        span.start,
+        span.end,
+        span.elapsed_us() if on_device else event.self_cpu_time_total,
+    )
 
 
 def _solve(weights: Tensor, pattern: str) -> nmt.MaskResult:
     if weights.is_cuda:
         return nmt.solve(weights, pattern)
     engine = import_module("nmsolve.torch.device.plain")
-    return solve_on_device(weights, None, Pattern.parse(pattern), "exact", None, "error", False, engine)
+    return solve_on_device(
+        weights, None, Pattern.parse(pattern), "exact", None, "error", False, engine
+    )
 
 
 def _wait(weights: Tensor) -> None:

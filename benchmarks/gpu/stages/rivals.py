@@ -1,4 +1,6 @@
-"""Other ways to a transposable mask, in the same run on the same weights: how fast, and how far below the optimum."""
+"""Other ways to a transposable mask, in the same run on the same weights: how fast, and how far
+below the optimum.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def measure(place: Place) -> Iterator[Measurement]:
     """Torch's tile kernel last: where it is not valid it may take the process with it."""
     device, side = torch.device(place.device), 8192 if place.large else 64
     draw = partial(_drawn, side, device)
-    argmax = partial(in_torch, "2:4T, argmax over 90 in torch", "2:4T", rivals.argmax_of_90, draw, 3)
+    argmax = partial(
+        in_torch, "2:4T, argmax over 90 in torch", "2:4T", rivals.argmax_of_90, draw, 3
+    )
     yield Measurement("argmax over 90", argmax)
     for n, m in ((4, 8), (8, 16)):
         find = partial(rivals.entropic, n=n, m=m)
@@ -38,27 +42,45 @@ def _drawn(side: int, device: torch.device) -> list[Tensor]:
 
 
 def in_torch(
-    what: str, pattern: str, find: Callable[[Tensor], Tensor], draw: Callable[[], list[Tensor]], repeats: int
+    what: str,
+    pattern: str,
+    find: Callable[[Tensor], Tensor],
+    draw: Callable[[], list[Tensor]],
+    repeats: int,
 ) -> Iterator[Row]:
     """A rival that gives boolean blocks."""
     matrices = draw()
     blocks = find(matrices[0])
-    kept = torch.where(blocks, rivals.as_blocks(matrices[0], blocks.shape[1]), 0).sum(dtype=torch.float64)
+    kept = torch.where(blocks, rivals.as_blocks(matrices[0], blocks.shape[1]), 0).sum(
+        dtype=torch.float64
+    )
     yield row(what, matrices, pattern, float(kept), find, repeats, "")
 
 
 def row(
-    what: str, matrices: list[Tensor], pattern: str, kept: float, call: Callable[[Tensor], object], repeats: int, note: str
+    what: str,
+    matrices: list[Tensor],
+    pattern: str,
+    kept: float,
+    call: Callable[[Tensor], object],
+    repeats: int,
+    note: str,
 ) -> Figure:
     """Its rate, and what its mask lacks of the optimum."""
     weights = matrices[0]
-    (us,) = medians_us([lambda i: call(matrices[i])], weights.device, len(matrices), repeats=repeats, warm_up=1)
+    (us,) = medians_us(
+        [lambda i: call(matrices[i])], weights.device, len(matrices), repeats=repeats, warm_up=1
+    )
     loss = 1 - kept / nmt.solve(weights, pattern).objective
-    return Figure(what=what, us=us, value=weights.numel() / us / 1e3, unit="Gw/s", loss=loss, note=note)
+    return Figure(
+        what=what, us=us, value=weights.numel() / us / 1e3, unit="Gw/s", loss=loss, note=note
+    )
 
 
 def tile_kernel(draw: Callable[[], list[Tensor]], place: Place) -> Iterator[Row]:
-    """Torch's run-time pruning of 4 × 4 tiles, timed where it is right. Torch's own tests leave it out beyond SM 8.x."""
+    """Torch's run-time pruning of 4 × 4 tiles, timed where it is right. Torch's own tests leave it
+    out beyond SM 8.x.
+    """
     what = "2:4T, torch's tile kernel"
     if not place.large or not torch.backends.cusparselt.is_available():
         yield Skipped(what=what, why="there is no cuSPARSELt here")
@@ -77,7 +99,9 @@ def tile_kernel(draw: Callable[[], list[Tensor]], place: Place) -> Iterator[Row]
 
 
 def wrong_tiles(weights: Tensor) -> str | None:
-    """What is wrong with what the tile kernel keeps and packs; None if it is 2:4T, of the weight's own values, and multiplies."""
+    """What is wrong with what the tile kernel keeps and packs; None if it is 2:4T, of the weight's
+    own values, and multiplies.
+    """
     packed = rivals.tile_pack(weights)
     dense = packed.to_dense()  # type: ignore[no-untyped-call]
     report = is_2to4(dense, transposable=True)
@@ -92,4 +116,6 @@ def wrong_tiles(weights: Tensor) -> str | None:
     dy = normal(1024, weights.shape[0], weights.dtype, weights.device, seed=8)
     sparse = (F.linear(x, packed), F.linear(dy, packed.t()))
     usual = (F.linear(x, dense), dy @ dense)
-    return wrong_result(sparse, usual, (F.linear(x.float(), dense.float()), dy.float() @ dense.float()))
+    return wrong_result(
+        sparse, usual, (F.linear(x.float(), dense.float()), dy.float() @ dense.float())
+    )

@@ -1,4 +1,6 @@
-"""Right or wrong, before anything is timed: every pattern and dtype solved, proven, verified on the host and found again."""
+"""Right or wrong, before anything is timed: every pattern and dtype solved, proven, verified on the
+host and found again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from benchmarks.gpu.rows import Measurement, Place, Solved
 from benchmarks.gpu.weights import INTEGERS, ZEROS, checked, normal, scores
 
 F16, BF16, F32, F64, I8 = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8
-#: Patterns and dtypes: first those that everything else needs, then the others, and last what compiles longest.
+#: Patterns and dtypes: first those that everything else needs, then the others, and last what
+#: compiles longest.
 LARGE = (
     *((pattern, dtype) for pattern in ("2:4", "2:4T", "4:8T") for dtype in (BF16, F32)),
     ("8:16T", F32),
@@ -27,7 +30,8 @@ LARGE = (
     ("<=4:8T", BF16),
     ("32:64T", F32),
 )
-#: On a CPU without a cache of kernels each pattern takes seconds to compile, and again for other widths.
+#: On a CPU without a cache of kernels each pattern takes seconds to compile, and again for other
+#: widths.
 SMALL = (
     *((pattern, dtype) for pattern in ("2:4", "2:4T", "4:8T") for dtype in (BF16, F32, I8)),
     ("2:4T", F64),
@@ -45,7 +49,10 @@ def measure(place: Place) -> Iterator[Measurement]:
         yield _drawn(pattern, dtype, side, device)
     for pattern, kind in TIED:
         draw = partial(scores, kind, side, device)
-        yield Measurement(f"{pattern} {kind}", lambda pattern=pattern, kind=kind, draw=draw: solved(pattern, draw(), kind))  # type: ignore[misc]
+        yield Measurement(
+            f"{pattern} {kind}",
+            lambda pattern=pattern, kind=kind, draw=draw: solved(pattern, draw(), kind),
+        )  # type: ignore[misc]
     for pattern, dtype in plain[half:]:
         yield _drawn(pattern, dtype, side, device)
 
@@ -62,6 +69,11 @@ def solved(pattern: str, weights: Tensor, kind: str) -> Iterator[Solved]:
     first = time.perf_counter() - began
     checked(weights, pattern)
     yield Solved(
-        pattern=pattern, dtype=str(weights.dtype).removeprefix("torch."), scores=kind, side=len(weights), first_s=first,
-        stats={name: value for name, value in stats.items() if value and name not in ("seconds", "weights_per_second")},
+        pattern=pattern, dtype=str(weights.dtype).removeprefix("torch."), scores=kind,
+        side=len(weights), first_s=first,
+        stats={
+            name: value
+            for name, value in stats.items()
+            if value and name not in ("seconds", "weights_per_second")
+        },
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""The tests marked gpu, by pytest in a process of its own: a row as each test ends, so that a killed run names what it did."""
+"""The tests marked gpu, by pytest in a process of its own: a row as each test ends, so that a
+killed run names what it did.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from benchmarks.processes import ROOT
 
 #: Test files that import what such a machine need not have.
 TRAINERS = ("test_torch_hugging_face", "test_torch_lightning")
-#: Seconds before the stage's limit at which no further test is begun, and at which pytest is killed.
+#: Seconds before the stage's limit at which no further test is begun, and at which pytest is
+#: killed.
 STOP, KILL = 14.0, 5.0
 #: pytest's exit status if no test was collected.
 NO_TESTS = 5
@@ -29,10 +32,17 @@ die_with(int(sys.argv.pop(1)))
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))"""
 #: What pytest -v prints of a test that ended, by itself and with xdist; and of one that began.
-_ENDED = re.compile(rf"(?P<name>\S+\.py::.+?) {_OUTCOME}\b"), re.compile(rf"\[gw\d+\] \[ *\d+%\] {_OUTCOME} (?P<name>\S+\.py::.+)")
+_ENDED = (
+    re.compile(rf"(?P<name>\S+\.py::.+?) {_OUTCOME}\b"),
+    re.compile(rf"\[gw\d+\] \[ *\d+%\] {_OUTCOME} (?P<name>\S+\.py::.+)"),
+)
 _BEGAN = re.compile(r"(?P<name>\S+\.py::.+)")
-#: How many there are to run: by one process, of which others may have been deselected, and by several.
-_SELECTED = re.compile(r"(?:collecting \.\.\. )?collected (\d+) items?(?: / .*?(\d+) selected)?|\d+ workers? \[(\d+) items?\]")
+#: How many there are to run: by one process, of which others may have been deselected, and by
+#: several.
+_SELECTED = re.compile(
+    r"(?:collecting \.\.\. )?collected (\d+) items?(?: / .*?(\d+) selected)?|\d+ workers? \[(\d+) "
+    r"items?\]"
+)
 
 
 class NotAllPassed(Exception):
@@ -41,19 +51,30 @@ class NotAllPassed(Exception):
 
 def measure(place: Place) -> Iterator[Measurement]:
     """All tests; where there is no GPU none is marked."""
-    files = [path for path in sorted((ROOT / "tests").glob("test_torch_*.py")) if not path.name.startswith(TRAINERS)]
+    files = [
+        path
+        for path in sorted((ROOT / "tests").glob("test_torch_*.py"))
+        if not path.name.startswith(TRAINERS)
+    ]
     yield Measurement("tests marked gpu", lambda: run_tests(files, place))
 
 
 def run_tests(files: Iterable[Path], place: Place) -> Iterator[Row]:
-    """A row for each test that ends, a second one with the message of each that failed, and for those that never ended."""
+    """A row for each test that ends, a second one with the message of each that failed, and for
+    those that never ended.
+    """
     junit = place.folder / "tests.xml"
     junit.unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     outcomes: dict[str, str] = {}
     selected = 0
     with subprocess.Popen(
-        command(files, place, junit), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+        command(files, place, junit),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
     ) as process:
         killer = Timer(max(1.0, place.left() - KILL), process.kill)
         killer.daemon = True
@@ -71,7 +92,11 @@ def run_tests(files: Iterable[Path], place: Place) -> Iterator[Row]:
     if code == NO_TESTS and not place.large:
         yield Skipped(what="tests", why="no test is marked gpu here: there is no GPU")
         return
-    yield from (Outcome(name=name, outcome=outcome) for name, outcome in outcomes.items() if outcome == "running")
+    yield from (
+        Outcome(name=name, outcome=outcome)
+        for name, outcome in outcomes.items()
+        if outcome == "running"
+    )
     yield from failures(junit)
     if code != 0:
         raise NotAllPassed(summary(code, outcomes, selected))
@@ -80,7 +105,18 @@ def run_tests(files: Iterable[Path], place: Place) -> Iterator[Row]:
 def command(files: Iterable[Path], place: Place, junit: Path) -> list[str]:
     """How pytest is called: with what is installed here."""
     # Versions here are whatever the machine has, so their own deprecations are no failures.
-    options = ["-m", "gpu", "-v", "-W", "default", "-p", "no:cacheprovider", "--color=no", "--tb=short", "--show-capture=no"]
+    options = [
+        "-m",
+        "gpu",
+        "-v",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+        "--color=no",
+        "--tb=short",
+        "--show-capture=no",
+    ]
     # A file that imports what is not installed here costs its own tests alone.
     options += ["--durations=10", f"--junitxml={junit}", "--continue-on-collection-errors"]
     if find_spec("xdist"):  # kernels compile on every processor at once
@@ -115,14 +151,26 @@ def failures(junit: Path) -> Iterator[Outcome]:
                 file = case.get("classname", "").replace(".", "/")
                 name = f"{file}.py::{case.get('name')}" if file else str(case.get("name"))
                 told = (problem.get("message") or "").strip()
-                if kind == "error" and told == "collection failure":  # what failed is at the end of its text
-                    told = (problem.text or told).strip().splitlines()[-1].removeprefix("E ").strip()
+                if (
+                    kind == "error" and told == "collection failure"
+                ):  # what failed is at the end of its text
+                    told = (
+                        (problem.text or told).strip().splitlines()[-1].removeprefix("E ").strip()
+                    )
                 message = next(iter(told.splitlines()), "")
-                yield Outcome(name=name, outcome={"failure": "failed"}.get(kind, kind), message=message[:300])
+                yield Outcome(
+                    name=name, outcome={"failure": "failed"}.get(kind, kind), message=message[:300]
+                )
 
 
 def summary(code: int, outcomes: dict[str, str], selected: int) -> str:
     """How many of the tests passed and how many did not, and what pytest made of it."""
-    counts = {outcome: list(outcomes.values()).count(outcome) for outcome in sorted(set(outcomes.values()))}
+    counts = {
+        outcome: list(outcomes.values()).count(outcome)
+        for outcome in sorted(set(outcomes.values()))
+    }
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no test ended"
-    return f"{told}, of {selected}; pytest {'was killed: its time was up' if code < 0 else f'ended with status {code}'}"
+    return (
+        f"{told}, of {selected}; pytest "
+        f"{'was killed: its time was up' if code < 0 else f'ended with status {code}'}"
+    )

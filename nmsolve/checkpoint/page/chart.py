@@ -1,6 +1,7 @@
 """Kept |W| tensor by tensor, as an inline SVG; the markers by which patterns are told apart.
 
-Positions are percentages and sizes are pixels, so the drawing fills any width and its text stays as large as the page's.
+Positions are percentages and sizes are pixels, so the drawing fills any width and its text stays as
+large as the page's.
 """
 
 from __future__ import annotations
@@ -28,14 +29,27 @@ _TICKS = 5
 def ranked(tensors: Iterable[TensorReport]) -> dict[Pattern, int]:
     """The patterns that occur, numbered from the sparsest on."""
     found = {t.pattern for t in tensors if t.pattern is not None}
-    return {p: i for i, p in enumerate(sorted(found, key=lambda p: (p.density, p.m, p.transposable, p.at_most)))}
+    return {
+        p: i
+        for i, p in enumerate(
+            sorted(found, key=lambda p: (p.density, p.m, p.transposable, p.at_most))
+        )
+    }
 
 
 def markers(ranks: dict[Pattern, int], tensors: int) -> Html:
-    """The definitions that `marker` and the chart refer to; smaller where more tensors share the width."""
+    """The definitions that `marker` and the chart refer to; smaller where more tensors share the
+    width.
+    """
     radius = _radius(tensors)
     shapes = (
-        element("path", id=f"k{i}", class_=f"k{i % _COLOURS}", d=_SHAPES[i % len(_SHAPES)], transform=f"scale({radius})")
+        element(
+            "path",
+            id=f"k{i}",
+            class_=f"k{i % _COLOURS}",
+            d=_SHAPES[i % len(_SHAPES)],
+            transform=f"scale({radius})",
+        )
         for i in ranks.values()
     )
     return element("svg", element("defs", *shapes), class_="definitions", aria_hidden="true")
@@ -45,7 +59,9 @@ def marker(rank: int, tensors: int) -> Html:
     """A pattern's marker, to stand beside its name."""
     half = 1.4 * _radius(tensors)
     box = f"{-half:g} {-half:g} {2 * half:g} {2 * half:g}"
-    return element("svg", element("use", href=f"#k{rank}"), class_="marker", viewBox=box, aria_hidden="true")
+    return element(
+        "svg", element("use", href=f"#k{rank}"), class_="marker", viewBox=box, aria_hidden="true"
+    )
 
 
 def chart(tensors: Sequence[TensorReport], ranks: dict[Pattern, int]) -> Html:
@@ -61,10 +77,15 @@ def chart(tensors: Sequence[TensorReport], ranks: dict[Pattern, int]) -> Html:
     for tick in ticks:
         y = _position((high - tick) / (high - low))
         drawn.append(element("line", x1="0", x2="100%", y1=y, y2=y))
-        drawn.append(element("text", percent(tick, "", digits), x="-8", y=y, dy=".35em", text_anchor="end"))
+        drawn.append(
+            element("text", percent(tick, "", digits), x="-8", y=y, dy=".35em", text_anchor="end")
+        )
     n = len(tensors)
     drawn += [
-        element("text", f"{k:,}", x=_position((k - 0.5) / n), y="100%", dy="1.6em", text_anchor="middle") for k in _numbers(n)
+        element(
+            "text", f"{k:,}", x=_position((k - 0.5) / n), y="100%", dy="1.6em", text_anchor="middle"
+        )
+        for k in _numbers(n)
     ]
     for share, i in known:
         t, pattern = tensors[i], tensors[i].pattern
@@ -72,12 +93,21 @@ def chart(tensors: Sequence[TensorReport], ranks: dict[Pattern, int]) -> Html:
             continue
         title = joined(f"{i + 1}. {t.name}\n{pattern}, kept |W| ", percent(share, ""))
         strip = element("rect", x=_position(i / n), width=_position(1 / n), height="100%")
-        mark = element("use", href=f"#k{ranks[pattern]}", x=_position((i + 0.5) / n), y=_position((high - share) / (high - low)))
-        drawn.append(element("a", element("title", title), strip, mark, href=f"#t{i + 1}", tabindex="-1"))
+        mark = element(
+            "use",
+            href=f"#k{ranks[pattern]}",
+            x=_position((i + 0.5) / n),
+            y=_position((high - share) / (high - low)),
+        )
+        drawn.append(
+            element("a", element("title", title), strip, mark, href=f"#t{i + 1}", tabindex="-1")
+        )
 
     labels = {"aria-labelledby": "chart-title chart-text"}
     picture = element("svg", *drawn, class_="chart", role="img", **labels)
-    legend = element("ul", *(element("li", marker(r, n), str(p)) for p, r in ranks.items()), class_="legend")
+    legend = element(
+        "ul", *(element("li", marker(r, n), str(p)) for p, r in ranks.items()), class_="legend"
+    )
     return element(
         "figure",
         legend if len(ranks) > 1 else "",
@@ -92,12 +122,22 @@ def _caption(tensors: Sequence[TensorReport], known: list[tuple[float, int]]) ->
 
     def link(entry: tuple[float, int]) -> Html:
         share, i = entry
-        return joined(percent(share, ""), " in ", element("a", element("bdi", tensors[i].name), href=f"#t{i + 1}", class_="name"))
+        return joined(
+            percent(share, ""),
+            " in ",
+            element("a", element("bdi", tensors[i].name), href=f"#t{i + 1}", class_="name"),
+        )
 
     least, most = min(known), max(known, key=lambda entry: (entry[0], -entry[1]))
-    words = joined("Kept ", link(least)) if len(known) == 1 else joined("From ", link(least), " to ", link(most))
+    words = (
+        joined("Kept ", link(least))
+        if len(known) == 1
+        else joined("From ", link(least), " to ", link(most))
+    )
     missing = len(tensors) - len(known)
-    return joined(words, ".", f" Not known, so not drawn: {counted(missing, 'tensor')}." if missing else "")
+    return joined(
+        words, ".", f" Not known, so not drawn: {counted(missing, 'tensor')}." if missing else ""
+    )
 
 
 def _radius(tensors: int) -> float:
@@ -109,8 +149,12 @@ def _position(share: float) -> str:
 
 
 def _ticks(low: float, high: float) -> tuple[list[float], int]:
-    """Round numbers that enclose low … high, about `_TICKS` of them, and the digits that their percentages need."""
-    spread = max(high - low, 0.01, 1e-6 * max(abs(low), abs(high)))  # a hundredth, or what is all but equal would look unlike
+    """Round numbers that enclose low … high, about `_TICKS` of them, and the digits that their
+    percentages need.
+    """
+    spread = max(
+        high - low, 0.01, 1e-6 * max(abs(low), abs(high))
+    )  # a hundredth, or what is all but equal would look unlike
     step = _step(spread / (_TICKS - 1))
     first, last = math.floor(low / step), math.ceil(high / step)
     if first == last:
@@ -120,7 +164,9 @@ def _ticks(low: float, high: float) -> tuple[list[float], int]:
 
 
 def _numbers(n: int) -> list[int]:
-    """Which tensors are numbered below the axis: the first, the last, and round numbers between that keep clear of it."""
+    """Which tensors are numbered below the axis: the first, the last, and round numbers between
+    that keep clear of it.
+    """
     step = 1 if n <= 10 else int(_step(n / _TICKS))
     return [1, *(k for k in range(step, n, step) if 1 < k <= n - step / 2), *([n] if n > 1 else [])]
 

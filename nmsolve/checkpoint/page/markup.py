@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from html import escape
 
-#: Controls, which HTML forbids, and lone surrogates, which UTF-8 cannot write: both occur in names that a JSON header spells.
+#: Controls, which HTML forbids, and lone surrogates, which UTF-8 cannot write: both occur in names
+#: that a JSON header spells.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _VOID = {"input", "link", "meta", "wbr"}
 
@@ -33,7 +34,8 @@ def joined(*parts: str) -> Html:
 
 
 def element(tag: str, *children: str, **attributes: str | int | bool | None) -> Html:
-    """One element. Attributes that are None or False are left out; `class_` is class, `data_v` is data-v.
+    """One element. Attributes that are None or False are left out; `class_` is class, `data_v` is
+    data-v.
 
     Examples
     --------
@@ -51,7 +53,8 @@ def element(tag: str, *children: str, **attributes: str | int | bool | None) -> 
 
 
 def breakable(name: str) -> Html:
-    """A name from the checkpoint: may wrap after dots and slashes, and its own text direction ends with it.
+    """A name from the checkpoint: may wrap after dots and slashes, and its own text direction ends
+    with it.
 
     Examples
     --------

@@ -18,7 +18,9 @@ from nmsolve.pattern import Pattern
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """value : what cells are sorted by, None where it is not known; a column without `value` is sorted by its text."""
+    """value : what cells are sorted by, None where it is not known; a column without `value` is
+    sorted by its text.
+    """
 
     key: str
     label: str
@@ -26,7 +28,11 @@ class _Column:
     value: Callable[[int, TensorReport], float | None] | None = None
 
 
-def pruned_table(tensors: Sequence[TensorReport], corners: Mapping[str, NDArray[np.bool_]], ranks: dict[Pattern, int]) -> Html:
+def pruned_table(
+    tensors: Sequence[TensorReport],
+    corners: Mapping[str, NDArray[np.bool_]],
+    ranks: dict[Pattern, int],
+) -> Html:
     """A row for each tensor: `t12` is the anchor of the twelfth."""
     columns = _columns(len(tensors), ranks)
     head = [_head(column) for column in columns]
@@ -57,13 +63,22 @@ def _columns(count: int, ranks: dict[Pattern, int]) -> list[_Column]:
         _Column("number", "#", lambda i, t: escaped(str(i)), lambda i, t: i),
         _Column("name", "Tensor", lambda i, t: breakable(t.name)),
         _Column("file", "File", lambda i, t: breakable(t.file)),
-        _Column("pattern", "Pattern", pattern, lambda i, t: ranks[t.pattern] if t.pattern else None),
+        _Column(
+            "pattern", "Pattern", pattern, lambda i, t: ranks[t.pattern] if t.pattern else None
+        ),
         _Column("shape", "Shape", lambda i, t: breakable(sized(t.shape)), lambda i, t: t.weights),
         _Column("dtype", "Dtype", lambda i, t: escaped(t.dtype)),
         _Column("density", "Density", _density, lambda i, t: None if t.kept is None else t.density),
-        _Column("kept", "Kept |W|", lambda i, t: percent(t.share, "kept |W|"), lambda i, t: finite(t.share)),
+        _Column(
+            "kept",
+            "Kept |W|",
+            lambda i, t: percent(t.share, "kept |W|"),
+            lambda i, t: finite(t.share),
+        ),
         _Column("gap", "Gap", lambda i, t: gap(t.gap), lambda i, t: finite(t.gap)),
-        _Column("status", "Status", lambda i, t: escaped(t.status) if t.status else unknown("status")),
+        _Column(
+            "status", "Status", lambda i, t: escaped(t.status) if t.status else unknown("status")
+        ),
         _Column("time", "Time", lambda i, t: duration(t.seconds), lambda i, t: finite(t.seconds)),
     ]
 

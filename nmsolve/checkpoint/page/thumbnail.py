@@ -10,7 +10,9 @@ from nmsolve.checkpoint.page.values import sized, unknown
 from nmsolve.checkpoint.summary import TensorReport
 from nmsolve.pattern import Pattern
 
-_SIDE = 64  # pixels of the longer side: a whole number a cell for 32, 16, 8 and 4 cells, since others would blur or beat
+# pixels of the longer side: a whole number a cell for 32, 16, 8 and 4 cells, since others would
+# blur or beat
+_SIDE = 64
 
 
 def strokes(mask: NDArray[np.bool_]) -> str:
@@ -25,7 +27,9 @@ def strokes(mask: NDArray[np.bool_]) -> str:
     """
     path = []
     for i, row in enumerate(mask):
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], row, [False])).astype(np.int8))).tolist()
+        edges = np.flatnonzero(
+            np.diff(np.concatenate(([False], row, [False])).astype(np.int8))
+        ).tolist()
         pen = None
         for start, stop in zip(edges[::2], edges[1::2], strict=True):
             path.append(f"M{start} {i}" if pen is None else f"m{start - pen} 0")
@@ -43,26 +47,47 @@ def _borders(pattern: Pattern, rows: int, columns: int) -> str:
 
 
 def _caption(tensor: TensorReport, rows: int, columns: int) -> str:
-    """Which entries are shown: a tensor with more axes than two shows one matrix, one with groups along columns is turned."""
+    """Which entries are shown: a tensor with more axes than two shows one matrix, one with groups
+    along columns is turned.
+    """
     matrix = len(tensor.shape) == 2
-    turned = tensor.axis is not None and tensor.axis % max(1, len(tensor.shape)) != len(tensor.shape) - 1
+    turned = (
+        tensor.axis is not None and tensor.axis % max(1, len(tensor.shape)) != len(tensor.shape) - 1
+    )
     shape = tensor.shape[::-1] if turned else tensor.shape
-    part = f"All {rows} × {columns} entries" if matrix and shape == (rows, columns) else f"The top-left {rows} × {columns}"
+    part = (
+        f"All {rows} × {columns} entries"
+        if matrix and shape == (rows, columns)
+        else f"The top-left {rows} × {columns}"
+    )
     whole = sized(tensor.shape) if matrix else f"the first matrix of {sized(tensor.shape)}"
     return f"{part} of {whole}{', with groups along rows' if turned else ''}; filled where kept"
 
 
 def thumbnail(number: int, tensor: TensorReport, corner: NDArray[np.bool_] | None) -> Html:
-    """A button with the mask's corner, its groups along rows, and the popover that it opens; no script is needed for either."""
+    """A button with the mask's corner, its groups along rows, and the popover that it opens; no
+    script is needed for either.
+    """
     if corner is None or corner.ndim != 2 or not corner.size:
         return unknown("mask")
     rows, columns = corner.shape
     scale = max(1, _SIDE // max(rows, columns))
-    box = f"0 -.5 {columns} {rows}"  # strokes lie along whole numbers, so cells begin half a unit above
+    # strokes lie along whole numbers, so cells begin half a unit above
+    box = f"0 -.5 {columns} {rows}"
     path = element("path", id=f"m{number}", d=strokes(corner))
-    small = element("svg", path, class_="cells", viewBox=box, width=scale * columns, height=scale * rows, aria_hidden="true")
+    small = element(
+        "svg",
+        path,
+        class_="cells",
+        viewBox=box,
+        width=scale * columns,
+        height=scale * rows,
+        aria_hidden="true",
+    )
     label = f"Enlarge the mask of {tensor.name}"
-    button = element("button", small, type="button", class_="thumb", popovertarget=f"z{number}", aria_label=label)
+    button = element(
+        "button", small, type="button", class_="thumb", popovertarget=f"z{number}", aria_label=label
+    )
     lines = "" if tensor.pattern is None else _borders(tensor.pattern, rows, columns)
     large = element(
         "svg",
@@ -74,13 +99,18 @@ def thumbnail(number: int, tensor: TensorReport, corner: NDArray[np.bool_] | Non
         aria_label=f"{rows} × {columns} entries, {int(corner.sum())} of them kept",
     )
     units = "blocks" if tensor.pattern and tensor.pattern.transposable else "groups"
-    text = f"{tensor.pattern}. {_caption(tensor, rows, columns)}{f', lines between {units}' if lines else ''}."
+    text = (
+        f"{tensor.pattern}. "
+        f"{_caption(tensor, rows, columns)}{f', lines between {units}' if lines else ''}."
+    )
     popover = element(
         "div",
         element("p", element("bdi", tensor.name), class_="name"),
         large,
         element("p", text),
-        element("button", "Close", type="button", popovertarget=f"z{number}", popovertargetaction="hide"),
+        element(
+            "button", "Close", type="button", popovertarget=f"z{number}", popovertargetaction="hide"
+        ),
         id=f"z{number}",
         class_="zoom",
         popover="auto",

@@ -29,10 +29,11 @@ class Params:
 
 @dataclass(frozen=True, slots=True)
 class FLOPs:
-    """At most `limit` multiply-adds of planned weights, for the example inputs that they are counted with.
+    """At most `limit` multiply-adds of planned weights, for the example inputs that they are
+    counted with.
 
-    A kept weight costs one a token, or one an output position of a convolution; biases, norms and the scores of attention are not
-    counted.
+    A kept weight costs one a token, or one an output position of a convolution; biases, norms and
+    the scores of attention are not counted.
 
     Examples
     --------
@@ -48,7 +49,8 @@ class FLOPs:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """At most `limit` seconds (or whatever unit the table is in) over the planned layers, by a table of measured ones.
+    """At most `limit` seconds (or whatever unit the table is in) over the planned layers, by a
+    table of measured ones.
 
     table : layer path → pattern → time; "dense" for the layer without a pattern.
 
@@ -71,7 +73,9 @@ Budget = Params | FLOPs | Latency
 def _check_limit(budget: object, limit: object, unit: str) -> None:
     name = type(budget).__name__
     try:
-        number = math.nan if isinstance(limit, bool) or not isinstance(limit, Real) else float(limit)
+        number = (
+            math.nan if isinstance(limit, bool) or not isinstance(limit, Real) else float(limit)
+        )
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or number <= 0:
@@ -81,4 +85,7 @@ def _check_limit(budget: object, limit: object, unit: str) -> None:
     limit = int(limit) if isinstance(limit, Integral) else number
     object.__setattr__(budget, "limit", limit)  # NumPy's numbers as Python's
     if name != "Latency" and limit < 1:
-        raise InputError(f"{name} counts {unit}, and {limit!r} is less than one: a share of the model is {limit!r} × its number")
+        raise InputError(
+            f"{name} counts {unit}, and {limit!r} is less than one: a share of the model is "
+            f"{limit!r} × its number"
+        )

@@ -1,4 +1,6 @@
-"""What a layer can be given: a pattern, or None, which leaves it dense; and numbers in tables by layer and candidate."""
+"""What a layer can be given: a pattern, or None, which leaves it dense; and numbers in tables by
+layer and candidate.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def candidates_of(named: Iterable[Named] | None) -> tuple[Candidate, ...]:
     InputError, PatternError
         If there are none, or none but dense; if one is no pattern.
     """
-    remedy = "candidates are an iterable of patterns, with 'dense' among them if layers may stay dense: ['2:4', '1:4', 'dense']"
+    remedy = (
+        "candidates are an iterable of patterns, with 'dense' among them if layers may stay "
+        "dense: ['2:4', '1:4', 'dense']"
+    )
     if isinstance(named, str | Pattern) or not isinstance(named, Iterable):
         raise InputError(f"{remedy}; got {named!r}")
     found = tuple(dict.fromkeys(candidate_of(one) for one in named))
@@ -53,12 +58,18 @@ def row_of(table: Table, path: str, what: str) -> dict[Candidate, float]:
         If the layer is not in the table, or has something else than finite numbers there.
     """
     if not isinstance(table, Mapping):
-        raise InputError(f"{what} maps layer paths to candidates to numbers, {{'fc': {{'2:4': 0.1, 'dense': 0.2}}}}; got {table!r}")
+        raise InputError(
+            f"{what} maps layer paths to candidates to numbers, {{'fc': {{'2:4': 0.1, 'dense': "
+            f"0.2}}}}; got {table!r}"
+        )
     if path not in table:
         raise InputError(f"{what} has nothing for layer {path}; it has {_listed(table)}")
     row = table[path]
     if not isinstance(row, Mapping):
-        raise InputError(f"{what} maps layer {path} to {row!r}, not candidates to numbers: {{'2:4': 0.1, 'dense': 0.2}}")
+        raise InputError(
+            f"{what} maps layer {path} to {row!r}, not candidates to numbers: {{'2:4': 0.1, "
+            f"'dense': 0.2}}"
+        )
     found: dict[Candidate, float] = {}
     for named, value in row.items():
         try:
@@ -66,7 +77,9 @@ def row_of(table: Table, path: str, what: str) -> dict[Candidate, float]:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise InputError(f"{what} has {value!r} for layer {path} with {named}: finite numbers are needed")
+            raise InputError(
+                f"{what} has {value!r} for layer {path} with {named}: finite numbers are needed"
+            )
         candidate = candidate_of(named)
         if candidate in found:
             raise InputError(f"{what} has {name_of(candidate)} twice for layer {path}")
@@ -77,7 +90,10 @@ def row_of(table: Table, path: str, what: str) -> dict[Candidate, float]:
 def number_of(row: Mapping[Candidate, float], path: str, candidate: Candidate, what: str) -> float:
     """A candidate's number in a layer's row; InputError with what there is."""
     if candidate not in row:
-        raise InputError(f"{what} has nothing for layer {path} with {name_of(candidate)}; it has {_listed(map(name_of, row))}")
+        raise InputError(
+            f"{what} has nothing for layer {path} with {name_of(candidate)}; it has "
+            f"{_listed(map(name_of, row))}"
+        )
     return row[candidate]
 
 

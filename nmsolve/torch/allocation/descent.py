@@ -1,4 +1,6 @@
-"""A planned weight in a DominoSearch: what is trained, what the model holds of it, and how it comes down from m to smaller n."""
+"""A planned weight in a DominoSearch: what is trained, what the model holds of it, and how it comes
+down from m to smaller n.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ _NEAR = 0.01
 class Descent:
     """A weight that is searched.
 
-    The model's own tensor holds what the mask keeps and zeros; all of the weight, with what is dropped as it last was, is in
-    `dense`, in float32 at least. No module is replaced or parametrized, so whatever reads the weight reads the masked one.
+    The model's own tensor holds what the mask keeps and zeros; all of the weight, with what is
+    dropped as it last was, is in `dense`, in float32 at least. No module is replaced or
+    parametrized, so whatever reads the weight reads the masked one.
 
-    path : the layer, the first of them where several share the weight. walk : the mask's n. n : the plan's, the last candidate
-    that walk has passed. positions : how often an entry is multiplied. eta : its share of the penalty.
+    path : the layer, the first of them where several share the weight. walk : the mask's n. n : the
+    plan's, the last candidate that walk has passed. positions : how often an entry is multiplied.
+    eta : its share of the penalty.
     """
 
     def __init__(self, entries: Sequence[LayerPlan], weight: Tensor, m: int) -> None:
@@ -39,13 +43,16 @@ class Descent:
         values = check_weight(weight, f"the weight of layer {self.path}", "domino_search")
         self.dense = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
         if not self.finite:
-            raise InputError(f"the weight of layer {self.path} is not finite: NaN or infinity cannot be ranked")
+            raise InputError(
+                f"the weight of layer {self.path} is not finite: NaN or infinity cannot be ranked"
+            )
         self._thresholds = self._magnitudes().sort(-1).values[..., : m // 2].mean(-1, keepdim=True)
         stuck = (self._thresholds.squeeze(-1) == 0) & (self._magnitudes().count_nonzero(-1) > 1)
         if bool(stuck.float().mean() > 0.5):
             raise InputError(
-                f"layer {self.path} is sparse already: in most groups half of the weights are zero, and so is the threshold, below "
-                "which none can fall: search the dense model, or exclude the layer"
+                f"layer {self.path} is sparse already: in most groups half of the weights are "
+                "zero, and so is the threshold, below which none can fall: search the dense model, "
+                "or exclude the layer"
             )
         self._mask = torch.ones_like(self.dense, dtype=torch.bool)
 
@@ -66,7 +73,9 @@ class Descent:
 
     @property
     def below(self) -> float:
-        """The share of groups in which fewer weights than the mask keeps are above the threshold."""
+        """The share of groups in which fewer weights than the mask keeps are above the
+        threshold.
+        """
         short = (self._magnitudes() > self._thresholds).sum(-1) < self.walk
         return int(short.sum()) / short.numel()
 
@@ -74,7 +83,9 @@ class Descent:
         """Let the model hold the largest `walk` of every m; among equals the first."""
         if self.walk < self.m:
             order = self._magnitudes().argsort(dim=-1, descending=True, stable=True)
-            kept = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., : self.walk], True)
+            kept = torch.zeros_like(order, dtype=torch.bool).scatter_(
+                -1, order[..., : self.walk], True
+            )
             self._mask = from_groups(kept, self._axis)
         self.weight.copy_(torch.where(self._mask, self.dense, 0))
         self._version = self.weight._version
@@ -86,7 +97,9 @@ class Descent:
     def update(self, lr: float, decay: float) -> None:
         """W ← W − lr M∘(∇ + λ η W)."""
         gradient = self.weight.grad
-        gradient = torch.zeros_like(self.dense) if gradient is None else gradient.to(self.dense.dtype)
+        gradient = (
+            torch.zeros_like(self.dense) if gradient is None else gradient.to(self.dense.dtype)
+        )
         if decay:
             gradient = gradient.add(self.dense, alpha=decay * self.eta)
         self.dense.sub_(torch.where(self._mask, gradient, 0), alpha=lr)
@@ -96,15 +109,22 @@ class Descent:
 
 
 def penalty_factors(
-    multiply_adds: Sequence[float], n: Sequence[int], m: int, targets: Sequence[float], betas: tuple[float, float]
+    multiply_adds: Sequence[float],
+    n: Sequence[int],
+    m: int,
+    targets: Sequence[float],
+    betas: tuple[float, float],
 ) -> list[float]:
-    r"""η of each layer: of dense multiply-adds, the n that it is at, and the sparsity that it should come to.
+    r"""η of each layer: of dense multiply-adds, the n that it is at, and the sparsity that it
+    should come to.
 
-    .. math:: \eta_i = \beta_1 \frac{a_i n_i}{\max_j a_j n_j} + \beta_2 \frac{s_i - (1 - n_i / m)}{\max_j |s_j - (1 - n_j / m)|}
+    .. math:: \eta_i = \beta_1 \frac{a_i n_i}{\max_j a_j n_j}
+        + \beta_2 \frac{s_i - (1 - n_i / m)}{\max_j |s_j - (1 - n_j / m)|}
 
     Examples
     --------
-    >>> penalty_factors([100.0, 50.0], [8, 16], 16, [0.75, 0.5], (0.5, 0.5))  # equal work; 0.25 and 0.5 to go
+    >>> # Equal work; 0.25 and 0.5 to go.
+    >>> penalty_factors([100.0, 50.0], [8, 16], 16, [0.75, 0.5], (0.5, 0.5))
     [0.75, 1.0]
     """
     work = [a * k for a, k in zip(multiply_adds, n, strict=True)]

@@ -1,4 +1,6 @@
-"""A run of DominoSearch: all layers are trained and shrunk, and n falls, layer by layer, until the budget is met."""
+"""A run of DominoSearch: all layers are trained and shrunk, and n falls, layer by layer, until the
+budget is met.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +44,11 @@ class Options:
 
     def penalty(self, step: int) -> float:
         """λ at an iteration, 0 at those without."""
-        return 0.0 if step % self.penalty_every else self.decay * 2.0 ** sum(step >= milestone for milestone in self.doubling)
+        return (
+            0.0
+            if step % self.penalty_every
+            else self.decay * 2.0 ** sum(step >= milestone for milestone in self.doubling)
+        )
 
 
 class Dominoes:
@@ -59,37 +66,52 @@ class Dominoes:
     def cost(self) -> float:
         """Of the plan as it is, in the budget's unit."""
         by_params = isinstance(self.budget, Params)
-        return math.fsum(layer.kept_weights if by_params else layer.multiply_adds for layer in self.layers)
+        return math.fsum(
+            layer.kept_weights if by_params else layer.multiply_adds for layer in self.layers
+        )
 
     def check_budget(self) -> None:
-        """InputError if no plan can meet the budget, or the dense model does; while all layers are dense."""
+        """InputError if no plan can meet the budget, or the dense model does; while all layers are
+        dense.
+        """
         n, m, dense = self.options.candidates[0], self.options.m, self.cost
         lowest = dense * n / m
         if self.budget.limit < lowest:
             raise InputError(
-                f"{self.budget!r} cannot be met: the smallest that can be reached is {lowest:.0f} {self.unit}, with {n}:{m} in all "
-                f"{len(self.layers)} layers; the dense model has {dense:.0f}"
+                f"{self.budget!r} cannot be met: the smallest that can be reached is {lowest:.0f} "
+                f"{self.unit}, with {n}:{m} in all {len(self.layers)} layers; the dense model has "
+                f"{dense:.0f}"
             )
         if self.budget.limit >= dense:
             raise InputError(
-                f"the dense model meets {self.budget!r} already: it has {dense:.0f} {self.unit} in the layers that count"
+                f"the dense model meets {self.budget!r} already: it has {dense:.0f} {self.unit} in "
+                "the layers that count"
             )
 
     def count(self, positions: dict[str, float]) -> None:
-        """Once it is known how often weights are multiplied: where layers should come to, and how hard they are pushed."""
+        """Once it is known how often weights are multiplied: where layers should come to, and how
+        hard they are pushed.
+        """
         for layer in self.layers:
             layer.positions = math.fsum(positions[entry.path] for entry in layer.entries)
         self.check_budget()
-        densities = erk_densities([tuple(layer.weight.shape) for layer in self.layers], self.budget.limit / self.cost)
+        densities = erk_densities(
+            [tuple(layer.weight.shape) for layer in self.layers], self.budget.limit / self.cost
+        )
         self._targets = [1 - density for density in densities]
         self._push()
 
     def fall(self, step: int) -> bool:
-        """Let n fall where layers have voted for it; whether the budget is met, at which the others are not asked any more."""
+        """Let n fall where layers have voted for it; whether the budget is met, at which the others
+        are not asked any more.
+        """
         options = self.options
         for layer in self.layers:
             if not layer.finite:
-                raise InputError(f"the weight of layer {layer.path} is not finite any more after iteration {step}: {_DIVERGED}")
+                raise InputError(
+                    f"the weight of layer {layer.path} is not finite any more after iteration "
+                    f"{step}: {_DIVERGED}"
+                )
             if layer.walk == options.candidates[0] or layer.below < options.vote:
                 continue
             layer.walk -= 1
@@ -123,7 +145,8 @@ def train(
     Raises
     ------
     InputError
-        If the budget, once its unit is known, cannot be met; if train_step returns no loss; if numbers are not finite any more.
+        If the budget, once its unit is known, cannot be met; if train_step returns no loss; if
+        numbers are not finite any more.
     """
     layers, options = dominoes.layers, dominoes.options
     entries = [entry for layer in layers for entry in layer.entries]
@@ -134,25 +157,35 @@ def train(
     others = [p for p in model.parameters() if id(p) not in searched]
     optimizer = torch.optim.SGD(others, lr=options.lr) if others else None
     with tqdm(
-        total=options.max_steps, desc="domino search", leave=False, disable=None if progress is None else not progress
+        total=options.max_steps,
+        desc="domino search",
+        leave=False,
+        disable=None if progress is None else not progress,
     ) as bar:
         for step in range(options.max_steps):
             with torch.no_grad():
                 for layer in layers:
                     layer.mask_()
-            torch.clear_autocast_cache()  # under the caller's autocast it holds weights as they were
+            # under the caller's autocast it holds weights as they were
+            torch.clear_autocast_cache()
             if step == 0 and example_inputs is None:
-                losses: list[Tensor] = []
-                by = "the first call of train_step(model), which has to run the model that it is given (or pass example_inputs=)"
-                dominoes.count(positions_of(model, entries, lambda: losses.append(_taken(train_step, model, 0)), by))  # noqa: B023
-                loss = losses[0]
+                first: list[Tensor] = []
+                by = (
+                    "the first call of train_step(model), which has to run the model that it is "
+                    "given (or pass example_inputs=)"
+                )
+                call = partial(_append_taken, first, train_step, model)
+                dominoes.count(positions_of(model, entries, call, by))
+                loss = first[0]
             else:
                 loss = _taken(train_step, model, step)
             _check_loss(loss, step, layers)
             try:
                 loss.backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                raise InputError(f"backward from the loss of iteration {step} failed: {error}") from error
+                raise InputError(
+                    f"backward from the loss of iteration {step} failed: {error}"
+                ) from error
             with torch.no_grad():
                 for layer in layers:
                     layer.update(options.lr, options.penalty(step))
@@ -174,29 +207,44 @@ def _taken(train_step: Callable[[nn.Module], Tensor], model: nn.Module, step: in
         return train_step(model)
     except StopIteration as error:
         raise InputError(
-            f"train_step ran out of batches in iteration {step}: a search takes many, so begin the loader anew (itertools.cycle)"
+            f"train_step ran out of batches in iteration {step}: a search takes many, so begin the "
+            "loader anew (itertools.cycle)"
         ) from error
+
+
+def _append_taken(
+    losses: list[Tensor], train_step: Callable[[nn.Module], Tensor], model: nn.Module
+) -> None:
+    losses.append(_taken(train_step, model, 0))
 
 
 def _check_loss(loss: object, step: int, layers: list[Descent]) -> None:
     """InputError unless backward can start from it, and nobody has gone before."""
     asked = "train_step returns the loss of a batch, a scalar tensor with its graph"
     if not isinstance(loss, Tensor):
-        raise InputError(f"{asked}; at iteration {step} it returned {'None' if loss is None else f'a {type(loss).__name__}'}")
+        raise InputError(
+            f"{asked}; at iteration {step} it returned "
+            f"{'None' if loss is None else f'a {type(loss).__name__}'}"
+        )
     if loss.numel() != 1:
-        raise InputError(f"{asked}; at iteration {step} it returned one of shape {tuple(loss.shape)}: take its mean()")
+        raise InputError(
+            f"{asked}; at iteration {step} it returned one of shape {tuple(loss.shape)}: take its "
+            "mean()"
+        )
     if loss.is_complex():
-        raise InputError(f"{asked}; at iteration {step} it returned a complex one: take its real part")
+        raise InputError(
+            f"{asked}; at iteration {step} it returned a complex one: take its real part"
+        )
     if not loss.requires_grad:
         raise InputError(
-            f"{asked}; at iteration {step} it returned one that requires no gradient: it was detached, computed under "
-            "torch.no_grad(), or all parameters are frozen"
+            f"{asked}; at iteration {step} it returned one that requires no gradient: it was "
+            "detached, computed under torch.no_grad(), or all parameters are frozen"
         )
     touched = [layer.path for layer in layers if layer.touched()]
     if touched:
         raise InputError(
-            f"{asked}, and leaves backward() and the optimizer's step to domino_search; at iteration {step} it has given layer "
-            f"{touched[0]} a gradient or another weight"
+            f"{asked}, and leaves backward() and the optimizer's step to domino_search; at "
+            f"iteration {step} it has given layer {touched[0]} a gradient or another weight"
         )
     if not bool(torch.isfinite(loss)):
         raise InputError(f"the loss is {loss.item()} at iteration {step}: {_DIVERGED}")
@@ -204,12 +252,15 @@ def _check_loss(loss: object, step: int, layers: list[Descent]) -> None:
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Time to train a model, after which its parameters, their gradients, its buffers and its flags are as before.
+    """Time to train a model, after which its parameters, their gradients, its buffers and its flags
+    are as before.
 
     Inside, it starts without gradients.
     """
     flags = [(module, module.training) for module in model.modules()]
-    parameters = [(p, p.data, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
+    parameters = [
+        (p, p.data, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()
+    ]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()

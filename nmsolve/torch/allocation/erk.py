@@ -1,4 +1,6 @@
-"""Erdős–Rényi-kernel densities: how sparse each layer should be, by the shape of its weight alone."""
+"""Erdős–Rényi-kernel densities: how sparse each layer should be, by the shape of its weight
+alone.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[flo
 
     Notes
     -----
-    A layer for which ε asks for more than there is stays dense, and ε is solved anew for the others. That only raises ε, so a layer
-    once dense stays dense, and the order in which they are found does not matter.
+    A layer for which ε asks for more than there is stays dense, and ε is solved anew for the
+    others. That only raises ε, so a layer once dense stays dense, and the order in which they are
+    found does not matter.
 
     References
     ----------
@@ -35,7 +38,8 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[flo
 
     Examples
     --------
-    >>> erk_densities([(4, 4), (16, 16)], 0.25)  # ε = 68 / 40: the smaller is kept to 1.7 · 8 / 16, the larger to 1.7 · 32 / 256
+    >>> # ε = 68 / 40: the smaller is kept to 1.7 · 8 / 16, the larger to 1.7 · 32 / 256.
+    >>> erk_densities([(4, 4), (16, 16)], 0.25)
     [0.85, 0.2125]
     """
     sizes = [math.prod(shape) for shape in shapes]

@@ -1,4 +1,6 @@
-"""How often each planned weight is multiplied in a run of the model, from the shapes that reach it."""
+"""How often each planned weight is multiplied in a run of the model, from the shapes that reach
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ from nmsolve.torch.plan import LayerPlan
 
 
 def positions_of(
-    model: nn.Module, entries: Sequence[LayerPlan], run: Callable[[], Any], by: str | None = "the example inputs"
+    model: nn.Module,
+    entries: Sequence[LayerPlan],
+    run: Callable[[], Any],
+    by: str | None = "the example inputs",
 ) -> dict[str, float]:
-    """By path, how often an entry of each weight is multiplied while run() runs the model: tokens, or output positions.
+    """By path, how often an entry of each weight is multiplied while run() runs the model: tokens,
+    or output positions.
 
-    The multiply-adds of a layer are that times its kept weights. by : what runs the model, for the message; None: layers may
-    be left out, at zero.
+    The multiply-adds of a layer are that times its kept weights. by : what runs the model, for the
+    message; None: layers may be left out, at zero.
 
     Raises
     ------

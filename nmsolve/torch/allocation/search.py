@@ -1,4 +1,6 @@
-"""`Search`: the plan that a search over patterns came to, with what it costs and how it came about."""
+"""`Search`: the plan that a search over patterns came to, with what it costs and how it came
+about.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from nmsolve.torch.plan import LayerPlan, Plan
 class Drop(NamedTuple):
     """A layer of a search came down to a smaller n.
 
-    step : the iteration, from 0. path : the layer. n : of every m, from here on. cost : of the whole plan then, in
-    the budget's unit.
+    step : the iteration, from 0. path : the layer. n : of every m, from here on. cost : of the
+    whole plan then, in the budget's unit.
     """
 
     step: int
@@ -23,11 +25,13 @@ class Drop(NamedTuple):
 
 
 class Search(Plan):
-    """A plan that was searched for, to be used like any other. Equal to one with the same layers; prints as a table.
+    """A plan that was searched for, to be used like any other. Equal to one with the same layers;
+    prints as a table.
 
-    budget : as given. reached : whether the plan meets it. cost : of the plan, in the budget's unit. kept_weights, multiply_adds :
-    of the plan, both, over the layers that were searched, of which some may have been left dense. steps : iterations. seconds : how
-    long they took. history : the drops in their order.
+    budget : as given. reached : whether the plan meets it. cost : of the plan, in the budget's
+    unit. kept_weights, multiply_adds : of the plan, both, over the layers that were searched, of
+    which some may have been left dense. steps : iterations. seconds : how long they took. history :
+    the drops in their order.
     """
 
     def __init__(
@@ -63,11 +67,14 @@ class Search(Plan):
         return f"{super().__str__()}\n{self._summary()}"
 
     def __repr__(self) -> str:
-        return f"<Search: {len(self.planned)} of {len(self)} weights have a pattern, {self._summary()}>"
+        return (
+            f"<Search: {len(self.planned)} of {len(self)} weights have a pattern, "
+            f"{self._summary()}>"
+        )
 
     def _summary(self) -> str:
         met = "meets" if self.reached else "misses"
         return (
-            f"{self.kept_weights} kept weights, {self.multiply_adds:.0f} multiply-adds: {met} {self.budget!r} "
-            f"after {self.steps} iterations"
+            f"{self.kept_weights} kept weights, {self.multiply_adds:.0f} multiply-adds: {met} "
+            f"{self.budget!r} after {self.steps} iterations"
         )

@@ -1,4 +1,6 @@
-"""Calibration inputs: an iterable of what a model is called with, run through it as often as needed."""
+"""Calibration inputs: an iterable of what a model is called with, run through it as often as
+needed.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,37 @@ from tqdm import tqdm
 
 from nmsolve.errors import InputError
 
-#: What a model is called with: a tensor, or a list or tuple of arguments, or a mapping of keyword arguments.
+#: What a model is called with: a tensor, or a list or tuple of arguments, or a mapping of keyword
+#: arguments.
 Item = Any
 
 
 class Calibration:
     """The items of a calibration iterable, as often as they are asked for.
 
-    Iterators, which can be run through once only, are kept as a list unless they will be run through `once`; everything else is
-    iterated anew each time.
+    Iterators, which can be run through once only, are kept as a list unless they will be run
+    through `once`; everything else is iterated anew each time.
     """
 
     def __init__(self, items: Iterable[Item], once: bool = False) -> None:
         if isinstance(items, Tensor | Mapping | str):
-            what = f"a tensor of shape {tuple(items.shape)}" if isinstance(items, Tensor) else f"a {type(items).__name__}"
-            raise InputError(f"calibration is an iterable of model inputs, and {what} is one of them: pass [inputs]")
+            what = (
+                f"a tensor of shape {tuple(items.shape)}"
+                if isinstance(items, Tensor)
+                else f"a {type(items).__name__}"
+            )
+            raise InputError(
+                f"calibration is an iterable of model inputs, and {what} is one of them: pass "
+                "[inputs]"
+            )
         if not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
-            raise InputError(f"calibration must be an iterable of model inputs (a list of batches, a DataLoader), got {items!r}")
-        self._items: Iterable[Item] = list(items) if hasattr(items, "__next__") and not once else items
+            raise InputError(
+                "calibration must be an iterable of model inputs (a list of batches, a "
+                f"DataLoader), got {items!r}"
+            )
+        self._items: Iterable[Item] = (
+            list(items) if hasattr(items, "__next__") and not once else items
+        )
         #: How many items there are; known once they have been run through.
         self.count: int | None = None
 
@@ -42,22 +57,32 @@ class Calibration:
             raise InputError(
                 "calibration gave no inputs"
                 + ("" if self.count is None else f", though it gave {self.count} before")
-                + ": it is empty or exhausted (a generator that was run through already?); pass a list of batches or a DataLoader"
+                + ": it is empty or exhausted (a generator that was run through already?); pass a "
+                "list of batches or a DataLoader"
             )
         if self.count is not None and count != self.count:
-            raise InputError(f"calibration gave {self.count} inputs before and {count} now: it has to give the same each time")
+            raise InputError(
+                f"calibration gave {self.count} inputs before and {count} now: it has to give the "
+                "same each time"
+            )
         self.count = count
 
 
 def _by_index(items: Any) -> Iterator[Item]:
-    """The items of a dataset that only has indices and a length, which iteration would not stop at."""
-    return (items[index] for index in range(len(items))) if hasattr(items, "__len__") else iter(items)
+    """The items of a dataset that only has indices and a length, which iteration would not stop
+    at.
+    """
+    return (
+        (items[index] for index in range(len(items))) if hasattr(items, "__len__") else iter(items)
+    )
 
 
 def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
-    """model(item): tensors as the one argument, lists and tuples as positional, mappings as keyword arguments.
+    """model(item): tensors as the one argument, lists and tuples as positional, mappings as keyword
+    arguments.
 
-    The model gets copies: some change their inputs in place. index : of the item, for messages; None for example inputs.
+    The model gets copies: some change their inputs in place. index : of the item, for messages;
+    None for example inputs.
 
     Raises
     ------
@@ -75,13 +100,20 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
         raise
     except Exception as error:
         name = "the example inputs" if index is None else f"calibration item {index}"
-        raise InputError(f"{name}, {_called(model, item)}, failed: {type(error).__name__}: {error}{_remedy(item)}") from error
+        raise InputError(
+            f"{name}, {_called(model, item)}, failed: {type(error).__name__}: "
+            f"{error}{_remedy(item)}"
+        ) from error
 
 
-def run_all(calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None) -> None:
+def run_all(
+    calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None
+) -> None:
     """Call each(item, index) for all items, under a progress bar (None: on a terminal only)."""
     disable = None if progress is None else not progress
-    for index, item in enumerate(tqdm(calibration, about, calibration.count, leave=False, disable=disable)):
+    for index, item in enumerate(
+        tqdm(calibration, about, calibration.count, leave=False, disable=disable)
+    ):
         each(item, index)
 
 
@@ -93,7 +125,8 @@ def _copied(value: Any) -> Any:
 def _called(model: nn.Module, item: Item) -> str:
     name = type(model).__name__
     if isinstance(item, Mapping):
-        return f"called as {name}({', '.join(f'{key}={_shown(value)}' for key, value in item.items())})"
+        shown = ", ".join(f"{key}={_shown(value)}" for key, value in item.items())
+        return f"called as {name}({shown})"
     if isinstance(item, list | tuple):
         return f"called as {name}({', '.join(map(_shown, item))})"
     return f"called as {name}({_shown(item)})"
@@ -103,23 +136,32 @@ def _shown(value: object) -> str:
     if isinstance(value, Tensor) and value.is_nested:
         return "nested tensor"
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)} on {value.device}"
+        return (
+            f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)} on "
+            f"{value.device}"
+        )
     return repr(value) if isinstance(value, int | float | bool | None) else type(value).__name__
 
 
 def _remedy(item: Item) -> str:
     if isinstance(item, list | tuple) and len(item) > 1:
-        return "; if items hold inputs and targets, pass the inputs alone: [inputs for inputs, targets in loader]"
+        return (
+            "; if items hold inputs and targets, pass the inputs alone: [inputs for inputs, "
+            "targets in loader]"
+        )
     return ""
 
 
 def check_finite(tensor: Tensor, subject: str, index: int) -> None:
-    """InputError if what was computed from a calibration item is not finite. subject : "the input of layer fc", for the message."""
+    """InputError if what was computed from a calibration item is not finite. subject : "the input
+    of layer fc", for the message.
+    """
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         others = int((~finite).sum()) - 1
         more = f" (and {others} more are not finite)" if others else ""
         raise InputError(
-            f"{subject} is {tensor[~finite][0].item()} for calibration item {index}{more}: look for it in the inputs, or in the "
-            "layers before; attention over nothing but padding gives NaN"
+            f"{subject} is {tensor[~finite][0].item()} for calibration item {index}{more}: look "
+            "for it in the inputs, or in the layers before; attention over nothing but padding "
+            "gives NaN"
         )

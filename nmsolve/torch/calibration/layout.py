@@ -1,7 +1,9 @@
-"""Weights as matrices beside their inputs: parts × rows × columns, so that outputs are inputs times the transposed part.
+"""Weights as matrices beside their inputs: parts × rows × columns, so that outputs are inputs times
+the transposed part.
 
-A part is what has inputs of its own: a filter group of a convolution, one of the three projections of packed attention weights; all
-of every other weight. Columns are runs of input channels, one run a kernel position: groups are consecutive columns in a run.
+A part is what has inputs of its own: a filter group of a convolution, one of the three projections
+of packed attention weights; all of every other weight. Columns are runs of input channels, one run
+a kernel position: groups are consecutive columns in a run.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from nmsolve.torch.plan import LayerPlan
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a weight is laid out. parts : how many. run : columns of one kernel position, along which groups lie."""
+    """How a weight is laid out. parts : how many. run : columns of one kernel position, along which
+    groups lie.
+    """
 
     shape: tuple[int, ...]
     axis: int
@@ -53,9 +57,16 @@ def layout_of(entry: LayerPlan, module: nn.Module) -> Layout:
 
 
 def groups_of_run(layout: Layout, pattern: Pattern, padding: str) -> list[tuple[int, int, int]]:
-    """(first column, columns, columns kept) of every group of a run; a remainder that is shorter than m as `padding` has it."""
+    """(first column, columns, columns kept) of every group of a run; a remainder that is shorter
+    than m as `padding` has it.
+    """
     run, m = layout.run, pattern.m
     groups = [(start, min(m, run - start)) for start in range(0, run, m)]
     return [
-        (start, size, pattern.n if size == m else size if padding == "dense" else min(pattern.n, size)) for start, size in groups
+        (
+            start,
+            size,
+            pattern.n if size == m else size if padding == "dense" else min(pattern.n, size),
+        )
+        for start, size in groups
     ]

@@ -1,7 +1,9 @@
-"""Second moments of what a layer is given, and of what it should give: all that least squares needs to know of the calibration.
+"""Second moments of what a layer is given, and of what it should give: all that least squares needs
+to know of the calibration.
 
-For inputs X and wanted outputs Y they are XᵀX, YᵀX and the row sums of Y², so that memory does not depend on the number of samples,
-and ‖Y − X Wᵀ‖² = Σ Y² − 2 ⟨YᵀX, W⟩ + ⟨W XᵀX, W⟩. In float64, for that is a difference of large numbers.
+For inputs X and wanted outputs Y they are XᵀX, YᵀX and the row sums of Y², so that memory does not
+depend on the number of samples, and ‖Y − X Wᵀ‖² = Σ Y² − 2 ⟨YᵀX, W⟩ + ⟨W XᵀX, W⟩. In float64, for
+that is a difference of large numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from nmsolve.torch.plan import LayerPlan
 
 @dataclass(slots=True)
 class Moments:
-    """gram : (parts, cols, cols), XᵀX. cross : (parts, rows, cols), YᵀX. energy : (parts, rows), Σ Y²."""
+    """gram : (parts, cols, cols), XᵀX. cross : (parts, rows, cols), YᵀX. energy : (parts, rows), Σ
+    Y².
+    """
 
     gram: Tensor
     cross: Tensor
@@ -33,11 +37,17 @@ class Moments:
         """None yet, of weights (parts, rows, cols)."""
         parts, rows, cols = weight.shape
         kind: dict[str, Any] = {"dtype": torch.float64, "device": weight.device}
-        return cls(torch.zeros(parts, cols, cols, **kind), torch.zeros(parts, rows, cols, **kind), torch.zeros(parts, rows, **kind))
+        return cls(
+            torch.zeros(parts, cols, cols, **kind),
+            torch.zeros(parts, rows, cols, **kind),
+            torch.zeros(parts, rows, **kind),
+        )
 
     @classmethod
     def of_dense(cls, gram: Tensor, weight: Tensor) -> Moments:
-        """Where the wanted outputs are those of weights (parts, rows, cols) in float64 for the same inputs."""
+        """Where the wanted outputs are those of weights (parts, rows, cols) in float64 for the same
+        inputs.
+        """
         cross = weight @ gram
         return cls(gram, cross, (cross * weight).sum(-1))
 
@@ -48,12 +58,17 @@ class Moments:
         self.energy[part] += outputs.square().sum(0)
 
     def error(self, weight: Tensor) -> Tensor:
-        """‖Y − X Wᵀ‖² of each row of weights (parts, rows, cols) in float64: (parts, rows), not below zero."""
+        """‖Y − X Wᵀ‖² of each row of weights (parts, rows, cols) in float64: (parts, rows), not
+        below zero.
+        """
         return (self.energy + ((weight @ self.gram - 2 * self.cross) * weight).sum(-1)).clamp(min=0)
 
 
 def gram_matrices(
-    model: nn.Module, entries: Sequence[LayerPlan], calibration: Calibration, progress: bool | None = None
+    model: nn.Module,
+    entries: Sequence[LayerPlan],
+    calibration: Calibration,
+    progress: bool | None = None,
 ) -> dict[str, Tensor]:
     """XᵀX of what reaches each planned weight, (parts, cols, cols) in float64, by path.
 
@@ -62,7 +77,8 @@ def gram_matrices(
     Raises
     ------
     InputError
-        If an input is not finite or a layer is never reached, naming the layer; if the model cannot be run.
+        If an input is not finite or a layer is never reached, naming the layer; if the model cannot
+        be run.
     """
     layouts: dict[str, Layout] = {}
     grams: dict[str, Tensor] = {}
@@ -73,7 +89,9 @@ def gram_matrices(
         for part, x in use.matrices():
             check_finite(x, f"the input of layer {path}", item)
             if path not in grams:
-                grams[path] = torch.zeros(layout.parts, x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+                grams[path] = torch.zeros(
+                    layout.parts, x.shape[1], x.shape[1], dtype=torch.float64, device=x.device
+                )
             wide = x.double()
             grams[path][part].addmm_(wide.T, wide)
 

@@ -1,4 +1,6 @@
-"""Products with weights past their modules: F.linear(x, layer.weight), as in Swin's and BEiT's attention."""
+"""Products with weights past their modules: F.linear(x, layer.weight), as in Swin's and BEiT's
+attention.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,25 @@ from torch.overrides import TorchFunctionMode
 
 
 class Products(TorchFunctionMode):
-    """While it lasts, F.linear with one of some weights calls seen(path, inputs) before the product.
+    """While it lasts, F.linear with one of some weights calls seen(path, inputs) before the
+    product.
 
-    paths : by the weight's id. within : ids of the weights whose modules are being called, which see their inputs themselves.
+    paths : by the weight's id. within : ids of the weights whose modules are being called, which
+    see their inputs themselves.
     """
 
-    def __init__(self, paths: Mapping[int, str], within: Container[int], seen: Callable[[str, Tensor], None]) -> None:
+    def __init__(
+        self, paths: Mapping[int, str], within: Container[int], seen: Callable[[str, Tensor], None]
+    ) -> None:
         super().__init__()
         self._paths, self._within, self._seen = paths, within, seen
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Of every operation of torch."""
         kwargs = kwargs or {}

@@ -1,8 +1,10 @@
-"""Transposable blocks on a device: what the first level of the dual ascent proves is done, the rest goes through the others.
+"""Transposable blocks on a device: what the first level of the dual ascent proves is done, the rest
+goes through the others.
 
-The program, the ascent and the treatment of ties are those of nmsolve.solvers.ascent, with every block of a piece side by
-side in place of 16. Augmenting paths branch block by block, which suits no device: the few blocks that no level
-proves are the last resort, and the only ones that visit the host, where the core solves them.
+The program, the ascent and the treatment of ties are those of nmsolve.solvers.ascent, with every
+block of a piece side by side in place of 16. Augmenting paths branch block by block, which suits no
+device: the few blocks that no level proves are the last resort, and the only ones that visit the
+host, where the core solves them.
 
 The host waits for the device once a call of the engine, for its sums.
 """
@@ -33,8 +35,12 @@ class Outcome:
     duals: tuple[Tensor, Tensor] | None
 
 
-def solve_piece(engine: Engine, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int | None) -> Outcome | None:
-    """Solve the blocks of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m); None if not finite."""
+def solve_piece(
+    engine: Engine, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int | None
+) -> Outcome | None:
+    """Solve the blocks of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m); None
+    if not finite.
+    """
     blocks, sums = engine.ascend_first(X, mask, problem, collect)
     objective, gap, wrong, proven = sums.tolist()
     if wrong:
@@ -46,7 +52,10 @@ def solve_piece(engine: Engine, X: Tensor, mask: Tensor, problem: Problem, colle
         place, sums = engine.ascend_rest(X, mask, problem, blocks, int(unproven), collect)
         more, loose, *levels = sums.tolist()
         objective, gap = objective + more, gap + loose
-        stats = {f"proven_at_level_{level}": number for level, number in enumerate([proven + levels[0], *levels[1:]])}
+        stats = {
+            f"proven_at_level_{level}": number
+            for level, number in enumerate([proven + levels[0], *levels[1:]])
+        }
         unproven -= int(sum(levels))
     duals = None
     if collect:
@@ -63,14 +72,23 @@ def solve_piece(engine: Engine, X: Tensor, mask: Tensor, problem: Problem, colle
 
 
 def finish_on_host(
-    X: Tensor, mask: Tensor, problem: Problem, place: Tensor, duals: tuple[Tensor, Tensor] | None, threads: int | None
+    X: Tensor,
+    mask: Tensor,
+    problem: Problem,
+    place: Tensor,
+    duals: tuple[Tensor, Tensor] | None,
+    threads: int | None,
 ) -> tuple[float, float, float]:
-    """Hand the blocks at `place` to the core; returns objective, gap and the number of blocks that stay unproven."""
+    """Hand the blocks at `place` to the core; returns objective, gap and the number of blocks that
+    stay unproven.
+    """
     m = problem.pattern.m
     S = scores_at(X, mask, place, problem)
     host: NDArray[Any] = S.reshape(-1, m).cpu().numpy()
     scores = None if problem.absolute else host
-    result = api.solve(host, problem.pattern, scores=scores, threads=threads, duals=duals is not None)
+    result = api.solve(
+        host, problem.pattern, scores=scores, threads=threads, duals=duals is not None
+    )
     keep_at(mask, place, torch.from_numpy(result.mask).to(mask.device).view(-1, m, m))
     if duals is not None and result.duals is not None and result.duals.columns is not None:
         for ours, theirs in zip(duals, (result.duals.rows, result.duals.columns), strict=True):

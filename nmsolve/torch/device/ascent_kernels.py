@@ -1,10 +1,14 @@
-"""The Triton kernels of the dual ascent: whole blocks in registers, from scores to masks in one launch; see `ascent`.
+"""The Triton kernels of the dual ascent: whole blocks in registers, from scores to masks in one
+launch; see `ascent`.
 
-How blocks lie in registers: `block_registers`; what proves their masks: `block_proofs`. What the kernels compute, `plain` computes.
+How blocks lie in registers: `block_registers`; what proves their masks: `block_proofs`. What the
+kernels compute, `plain` computes.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM108, SIM300  (Triton's language is a subset; constants are upper case without being left operands)
+
+# Triton's language is a subset, without unpacking into tuples; its constants are upper case.
+# ruff: noqa: RUF005, SIM300
 import triton
 import triton.language as tl
 
@@ -30,7 +34,9 @@ from nmsolve.torch.device.kernels import magnitude_bits, select, wide
 
 @triton.jit
 def _power_of_two(bits, COMPUTE: tl.constexpr):
-    """The largest power of two no larger than the magnitude of these bits; the least normal one of subnormals, 1 of 0."""
+    """The largest power of two no larger than the magnitude of these bits; the least normal one of
+    subnormals, 1 of 0.
+    """
     if COMPUTE == tl.float64:
         power = tl.maximum((bits & 0x7FF0000000000000).to(tl.float64, bitcast=True), 2.0**-1022)
     else:
@@ -39,17 +45,27 @@ def _power_of_two(bits, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def _medians(lines, k: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, NETWORK: tl.constexpr):
+def _medians(
+    lines,
+    k: tl.constexpr,
+    M: tl.constexpr,
+    UPPER: tl.constexpr,
+    LOWER: tl.constexpr,
+    NETWORK: tl.constexpr,
+):
     line = select(lines[k * M : k * M + M], NETWORK)
     return line[UPPER], line[LOWER]
 
 
 @triton.jit
 def _half_step(
-    lines, own, fixed, by, M: tl.constexpr, K: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    lines, own, fixed, by, M: tl.constexpr, K: tl.constexpr, UPPER: tl.constexpr,
+    LOWER: tl.constexpr, AT_MOST: tl.constexpr,
     NETWORK: tl.constexpr,
 ):  # fmt: skip
-    """Move a lane's duals to, and beyond, the midpoint that is least for the bound; `fixed` are the other axis's, all of them."""
+    """Move a lane's duals to, and beyond, the midpoint that is least for the bound; `fixed` are the
+    other axis's, all of them.
+    """
     moved = ()
     for k in tl.static_range(K):
         rest = ()
@@ -74,12 +90,15 @@ def _judge(count, dual, N: tl.constexpr, AT_MOST: tl.constexpr):
 
 @triton.jit
 def _signs(
-    lines, own, fixed, part, BY_ROW: tl.constexpr, N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
+    lines, own, fixed, part, BY_ROW: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr,
     AT_MOST: tl.constexpr,
 ):  # fmt: skip
-    """A lane's lines of the mask S − u − v > 0 as words, their counts, whether all are feasible, and the least |S − u − v|.
+    """A lane's lines of the mask S − u − v > 0 as words, their counts, whether all are feasible,
+    and the least |S − u − v|.
 
-    The subtractions are in the same order for rows and for columns, so that both see the same signs.
+    The subtractions are in the same order for rows and for columns, so that both see the same
+    signs.
     """
     words = ()
     counts = ()
@@ -111,8 +130,12 @@ def _signs(
 
 
 @triton.jit
-def _magnitude(by_row, SPLIT: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr, COMPUTE: tl.constexpr):
-    """Of a block: its largest score's power of two after scaling, what extreme scores are divided by, where it is not finite."""
+def _magnitude(
+    by_row, SPLIT: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """Of a block: its largest score's power of two after scaling, what extreme scores are divided
+    by, where it is not finite.
+    """
     top = magnitude_bits(by_row[0], COMPUTE)
     for k in tl.static_range(1, len(by_row)):
         top = tl.maximum(top, magnitude_bits(by_row[k], COMPUTE))
@@ -129,7 +152,9 @@ def _magnitude(by_row, SPLIT: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.co
 
 @triton.jit
 def _lossy(by_row, scale, SPLIT: tl.constexpr):
-    """Whether scores of a block are so far apart that dividing by its scale loses some: then nothing is proven of it here."""
+    """Whether scores of a block are so far apart that dividing by its scale loses some: then
+    nothing is proven of it here.
+    """
     changed = tl.zeros(by_row[0].shape, tl.int32)
     for k in tl.static_range(len(by_row)):
         changed = changed | ((by_row[k] * (1.0 / scale)) * scale != by_row[k]).to(tl.int32)
@@ -138,7 +163,8 @@ def _lossy(by_row, scale, SPLIT: tl.constexpr):
 
 @triton.jit
 def _start(
-    by_column, M: tl.constexpr, K: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    by_column, M: tl.constexpr, K: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr,
+    AT_MOST: tl.constexpr,
     NETWORK: tl.constexpr,
 ):  # fmt: skip
     """First duals of a lane's lines: u = 0, v half the column medians."""
@@ -156,11 +182,14 @@ def _start(
 
 @triton.jit
 def _ties(
-    by_row, by_column, part, power, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr,
-    UPPER: tl.constexpr, LOWER: tl.constexpr, NETWORK: tl.constexpr, LATTICE: tl.constexpr, ZEROS: tl.constexpr,
+    by_row, by_column, part, power, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    PADDED: tl.constexpr,
+    UPPER: tl.constexpr, LOWER: tl.constexpr, NETWORK: tl.constexpr, LATTICE: tl.constexpr,
+    ZEROS: tl.constexpr,
     COARSE: tl.constexpr,
 ):  # fmt: skip
-    """First offset of a block, whether every entry is shifted by it or zeros alone, and whether a line has equal medians.
+    """First offset of a block, whether every entry is shifted by it or zeros alone, and whether a
+    line has equal medians.
 
     See nmsolve.solvers.ties.flag_ties.
     """
@@ -189,10 +218,13 @@ def _ties(
 
 @triton.jit
 def _shifted(
-    lines, delta, amount, everywhere, part, once, ACROSS: tl.constexpr, ALONG: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
+    lines, delta, amount, everywhere, part, once, ACROSS: tl.constexpr, ALONG: tl.constexpr,
+    M: tl.constexpr, K: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """A lane's lines with the offsets that separate ties; delta (M M,), whose lines lie ACROSS apart, entries ALONG."""
+    """A lane's lines with the offsets that separate ties; delta (M M,), whose lines lie ACROSS
+    apart, entries ALONG.
+    """
     pointers = ()
     masks = ()
     for k in tl.static_range(K):
@@ -205,31 +237,44 @@ def _shifted(
     steps = read(pointers, masks, once, 0.0)
     scores = ()
     for k in tl.static_range(K * M):
-        scores = scores + (lines[k] + tl.where(everywhere | (lines[k] == 0), steps[k] * amount, 0.0),)
+        scores = scores + (
+            lines[k] + tl.where(everywhere | (lines[k] == 0), steps[k] * amount, 0.0),
+        )
     return scores
 
 
 @triton.jit
 def _rounds(
-    by_row, by_column, u, v, rounds, level, OMEGA: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
-    UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr, COMPUTE: tl.constexpr,
+    by_row, by_column, u, v, rounds, level, OMEGA: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr,
+    COMPUTE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Rounds of the ascent; the very first is not over-relaxed."""
     for step in range(rounds):
         by = tl.where(level + step == 0, tl.full((), 1.0, COMPUTE), tl.full((), OMEGA, COMPUTE))
-        u = _half_step(by_row, u, shared(v, M, K, SPLIT, BLOCKS), by, M, K, UPPER, LOWER, AT_MOST, NETWORK)
-        v = _half_step(by_column, v, shared(u, M, K, SPLIT, BLOCKS), by, M, K, UPPER, LOWER, AT_MOST, NETWORK)
+        u = _half_step(
+            by_row, u, shared(v, M, K, SPLIT, BLOCKS), by, M, K, UPPER, LOWER, AT_MOST, NETWORK
+        )
+        v = _half_step(
+            by_column, v, shared(u, M, K, SPLIT, BLOCKS), by, M, K, UPPER, LOWER, AT_MOST, NETWORK
+        )
     return u, v
 
 
 @triton.jit
 def _masks(
-    by_row, by_column, u, v, part, N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    by_row, by_column, u, v, part, N: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
+    SPLIT: tl.constexpr,
     PADDED: tl.constexpr, AT_MOST: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """`_signs` of a lane's rows and columns, and of a block: whether its mask is feasible, and its least |S − u − v|."""
-    words, row_counts, fine_rows, near = _signs(by_row, u, shared(v, M, K, SPLIT, BLOCKS), part, True, N, M, K, PADDED, AT_MOST)
+    """`_signs` of a lane's rows and columns, and of a block: whether its mask is feasible, and its
+    least |S − u − v|.
+    """
+    words, row_counts, fine_rows, near = _signs(
+        by_row, u, shared(v, M, K, SPLIT, BLOCKS), part, True, N, M, K, PADDED, AT_MOST
+    )
     column_words, column_counts, fine_columns, _near = _signs(
         by_column, v, shared(u, M, K, SPLIT, BLOCKS), part, False, N, M, K, PADDED, AT_MOST
     )
@@ -237,26 +282,35 @@ def _masks(
     return words, row_counts, column_words, column_counts, fine, least_of(near, SPLIT)
 
 
-@triton.jit(do_not_specialize=["total", "a_row", "blocks_a_batch", "rows", "cols", "once", "rounds"])
+@triton.jit(
+    do_not_specialize=["total", "a_row", "blocks_a_batch", "rows", "cols", "once", "rounds"]
+)
 def ascend_first(
-    X, words_of_X, mask, U, V, SCALE, OPEN, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
+    X, words_of_X, mask, U, V, SCALE, OPEN, sums, total, a_row, blocks_a_batch, rows, cols,
+    batch_stride, row_stride, col_stride,
     once, rounds, margin,
-    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr, NETWORK: tl.constexpr,
-    ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr, PACK: tl.constexpr, ELEMENT: tl.constexpr,
-    WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr, OMEGA: tl.constexpr, K: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr,
+    AT_MOST: tl.constexpr, NETWORK: tl.constexpr,
+    ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr, PACK: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr,
+    OMEGA: tl.constexpr, K: tl.constexpr,
     SPLIT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The first level on all blocks, as plain.ascend_first: what signs beyond doubt prove, at a gap of 0.
+    """The first level on all blocks, as plain.ascend_first: what signs beyond doubt prove, at a gap
+    of 0.
 
-    OPEN (total,): 1 where a block is not proven. sums (programs, 4): objective and gap of the blocks proven, 1 if a score is not
-    finite, and how many are proven.
+    OPEN (total,): 1 where a block is not proven. sums (programs, 4): objective and gap of the
+    blocks proven, 1 if a score is not finite, and how many are proven.
     """
     PADDED: tl.constexpr = K * SPLIT != M
     batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     block = tl.program_id(0) * BLOCKS + tl.expand_dims(tl.arange(0, BLOCKS), 1)
     part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
     inside = block < total
-    block_row, across, row, col, origin = place_of(block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M)
+    block_row, across, row, col, origin = place_of(
+        block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M
+    )
     by_row, by_column = load_block(
         X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, inside, once,
         M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
@@ -266,7 +320,24 @@ def ascend_first(
     by_row = times(by_row, 1.0 / scale)
     by_column = times(by_column, 1.0 / scale)
     u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)
-    u, v = _rounds(by_row, by_column, u, v, rounds, 0, OMEGA, M, K, SPLIT, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, BLOCKS)
+    u, v = _rounds(
+        by_row,
+        by_column,
+        u,
+        v,
+        rounds,
+        0,
+        OMEGA,
+        M,
+        K,
+        SPLIT,
+        UPPER,
+        LOWER,
+        AT_MOST,
+        NETWORK,
+        COMPUTE,
+        BLOCKS,
+    )
     words, _row_counts, _columns, _column_counts, fine, near = _masks(
         by_row, by_column, u, v, part, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS
     )
@@ -290,21 +361,38 @@ def ascend_first(
     tl.store(program + 3, sum_of(closed.to(tl.int32)).to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["total", "count", "a_row", "blocks_a_batch", "rows", "cols", "once", "sweeps"])
+@triton.jit(
+    do_not_specialize=[
+        "total",
+        "count",
+        "a_row",
+        "blocks_a_batch",
+        "rows",
+        "cols",
+        "once",
+        "sweeps",
+    ]
+)
 def ascend_rest(
-    X, words_of_X, mask, place, U, V, SCALE, OPEN, sums, delta, total, count, a_row, blocks_a_batch, rows, cols, batch_stride,
+    X, words_of_X, mask, place, U, V, SCALE, OPEN, sums, delta, total, count, a_row, blocks_a_batch,
+    rows, cols, batch_stride,
     row_stride, col_stride, once, sweeps, grain, rounding, tolerance,
-    ROUNDS: tl.constexpr, N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr, AT_MOST: tl.constexpr,
-    NETWORK: tl.constexpr, ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr, PACK: tl.constexpr,
-    ELEMENT: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr, LIMIT: tl.constexpr,
-    OMEGA: tl.constexpr, LATTICE: tl.constexpr, ZEROS: tl.constexpr, HINT: tl.constexpr, FINE: tl.constexpr,
-    SHRINK: tl.constexpr, COARSE: tl.constexpr, APART: tl.constexpr, TIGHT: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    ROUNDS: tl.constexpr, N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr,
+    LOWER: tl.constexpr, AT_MOST: tl.constexpr,
+    NETWORK: tl.constexpr, ABSOLUTE: tl.constexpr, COLLECT: tl.constexpr, EDGES: tl.constexpr,
+    PACK: tl.constexpr,
+    ELEMENT: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr, INFINITE: tl.constexpr,
+    LIMIT: tl.constexpr,
+    OMEGA: tl.constexpr, LATTICE: tl.constexpr, ZEROS: tl.constexpr, HINT: tl.constexpr,
+    FINE: tl.constexpr,
+    SHRINK: tl.constexpr, COARSE: tl.constexpr, APART: tl.constexpr, TIGHT: tl.constexpr,
+    K: tl.constexpr, SPLIT: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """All levels on the `count` blocks at `place`, one after the other, as plain.ascend_rest.
 
-    delta (M M,): the offset of every entry. sums (programs, 2 + levels): objective and gap of the blocks proven, and how many each
-    level proved.
+    delta (M M,): the offset of every entry. sums (programs, 2 + levels): objective and gap of the
+    blocks proven, and how many each level proved.
     """
     PADDED: tl.constexpr = K * SPLIT != M
     LEVELS: tl.constexpr = len(ROUNDS)
@@ -313,7 +401,9 @@ def ascend_rest(
     part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
     left = index < count
     block = read((place + index,), (left,), once, 0)[0]
-    block_row, across, row, col, origin = place_of(block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M)
+    block_row, across, row, col, origin = place_of(
+        block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M
+    )
     by_row, by_column = load_block(
         X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, left, once,
         M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
@@ -325,28 +415,72 @@ def ascend_rest(
     by_column = times(by_column, inverse)
     u, v = _start(by_column, M, K, UPPER, LOWER, AT_MOST, NETWORK)
     amount, everywhere, equal = _ties(
-        by_row, by_column, part, power, M, K, SPLIT, PADDED, UPPER, LOWER, NETWORK, LATTICE, ZEROS, COARSE
+        by_row,
+        by_column,
+        part,
+        power,
+        M,
+        K,
+        SPLIT,
+        PADDED,
+        UPPER,
+        LOWER,
+        NETWORK,
+        LATTICE,
+        ZEROS,
+        COARSE,
     )
     objective = tl.zeros((BLOCKS, 1), tl.float64)
     gap = tl.zeros((BLOCKS, 1), tl.float64)
     level_of = tl.zeros((BLOCKS, 1), tl.int32)
     for level in range(LEVELS):
         if any_of(left):
-            # Scores are read anew where they are needed: to keep them beside the shifted ones would take twice the registers.
+            # Scores are read anew where they are needed: to keep them beside the shifted ones would
+            # take twice the registers.
             by_row, by_column = load_block(
-                X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, left, once,
+                X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, left,
+                once,
                 M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
             )  # fmt: skip
-            by_row = _shifted(times(by_row, inverse), delta, amount, everywhere, part, once, M, 1, M, K, PADDED)
+            by_row = _shifted(
+                times(by_row, inverse), delta, amount, everywhere, part, once, M, 1, M, K, PADDED
+            )
             if SPLIT == 1:
                 by_column = turned(by_row, M)
             else:
-                by_column = _shifted(times(by_column, inverse), delta, amount, everywhere, part, once, 1, M, M, K, PADDED)
+                by_column = _shifted(
+                    times(by_column, inverse),
+                    delta,
+                    amount,
+                    everywhere,
+                    part,
+                    once,
+                    1,
+                    M,
+                    M,
+                    K,
+                    PADDED,
+                )
             rounds = ROUNDS[0]
             for k in tl.static_range(1, LEVELS):
                 rounds = tl.where(level == k, ROUNDS[k], rounds)
             u, v = _rounds(
-                by_row, by_column, u, v, rounds, level, OMEGA, M, K, SPLIT, UPPER, LOWER, AT_MOST, NETWORK, COMPUTE, BLOCKS
+                by_row,
+                by_column,
+                u,
+                v,
+                rounds,
+                level,
+                OMEGA,
+                M,
+                K,
+                SPLIT,
+                UPPER,
+                LOWER,
+                AT_MOST,
+                NETWORK,
+                COMPUTE,
+                BLOCKS,
             )
             words, row_counts, column_words, column_counts, fine, _near = _masks(
                 by_row, by_column, u, v, part, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS
@@ -355,13 +489,15 @@ def ascend_rest(
             fine = left & fine
             if any_of(fine):
                 by_row, by_column = load_block(
-                    X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, fine, once,
+                    X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, fine,
+                    once,
                     M, K, SPLIT, PADDED, PACK, ELEMENT, EDGES, ABSOLUTE, COMPUTE,
                 )  # fmt: skip
                 by_row = times(by_row, inverse)
                 by_column = times(by_column, inverse)
                 relaxed_u, relaxed_v = relax(
-                    by_row, by_column, u, v, words, column_words, row_counts, column_counts, power, part, sweeps,
+                    by_row, by_column, u, v, words, column_words, row_counts, column_counts, power,
+                    part, sweeps,
                     tl.cast(grain, COMPUTE), N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
                 )  # fmt: skip
                 chosen = fine & (amount > 0)
@@ -373,7 +509,8 @@ def ascend_rest(
                 u = new_u
                 v = new_v
                 value, loose, proven = certify(
-                    by_row, u, v, words, row_counts, column_counts, power, part, rounding, tolerance,
+                    by_row, u, v, words, row_counts, column_counts, power, part, rounding,
+                    tolerance,
                     APART, TIGHT, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS,
                 )  # fmt: skip
                 proven = fine & proven & ~lost
@@ -381,7 +518,20 @@ def ascend_rest(
                 gap = tl.where(proven, loose, gap)
                 level_of = tl.where(proven, level + 1, level_of)
                 if COLLECT:
-                    store_duals(U, V, u, v, block, tl.cast(total, tl.int64), part, proven, once, M, K, PADDED)
+                    store_duals(
+                        U,
+                        V,
+                        u,
+                        v,
+                        block,
+                        tl.cast(total, tl.int64),
+                        part,
+                        proven,
+                        once,
+                        M,
+                        K,
+                        PADDED,
+                    )
                 left = left & ~proven
             amount = tl.where(fine, amount / SHRINK, amount)
             amount = tl.where(amount == 0, power * tl.where(equal, HINT, FINE), amount)

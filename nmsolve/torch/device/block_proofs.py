@@ -1,4 +1,6 @@
-"""What proves the mask of a block in registers: duals by Bellman–Ford relaxations, and certificates in float64."""
+"""What proves the mask of a block in registers: duals by Bellman–Ford relaxations, and certificates
+in float64.
+"""
 
 # mypy: ignore-errors
 # ruff: noqa: RUF005  (Triton's language does not unpack into tuples)
@@ -11,10 +13,13 @@ from nmsolve.torch.device.block_registers import least_of, most_of, shared, tota
 @triton.jit
 def relax(
     rows, columns, u, v, words, turned, row_counts, column_counts, power, part, sweeps, grain,
-    N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr, AT_MOST: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr,
+    AT_MOST: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Bellman–Ford relaxations from u and w = −v; see plain.relax. words, turned: the mask by rows and by columns."""
+    """Bellman–Ford relaxations from u and w = −v; see plain.relax. words, turned: the mask by rows
+    and by columns.
+    """
     shift = power * grain
     z = tl.zeros_like(power)
     ru = ()
@@ -43,7 +48,10 @@ def relax(
         for k in tl.static_range(K):
             best = ru[k]
             for j in tl.static_range(M):
-                best = tl.minimum(best, tl.where((words[k] >> j) & 1 == 1, other[j] + rows[k * M + j], float("inf")))
+                best = tl.minimum(
+                    best,
+                    tl.where((words[k] >> j) & 1 == 1, other[j] + rows[k * M + j], float("inf")),
+                )
             relaxed = relaxed + (best,)
         ru = relaxed
         other = shared(ru, M, K, SPLIT, BLOCKS)
@@ -51,7 +59,12 @@ def relax(
         for k in tl.static_range(K):
             best = rw[k]
             for i in tl.static_range(M):
-                best = tl.minimum(best, tl.where((turned[k] >> i) & 1 == 1, float("inf"), other[i] - columns[k * M + i]))
+                best = tl.minimum(
+                    best,
+                    tl.where(
+                        (turned[k] >> i) & 1 == 1, float("inf"), other[i] - columns[k * M + i]
+                    ),
+                )
             relaxed = relaxed + (best,)
         rw = relaxed
     new_u = ()
@@ -78,14 +91,17 @@ def kept_sum(rows, words, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr)
 
 @triton.jit
 def certify(
-    rows, u, v, words, row_counts, column_counts, power, part, rounding, tolerance, APART: tl.constexpr, TIGHT: tl.constexpr,
-    N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr, AT_MOST: tl.constexpr,
+    rows, u, v, words, row_counts, column_counts, power, part, rounding, tolerance,
+    APART: tl.constexpr, TIGHT: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PADDED: tl.constexpr,
+    AT_MOST: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Kept score and bound − objective of a block in float64, and whether that, and what rounding may hide, is within tolerance.
+    """Kept score and bound − objective of a block in float64, and whether that, and what rounding
+    may hide, is within tolerance.
 
-    Of the magnitude kept, or of the least score that is not zero if that is more; within TIGHT if the block is apart
-    (nmsolve.solvers.APART).
+    Of the magnitude kept, or of the least score that is not zero if that is more; within TIGHT if
+    the block is apart (nmsolve.solvers.APART).
     """
     limit = power.to(tl.float64) * APART
     apart = tl.zeros(words[0].shape, tl.int32)

@@ -1,9 +1,12 @@
-"""Blocks in registers: how scores get there, and masks and duals back, and what lanes that share a block tell each other.
+"""Blocks in registers: how scores get there, and masks and duals back, and what lanes that share a
+block tell each other.
 
-SPLIT lanes share a block. Each holds K = ⌈m / SPLIT⌉ rows and as many columns of it, so that either half-step of the ascent finds
-its lines in its own registers, and only duals pass between lanes (`shared`). With SPLIT = 1 the columns are the rows' registers in
-another order. Values of a lane are tensors (BLOCKS, SPLIT), those of a block (BLOCKS, 1); tuples hold one value an entry, line by
-line. The last lanes of a block own lines beyond m where SPLIT does not divide m (PADDED): scores 0, duals anything.
+SPLIT lanes share a block. Each holds K = ⌈m / SPLIT⌉ rows and as many columns of it, so that either
+half-step of the ascent finds its lines in its own registers, and only duals pass between lanes
+(`shared`). With SPLIT = 1 the columns are the rows' registers in another order. Values of a lane
+are tensors (BLOCKS, SPLIT), those of a block (BLOCKS, 1); tuples hold one value an entry, line by
+line. The last lanes of a block own lines beyond m where SPLIT does not divide m (PADDED): scores 0,
+duals anything.
 """
 
 # mypy: ignore-errors
@@ -16,8 +19,9 @@ import triton.language as tl
 def read(pointers, masks, once, OTHER: tl.constexpr):
     """What lies at pointers, where masks allow; once is 1, and the compiler must not know.
 
-    For every access whose pointer was computed Triton's pass that coalesces walks all that the access is connected with, which here
-    is the whole program, hundreds of times: minutes. A pointer that a loop hands on was not computed.
+    For every access whose pointer was computed Triton's pass that coalesces walks all that the
+    access is connected with, which here is the whole program, hundreds of times: minutes. A pointer
+    that a loop hands on was not computed.
     """
     values = ()
     for k in tl.static_range(len(pointers)):
@@ -47,7 +51,9 @@ def write(pointers, values, masks, once):
 def _line_pointers(
     X, place, room, inside, col_stride, COUNT: tl.constexpr, PACK: tl.constexpr, EDGES: tl.constexpr
 ):  # fmt: skip
-    """Where COUNT scores of a row of X lie from `place` on, PACK of them a word, and which of them are there."""
+    """Where COUNT scores of a row of X lie from `place` on, PACK of them a word, and which of them
+    are there.
+    """
     pointers = ()
     masks = ()
     for w in tl.static_range(COUNT // PACK):
@@ -60,7 +66,9 @@ def _line_pointers(
 
 
 @triton.jit
-def _scores(loaded, PACK: tl.constexpr, ELEMENT: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr):
+def _scores(
+    loaded, PACK: tl.constexpr, ELEMENT: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr
+):
     """Scores from what was loaded: PACK ELEMENTs a 64-bit word."""
     scores = ()
     for w in tl.static_range(len(loaded)):
@@ -89,11 +97,14 @@ def turned(rows, M: tl.constexpr):
 
 @triton.jit
 def load_block(
-    X, words, origin, row, col, rows, cols, row_stride, col_stride, part, inside, once, M: tl.constexpr, K: tl.constexpr,
-    SPLIT: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr, ELEMENT: tl.constexpr, EDGES: tl.constexpr,
+    X, words, origin, row, col, rows, cols, row_stride, col_stride, part, inside, once,
+    M: tl.constexpr, K: tl.constexpr,
+    SPLIT: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr, ELEMENT: tl.constexpr,
+    EDGES: tl.constexpr,
     ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """A lane's rows and columns of its block, K M scores each. origin: where the block begins in X, at row, col.
+    """A lane's rows and columns of its block, K M scores each. origin: where the block begins in X,
+    at row, col.
 
     words: the same memory in words of PACK scores, contiguous.
     """
@@ -156,10 +167,13 @@ def times(values, factor):
 
 @triton.jit
 def store_mask(
-    mask, block_row, batch_col, a_row, words, part, inside, once, M: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
+    mask, block_row, batch_col, a_row, words, part, inside, once, M: tl.constexpr, K: tl.constexpr,
+    PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A lane's rows of the mask as bytes, WIDTH of them (8, 4 or 1) a store. mask: (rows, a_row M) of such units."""
+    """A lane's rows of the mask as bytes, WIDTH of them (8, 4 or 1) a store. mask: (rows, a_row M)
+    of such units.
+    """
     pointers = ()
     values = ()
     masks = ()
@@ -186,7 +200,20 @@ def store_mask(
 
 
 @triton.jit
-def store_duals(U, V, u, v, block, stride, part, inside, once, M: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr):
+def store_duals(
+    U,
+    V,
+    u,
+    v,
+    block,
+    stride,
+    part,
+    inside,
+    once,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """A lane's duals to U, V (m, total)."""
     pointers = ()
     values = ()
@@ -206,7 +233,9 @@ def store_duals(U, V, u, v, block, stride, part, inside, once, M: tl.constexpr, 
 def place_of(
     block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M: tl.constexpr
 ):  # fmt: skip
-    """Of a block: its block row, batches below each other, its number there, row and column in its batch, and where X has it."""
+    """Of a block: its block row, batches below each other, its number there, row and column in its
+    batch, and where X has it.
+    """
     block_row = block // a_row
     across = block - block_row * a_row
     batch = block_row // blocks_a_batch
@@ -224,7 +253,9 @@ def shared(own, M: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, BLOCKS: t
     else:
         values = ()
         for i in tl.static_range(M):
-            values = values + (tl.gather(own[i % K], tl.full((BLOCKS, SPLIT), i // K, tl.int32), 1),)
+            values = values + (
+                tl.gather(own[i % K], tl.full((BLOCKS, SPLIT), i // K, tl.int32), 1),
+            )
     return values
 
 

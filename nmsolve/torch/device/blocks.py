@@ -1,4 +1,6 @@
-"""Blocks by number: entries of matrices (batch, rows, cols) that belong to the block row by row and, in a row, left to right."""
+"""Blocks by number: entries of matrices (batch, rows, cols) that belong to the block row by row
+and, in a row, left to right.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,24 @@ from nmsolve.torch.device.problem import Problem
 
 
 def _entries(mask: Tensor, place: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where entries of blocks are in a mask (batch, rows, cols): indices of batch, row and column that broadcast to (N, m, m)."""
+    """Where entries of blocks are in a mask (batch, rows, cols): indices of batch, row and column
+    that broadcast to (N, m, m).
+    """
     a_row, rows = mask.shape[2] // m, mask.shape[1]
     line = torch.arange(m, device=place.device)
     top = place // a_row * m  # as if batches lay below each other
     batch, row = top // rows, top % rows
-    return batch[:, None, None], row[:, None, None] + line[:, None], (place % a_row * m)[:, None, None] + line
+    return (
+        batch[:, None, None],
+        row[:, None, None] + line[:, None],
+        (place % a_row * m)[:, None, None] + line,
+    )
 
 
 def scores_at(X: Tensor, mask: Tensor, place: Tensor, problem: Problem) -> Tensor:
-    """Scores (N, m, m) of blocks of X (batch, rows, cols), with zeros up to the shape of its mask."""
+    """Scores (N, m, m) of blocks of X (batch, rows, cols), with zeros up to the shape of its
+    mask.
+    """
     batch, row, col = _entries(mask, place, problem.pattern.m)
     there = (row < X.shape[1]) & (col < X.shape[2])
     S = X[batch, row.clamp_max(X.shape[1] - 1), col.clamp_max(X.shape[2] - 1)].to(problem.dtype)

@@ -1,4 +1,6 @@
-"""What an error of a device means: memory that ran out, which less work avoids, or a context that is lost for good."""
+"""What an error of a device means: memory that ran out, which less work avoids, or a context that
+is lost for good.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ import torch
 
 from nmsolve.errors import NMSolveError, SolverError
 
-#: Parts of the messages of allocators and libraries that found no memory. Not all of them raise torch.OutOfMemoryError.
+#: Parts of the messages of allocators and libraries that found no memory. Not all of them raise
+#: torch.OutOfMemoryError.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
-#: Parts of the messages of errors after which every later call of the process on the device fails (cudaGetErrorString).
+#: Parts of the messages of errors after which every later call of the process on the device fails
+#: (cudaGetErrorString).
 _LOST = (
     "illegal memory access",
     "illegal instruction",
@@ -26,7 +30,8 @@ _LOST = (
 
 
 def explain(error: BaseException, what: str, device: torch.device) -> NMSolveError | None:
-    """The library's own error for a device that ran out of memory or was lost; None for every other error.
+    """The library's own error for a device that ran out of memory or was lost; None for every other
+    error.
 
     Parameters
     ----------
@@ -44,22 +49,31 @@ def explain(error: BaseException, what: str, device: torch.device) -> NMSolveErr
 
     Notes
     -----
-    A caller that has other ways to go on may take them after memory ran out, but not after a context was lost: see `is_lost`.
+    A caller that has other ways to go on may take them after memory ran out, but not after a
+    context was lost: see `is_lost`.
 
     Examples
     --------
-    >>> print(explain(torch.OutOfMemoryError("CUDA out of memory."), "weights of shape (8, 8)", torch.device("cpu")))
-    out of memory on cpu with weights of shape (8, 8): free some, or work on less at a time (CUDA out of memory.)
+    >>> error = torch.OutOfMemoryError("CUDA out of memory.")
+    >>> explain(error, "weights of shape (8, 8)", torch.device("cpu")).args[0][:48]
+    'out of memory on cpu with weights of shape (8, 8)'
     >>> explain(KeyError("x"), "weights of shape (8, 8)", torch.device("cpu")) is None
     True
     """
     if is_out_of_memory(error):
-        where = "the host" if isinstance(error, MemoryError) or "CPUAllocator" in str(error) else f"{device}{_memory(device)}"
-        return SolverError(f"out of memory on {where} with {what}: free some, or work on less at a time ({first_line(error)})")
+        where = (
+            "the host"
+            if isinstance(error, MemoryError) or "CPUAllocator" in str(error)
+            else f"{device}{_memory(device)}"
+        )
+        return SolverError(
+            f"out of memory on {where} with {what}: free some, or work on less at a time "
+            f"({first_line(error)})"
+        )
     if is_lost(error, device):
         return SolverError(
-            f"{device} failed with {what}: {first_line(error)}; the CUDA context of this process is lost, and nothing runs on that "
-            "GPU until the process is started again"
+            f"{device} failed with {what}: {first_line(error)}; the CUDA context of this process "
+            "is lost, and nothing runs on that GPU until the process is started again"
         )
     return None
 
@@ -74,7 +88,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_lost(error: BaseException, device: torch.device) -> bool:
     """Whether after an error nothing runs on a device any more, in this process.
 
-    Known by the message or, where a library reports a failure of its own, by asking the device: a lost context fails every call.
+    Known by the message or, where a library reports a failure of its own, by asking the device: a
+    lost context fails every call.
     """
     if not _is_foreign(error):
         return False
@@ -95,7 +110,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _is_foreign(error: BaseException) -> bool:
-    """Errors of devices are RuntimeErrors in torch and Triton; those of the library are too, and say already what they mean."""
+    """Errors of devices are RuntimeErrors in torch and Triton; those of the library are too, and
+    say already what they mean.
+    """
     return isinstance(error, RuntimeError) and not isinstance(error, NMSolveError)
 
 

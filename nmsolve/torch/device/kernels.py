@@ -1,10 +1,13 @@
-"""Triton kernels for groups and for 4 × 4 blocks: one of them a lane, masks written at once. What they compute, `plain` computes.
+"""Triton kernels for groups and for 4 × 4 blocks: one of them a lane, masks written at once. What
+they compute, `plain` computes.
 
 Tuples hold one value an entry, so selection networks and sums are straight-line code in registers.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM300  (Triton's language does not unpack into tuples; constants are upper case without being left operands)
+
+# Triton's language is a subset, without unpacking into tuples; its constants are upper case.
+# ruff: noqa: RUF005, SIM300
 import triton
 import triton.language as tl
 
@@ -12,7 +15,11 @@ import triton.language as tl
 @triton.jit
 def wide(batch_stride, row_stride, col_stride):
     """Strides as 64-bit numbers: a few times one of them may be beyond 32 bits."""
-    return tl.cast(batch_stride, tl.int64), tl.cast(row_stride, tl.int64), tl.cast(col_stride, tl.int64)
+    return (
+        tl.cast(batch_stride, tl.int64),
+        tl.cast(row_stride, tl.int64),
+        tl.cast(col_stride, tl.int64),
+    )
 
 
 @triton.jit
@@ -48,7 +55,9 @@ def magnitude_bits(score, COMPUTE: tl.constexpr):
 
 @triton.jit
 def _store_totals(sums, objective, bound, largest, INFINITE: tl.constexpr):
-    """Of a program's row of sums (programs, 4): objective, bound, 1 if a score is not finite. Returns where the fourth goes."""
+    """Of a program's row of sums (programs, 4): objective, bound, 1 if a score is not finite.
+    Returns where the fourth goes.
+    """
     row = sums + 4 * tl.program_id(0)
     tl.store(row, tl.sum(objective, 0))
     tl.store(row + 1, tl.sum(bound, 0))
@@ -64,7 +73,11 @@ def select(places, NETWORK: tl.constexpr):
         high = tl.maximum(places[NETWORK[k][0]], places[NETWORK[k][1]])
         low = tl.minimum(places[NETWORK[k][0]], places[NETWORK[k][1]])
         places = (
-            places[: NETWORK[k][0]] + (high,) + places[NETWORK[k][0] + 1 : NETWORK[k][1]] + (low,) + places[NETWORK[k][1] + 1 :]
+            places[: NETWORK[k][0]]
+            + (high,)
+            + places[NETWORK[k][0] + 1 : NETWORK[k][1]]
+            + (low,)
+            + places[NETWORK[k][1] + 1 :]
         )
     return places
 
@@ -89,15 +102,20 @@ def _from_ordered(order, ABSOLUTE: tl.constexpr):
 
 @triton.jit
 def keep_groups(
-    X, mask, thresholds, sums, total, a_row, rows_a_batch, cols, batch_stride, row_stride, col_stride,
-    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, ABSOLUTE: tl.constexpr, NETWORK: tl.constexpr,
-    FLAT: tl.constexpr, ELEMENT: tl.constexpr, WORDS: tl.constexpr, COLLECT: tl.constexpr, INFINITE: tl.constexpr,
+    X, mask, thresholds, sums, total, a_row, rows_a_batch, cols, batch_stride, row_stride,
+    col_stride,
+    N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, ABSOLUTE: tl.constexpr,
+    NETWORK: tl.constexpr,
+    FLAT: tl.constexpr, ELEMENT: tl.constexpr, WORDS: tl.constexpr, COLLECT: tl.constexpr,
+    INFINITE: tl.constexpr,
     COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row-wise n:m, one group a lane. FLAT: groups lie one after the other; WORDS: mask is int32, four entries a word.
+    """Row-wise n:m, one group a lane. FLAT: groups lie one after the other; WORDS: mask is int32,
+    four entries a word.
 
-    ELEMENT: None, or the 16-bit float that X stores. Such scores are compared as integers whose lowest bits count down along the
-    group, so that no two are equal and the lowest index wins. If X is int64, a word of it is four of them.
+    ELEMENT: None, or the 16-bit float that X stores. Such scores are compared as integers whose
+    lowest bits count down along the group, so that no two are equal and the lowest index wins. If X
+    is int64, a word of it is four of them.
     """
     batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
     group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -106,7 +124,9 @@ def keep_groups(
     values = ()
     if X.dtype.element_ty == tl.int64:
         for j in tl.static_range(M // 4):
-            values = values + _load_four(X, group.to(tl.int64) * (M // 4) + j, inside, ABSOLUTE, ELEMENT)
+            values = values + _load_four(
+                X, group.to(tl.int64) * (M // 4) + j, inside, ABSOLUTE, ELEMENT
+            )
     else:
         for j in tl.static_range(M):
             if FLAT:
@@ -115,7 +135,10 @@ def keep_groups(
                 row = group // a_row
                 col = (group - row * a_row).to(tl.int64) * M + j
                 batch = row // rows_a_batch
-                place = batch.to(tl.int64) * batch_stride + (row - batch * rows_a_batch).to(tl.int64) * row_stride
+                place = (
+                    batch.to(tl.int64) * batch_stride
+                    + (row - batch * rows_a_batch).to(tl.int64) * row_stride
+                )
                 score = load(X, place + col * col_stride, inside & (col < cols), ABSOLUTE, COMPUTE)
             values = values + (score,)
     for j in tl.static_range(M):
@@ -171,14 +194,18 @@ def _best_pair(upper, lower, PAIRS: tl.constexpr, BEGIN: tl.constexpr, END: tl.c
 
 @triton.jit
 def _lost(a, b, total):
-    """What rounding took from total = a + b, exactly (Knuth, The Art of Computer Programming, vol. 2, 4.2.2, Theorem B)."""
+    """What rounding took from total = a + b, exactly (Knuth, The Art of Computer Programming, vol.
+    2, 4.2.2, Theorem B).
+    """
     second = total - a
     return (a - (total - second)) + (b - second)
 
 
 @triton.jit
 def _kept_of_row(scores, bits, i: tl.constexpr, N: tl.constexpr):
-    """The sum of a row's N kept scores, added from left to right as its pattern's was, and what rounding took from it."""
+    """The sum of a row's N kept scores, added from left to right as its pattern's was, and what
+    rounding took from it.
+    """
     first = scores[4 * i + 3 - N + 1]
     for j in tl.static_range(3 - N, -1, -1):
         first = tl.where((bits >> j) & 1 == 1, scores[4 * i + j], first)
@@ -200,9 +227,11 @@ def _kept_of_row(scores, bits, i: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _lost_of_block(scores, code, N: tl.constexpr):
-    """What roundings took from the value of a mask of a 4 × 4 block: its sum of rows, halves and both, as they were added.
+    """What roundings took from the value of a mask of a 4 × 4 block: its sum of rows, halves and
+    both, as they were added.
 
-    And the least row that is not zero, as an integer that orders like it, less 1: without a sign 0 is the largest.
+    And the least row that is not zero, as an integer that orders like it, less 1: without a sign 0
+    is the largest.
     """
     first, lost = _kept_of_row(scores, code, 0, N)
     second, more = _kept_of_row(scores, code >> 4, 1, N)
@@ -230,16 +259,21 @@ def _below(score):
 
 @triton.jit
 def enumerate_blocks(
-    X, mask, OPEN, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride, col_stride,
-    PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr, NARROW: tl.constexpr,
-    AGAIN: tl.constexpr, INFINITE: tl.constexpr, HUGE: tl.constexpr, APART: tl.constexpr, ABSOLUTE: tl.constexpr,
+    X, mask, OPEN, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride,
+    col_stride,
+    PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr,
+    NARROW: tl.constexpr,
+    AGAIN: tl.constexpr, INFINITE: tl.constexpr, HUGE: tl.constexpr, APART: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
     ELEMENT: tl.constexpr, COMPUTE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Transposable n:4, one block a lane, as a two-stage maximum. mask is int32, a row of a block in a word.
+    """Transposable n:4, one block a lane, as a two-stage maximum. mask is int32, a row of a block
+    in a word.
 
-    Part 2 c of PAIRS are those of class c in the upper rows, part 2 c + 1 in the lower; FIRST says where parts begin. EDGES: X ends
-    inside blocks. NARROW: a block row has fewer than BLOCK blocks. AGAIN: blocks of huge scores, whose sums would overflow, are
-    scaled first, and those that are apart are marked in OPEN (total,) int8 and not added up. If X is int64, a word of it is four
+    Part 2 c of PAIRS are those of class c in the upper rows, part 2 c + 1 in the lower; FIRST says
+    where parts begin. EDGES: X ends inside blocks. NARROW: a block row has fewer than BLOCK blocks.
+    AGAIN: blocks of huge scores, whose sums would overflow, are scaled first, and those that are
+    apart are marked in OPEN (total,) int8 and not added up. If X is int64, a word of it is four
     ELEMENTs.
     """
     batch_stride, row_stride, col_stride = wide(batch_stride, row_stride, col_stride)
@@ -260,7 +294,9 @@ def enumerate_blocks(
         grid = ()
         for i in tl.static_range(4):
             if X.dtype.element_ty == tl.int64:
-                grid = grid + _load_four(X, origin + i * row_stride + col // 4, inside, ABSOLUTE, ELEMENT)
+                grid = grid + _load_four(
+                    X, origin + i * row_stride + col // 4, inside, ABSOLUTE, ELEMENT
+                )
             else:
                 for j in tl.static_range(4):
                     here = inside
@@ -293,11 +329,14 @@ def enumerate_blocks(
         code = code | low_code
         for c in tl.static_range(1, len(FIRST) // 2):
             high, high_code = _best_pair(lines[0], lines[1], PAIRS, FIRST[2 * c], FIRST[2 * c + 1])
-            low, low_code = _best_pair(lines[2], lines[3], PAIRS, FIRST[2 * c + 1], FIRST[2 * c + 2])
+            low, low_code = _best_pair(
+                lines[2], lines[3], PAIRS, FIRST[2 * c + 1], FIRST[2 * c + 2]
+            )
             code = tl.where(high + low > best, high_code | low_code, code)
             best = tl.maximum(high + low, best)
 
-        # A mask's value and what its additions lost are the sum of its scores: two conversions to float64 in place of sixteen.
+        # A mask's value and what its additions lost are the sum of its scores: two conversions to
+        # float64 in place of sixteen.
         value = best.to(tl.float64)
         lost, least = _lost_of_block(scores, code, len(PATTERNS[0]))
         lost = lost.to(tl.float64)
@@ -334,4 +373,6 @@ def enumerate_blocks(
             over = down == blocks_a_batch
             down = tl.where(over, 0, down)
             batch += over.to(tl.int32)
-    tl.store(_store_totals(sums, kept_sum, best_sum, largest, INFINITE), tl.max(again, 0).to(tl.float64))
+    tl.store(
+        _store_totals(sums, kept_sum, best_sum, largest, INFINITE), tl.max(again, 0).to(tl.float64)
+    )

@@ -21,7 +21,9 @@ from nmsolve.torch.tensors import FLOATS8, compute_dtype
 
 @dataclass(slots=True)
 class Found:
-    """Masks of matrices (batch, rows, cols, padded to whole blocks), and what their pieces came to."""
+    """Masks of matrices (batch, rows, cols, padded to whole blocks), and what their pieces came
+    to.
+    """
 
     mask: Tensor
     pattern: Pattern
@@ -32,7 +34,9 @@ class Found:
     rows: list[Tensor] = field(default_factory=list)
     columns: list[Tensor] = field(default_factory=list)
 
-    def add(self, objective: float, bound: float, still_open: float, stats: dict[str, float]) -> None:
+    def add(
+        self, objective: float, bound: float, still_open: float, stats: dict[str, float]
+    ) -> None:
         """Count a piece in, of which so many blocks or groups are not proven."""
         self.objectives.append(objective)
         self.bounds.append(bound)
@@ -44,7 +48,9 @@ class Found:
         """The potentials of all pieces, for matrices with these leading axes."""
         m, (_, rows, cols) = self.pattern.m, self.mask.shape
         empty = self.mask.new_zeros(0, dtype=torch.float64)
-        u = torch.cat([empty, *(part.reshape(-1) for part in self.rows)]).view(*batch, rows, cols // m)
+        u = torch.cat([empty, *(part.reshape(-1) for part in self.rows)]).view(
+            *batch, rows, cols // m
+        )
         if not self.pattern.transposable:
             return TensorDuals(rows=u, columns=None)
         v = torch.cat([empty, *(part.reshape(-1) for part in self.columns)])
@@ -53,7 +59,9 @@ class Found:
 
 
 def _pieces(X: Tensor, mask: Tensor, unit: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Parts of X (batch, rows, cols) and of its mask, of about `most` weights and whole block rows, in order."""
+    """Parts of X (batch, rows, cols) and of its mask, of about `most` weights and whole block rows,
+    in order.
+    """
     _, rows, cols = mask.shape
     if rows * cols <= most:
         step = most // (rows * cols)
@@ -63,16 +71,27 @@ def _pieces(X: Tensor, mask: Tensor, unit: int, most: int) -> Iterator[tuple[Ten
     step = max(1, most // (unit * cols)) * unit
     for index in range(mask.shape[0]):
         for first in range(0, rows, step):
-            yield X[index : index + 1, first : first + step], mask[index : index + 1, first : first + step]
+            yield (
+                X[index : index + 1, first : first + step],
+                mask[index : index + 1, first : first + step],
+            )
 
 
 def _nonnegative(X: Tensor) -> Tensor:
-    """Where scores are at least 0. Of float8 the code says so: all signs but −0's are above 0x80, and NaN ends the solve anyway."""
+    """Where scores are at least 0. Of float8 the code says so: all signs but −0's are above 0x80,
+    and NaN ends the solve anyway.
+    """
     return X.view(torch.uint8) <= 0x80 if X.dtype in FLOATS8 else X >= 0
 
 
 def solve_matrices(
-    engine: ModuleType, X: Tensor, pattern: Pattern, absolute: bool, tolerance: float, collect: bool, threads: int
+    engine: ModuleType,
+    X: Tensor,
+    pattern: Pattern,
+    absolute: bool,
+    tolerance: float,
+    collect: bool,
+    threads: int,
 ) -> Found | None:
     """Solve X (batch, rows, cols), with zeros up to whole blocks; None if a score is not finite.
 
@@ -93,12 +112,20 @@ def solve_matrices(
         if piece.dtype in FLOATS8:
             piece = piece.to(dtype)
         if module == "ascent":
-            if piece.dtype not in (torch.float16, torch.bfloat16, dtype):  # once for both calls of the engine
+            if piece.dtype not in (
+                torch.float16,
+                torch.bfloat16,
+                dtype,
+            ):  # once for both calls of the engine
                 piece = piece.to(dtype)
-            outcome = ascent.solve_piece(cast(Engine, engine), piece, mask, problem, collect, threads)
+            outcome = ascent.solve_piece(
+                cast(Engine, engine), piece, mask, problem, collect, threads
+            )
             if outcome is None:
                 return None
-            found.add(outcome.objective, outcome.objective + outcome.gap, outcome.unproven, outcome.stats)
+            found.add(
+                outcome.objective, outcome.objective + outcome.gap, outcome.unproven, outcome.stats
+            )
             if outcome.duals is not None:
                 grid = (mask.shape[0], mask.shape[1] // m, mask.shape[2] // m, m)
                 found.rows.append(outcome.duals[0].view(grid).transpose(2, 3))
@@ -124,8 +151,14 @@ def solve_matrices(
             still_open = 0 if closed else blocks
             stats = {"enumerated": blocks}
             if apart is not None and apart.numel():
-                more, loose, unsolved = ascent.finish_on_host(piece, mask, problem, apart, None, threads)
-                objective, bound, still_open = objective + more, bound + more + loose, still_open + unsolved
+                more, loose, unsolved = ascent.finish_on_host(
+                    piece, mask, problem, apart, None, threads
+                )
+                objective, bound, still_open = (
+                    objective + more,
+                    bound + more + loose,
+                    still_open + unsolved,
+                )
                 stats["solved_on_host"] = apart.numel()
         found.add(objective, bound, still_open, stats)
         if collect:

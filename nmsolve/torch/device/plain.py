@@ -1,6 +1,8 @@
-"""The device solvers as plain torch operations: for devices without Triton, and what its kernels are checked against.
+"""The device solvers as plain torch operations: for devices without Triton, and what its kernels
+are checked against.
 
-Blocks lie in the last axis: scores S (m m, N), duals u and v (m, N), masks (m, m, N) bool; N blocks side by side.
+Blocks lie in the last axis: scores S (m m, N), duals u and v (m, N), masks (m, m, N) bool; N blocks
+side by side.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ PIECE = 2**22
 class Sums(NamedTuple):
     """What a call that writes masks itself came to.
 
-    totals : (4,) float64 on the device: objective, bound, 0 if every score is finite, 0 if no block has to be looked at again: none
-    is so large that sums overflow, and none is apart (nmsolve.solvers.APART).
-    thresholds : (batch, rows, groups), the n-th largest score of each group, or None.
-    open : (blocks,) int8, not 0 where a block is apart; such blocks are left to the caller, and are not in the totals. None where
-    blocks were not looked at again.
+    totals : (4,) float64 on the device: objective, bound, 0 if every score is finite, 0 if no block
+    has to be looked at again: none is so large that sums overflow, and none is apart
+    (nmsolve.solvers.APART). thresholds : (batch, rows, groups), the n-th largest score of each
+    group, or None. open : (blocks,) int8, not 0 where a block is apart; such blocks are left to the
+    caller, and are not in the totals. None where blocks were not looked at again.
     """
 
     totals: Tensor
@@ -39,7 +41,9 @@ class Sums(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """Float64, one a block: kept score, its magnitude, bound − objective, and what rounding may hide of that."""
+    """Float64, one a block: kept score, its magnitude, bound − objective, and what rounding may
+    hide of that.
+    """
 
     objective: Tensor
     size: Tensor
@@ -55,7 +59,16 @@ def _scores(X: Tensor, mask: Tensor, absolute: bool, dtype: torch.dtype) -> Tens
     return torch.nn.functional.pad(S, (0, cols, 0, rows)) if rows or cols else S
 
 
-def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute: bool, dtype: torch.dtype, collect: bool) -> Sums:
+def keep_groups(
+    X: Tensor,
+    mask: Tensor,
+    n: int,
+    m: int,
+    at_most: bool,
+    absolute: bool,
+    dtype: torch.dtype,
+    collect: bool,
+) -> Sums:
     """Row-wise n:m of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m)."""
     S = _scores(X, mask, absolute, dtype).reshape(*mask.shape[:2], -1, m)
     order = torch.sort(S, dim=3, descending=True, stable=True)
@@ -65,11 +78,19 @@ def keep_groups(X: Tensor, mask: Tensor, n: int, m: int, at_most: bool, absolute
     mask.copy_(kept.flatten(2))
     objective = torch.where(kept, S, 0).sum(dtype=torch.float64)
     thresholds = order.values[..., n - 1] if collect else None
-    return Sums(torch.stack([objective, objective, _count(~torch.isfinite(S)), torch.zeros_like(objective)]), thresholds, None)
+    return Sums(
+        torch.stack(
+            [objective, objective, _count(~torch.isfinite(S)), torch.zeros_like(objective)]
+        ),
+        thresholds,
+        None,
+    )
 
 
 def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -> Tensor:
-    """Blocks side by side: (m m, N), of X (batch, rows, cols) with zeros up to the shape of the mask."""
+    """Blocks side by side: (m m, N), of X (batch, rows, cols) with zeros up to the shape of the
+    mask.
+    """
     S = _scores(X, mask, absolute, dtype)
     batch, rows, cols = S.shape
     blocks = S.reshape(batch, rows // m, m, cols // m, m)
@@ -79,13 +100,21 @@ def stage(X: Tensor, mask: Tensor, m: int, absolute: bool, dtype: torch.dtype) -
 def write_masks(kept: Tensor, mask: Tensor, m: int) -> None:
     """Masks (m, m, N) to their places in mask (batch, rows, cols)."""
     batch, rows, cols = mask.shape
-    mask.copy_(kept.view(m, m, batch, rows // m, cols // m).permute(2, 3, 0, 4, 1).reshape(batch, rows, cols))
+    mask.copy_(
+        kept.view(m, m, batch, rows // m, cols // m)
+        .permute(2, 3, 0, 4, 1)
+        .reshape(batch, rows, cols)
+    )
 
 
-def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, again: bool) -> Sums:
-    """Transposable n:4, exactly, as a two-stage maximum over all masks (see nmsolve.solvers.enumeration).
+def enumerate_blocks(
+    X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, again: bool
+) -> Sums:
+    """Transposable n:4, exactly, as a two-stage maximum over all masks (see
+    nmsolve.solvers.enumeration).
 
-    again : whether blocks of huge scores are scaled first, and those that are apart found; without, sums may overflow.
+    again : whether blocks of huge scores are scaled first, and those that are apart found; without,
+    sums may overflow.
     """
     S = stage(X, mask, 4, absolute, dtype).view(4, 4, -1)
     patterns = row_patterns(n)
@@ -126,7 +155,9 @@ def enumerate_blocks(X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: tor
 
 
 def _apart(S: Tensor, kept: Tensor, top: Tensor) -> Tensor:
-    """Which blocks are apart (nmsolve.solvers.APART), of scores (m m, N), masks (m, m, N) and their largest magnitudes."""
+    """Which blocks are apart (nmsolve.solvers.APART), of scores (m m, N), masks (m, m, N) and their
+    largest magnitudes.
+    """
     rows = torch.where(kept, S.abs().view(kept.shape), 0).sum(1)
     return ((rows > 0) & (rows < _power_of_two(top) * APART)).any(0)
 
@@ -137,7 +168,9 @@ def _count(true: Tensor) -> Tensor:
 
 def pair_code(n: int, pair: tuple[int, int]) -> int:
     """Two rows of a mask as eight bits, bit 4 * row + column."""
-    return sum(1 << (4 * row + j) for row, pattern in enumerate(pair) for j in row_patterns(n)[pattern])
+    return sum(
+        1 << (4 * row + j) for row, pattern in enumerate(pair) for j in row_patterns(n)[pattern]
+    )
 
 
 def _middle(S: Tensor, other: Tensor, by_row: bool, n: int, m: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +182,9 @@ def _middle(S: Tensor, other: Tensor, by_row: bool, n: int, m: int) -> tuple[Ten
 
 
 def start(S: Tensor, n: int, m: int, at_most: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """First column duals v (m, N), and how many of the 2 m lines have equal medians: not zero, and (columns only) zero."""
+    """First column duals v (m, N), and how many of the 2 m lines have equal medians: not zero, and
+    (columns only) zero.
+    """
     equal = zero = torch.zeros(S.shape[1], dtype=torch.int32, device=S.device)
     v = S.new_zeros((m, S.shape[1]))
     none = torch.zeros_like(v)
@@ -164,9 +199,19 @@ def start(S: Tensor, n: int, m: int, at_most: bool) -> tuple[Tensor, Tensor, Ten
 
 
 def ascend(
-    A: Tensor, u: Tensor, v: Tensor, rounds: int, fresh: bool, omega: float, n: int, m: int, at_most: bool
+    A: Tensor,
+    u: Tensor,
+    v: Tensor,
+    rounds: int,
+    fresh: bool,
+    omega: float,
+    n: int,
+    m: int,
+    at_most: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Rounds of the dual ascent on A, moving u and v in place; then the masks A − u − v > 0 and which are feasible."""
+    """Rounds of the dual ascent on A, moving u and v in place; then the masks A − u − v > 0 and
+    which are feasible.
+    """
     for k in range(rounds):
         step = 1.0 if fresh and k == 0 else omega
         for mine, other, by_row in ((u, v, True), (v, u, False)):
@@ -186,9 +231,20 @@ def ascend(
 
 
 def relax(
-    S: Tensor, kept: Tensor, u: Tensor, v: Tensor, chosen: Tensor, power: Tensor, n: int, m: int, at_most: bool, sweeps: int
+    S: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    power: Tensor,
+    n: int,
+    m: int,
+    at_most: bool,
+    sweeps: int,
 ) -> None:
-    """Bellman–Ford: where chosen, replace u, v by duals that prove `kept` for S, if there are any (nmsolve.solvers.ties)."""
+    """Bellman–Ford: where chosen, replace u, v by duals that prove `kept` for S, if there are any
+    (nmsolve.solvers.ties).
+    """
     if not bool(chosen.any()):
         return
     grid = S.view(m, m, -1)
@@ -204,25 +260,36 @@ def relax(
             ru = torch.where(few_row, torch.minimum(ru, z), ru)
         ru = torch.minimum(ru, torch.where(kept, rw[None] + grid, never).amin(1))
         rw = torch.minimum(rw, torch.where(kept, never, ru[:, None] - grid).amin(0))
-    new_u, new_v = (ru - z).clamp_min(0) if at_most else ru, (z - rw).clamp_min(0) if at_most else -rw
+    new_u, new_v = (
+        (ru - z).clamp_min(0) if at_most else ru,
+        (z - rw).clamp_min(0) if at_most else -rw,
+    )
     u.copy_(torch.where(chosen, new_u, u))
     v.copy_(torch.where(chosen, new_v, v))
 
 
 def rounding_shift(dtype: torch.dtype) -> float:
-    """Adding and subtracting this times a power of two rounds to a 4096th of it (nmsolve.solvers.ties.GRID)."""
+    """Adding and subtracting this times a power of two rounds to a 4096th of it
+    (nmsolve.solvers.ties.GRID).
+    """
     return float(1.5 * 2.0 ** (52 if dtype == torch.float64 else 23) * 2.0**-12)
 
 
-def certify(S: Tensor, kept: Tensor, u: Tensor, v: Tensor, n: int, m: int, at_most: bool, rounding: float) -> Certificate:
-    """Objective and gap of every block in float64, from the scores, masks and duals as they stand."""
+def certify(
+    S: Tensor, kept: Tensor, u: Tensor, v: Tensor, n: int, m: int, at_most: bool, rounding: float
+) -> Certificate:
+    """Objective and gap of every block in float64, from the scores, masks and duals as they
+    stand.
+    """
     grid, rows, columns = S.double().view(m, m, -1), u.double(), v.double()
     rest = grid - rows[:, None] - columns[None]
     gap = torch.where(kept, -rest, rest).clamp_min_(0).sum((0, 1))
     if at_most:
         gap += (rows * (n - kept.sum(1))).sum(0) + (columns * (n - kept.sum(0))).sum(0)
     value = torch.where(kept, grid, 0.0)
-    return Certificate(value.sum((0, 1)), value.abs().sum((0, 1)), gap, rounding * m * columns.abs().sum(0))
+    return Certificate(
+        value.sum((0, 1)), value.abs().sum((0, 1)), gap, rounding * m * columns.abs().sum(0)
+    )
 
 
 def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tuple[Blocks, Tensor]:
@@ -236,7 +303,11 @@ def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tu
     u = torch.zeros_like(v)
     kept, good = ascend(T, u, v, problem.rounds[0], True, problem.omega, n, m, at_most)
     rest = (T.view(m, m, -1) - u[:, None]) - v[None]
-    closed = good & lossless & (rest.abs().amin((0, 1)) > v.abs().amax(0) * (MARGIN * torch.finfo(problem.dtype).eps))
+    closed = (
+        good
+        & lossless
+        & (rest.abs().amin((0, 1)) > v.abs().amax(0) * (MARGIN * torch.finfo(problem.dtype).eps))
+    )
     write_masks(kept, mask, m)
     value = torch.where(kept, S.view(m, m, -1), 0).sum((0, 1), dtype=torch.float64)
     objective = torch.where(closed, value, 0).sum()
@@ -244,13 +315,19 @@ def ascend_first(X: Tensor, mask: Tensor, problem: Problem, collect: bool) -> tu
     return Blocks(u, v, scale, (~closed).to(torch.int8)), torch.stack(sums)
 
 
-def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unproven: int, collect: bool) -> tuple[Tensor, Tensor]:
-    """All levels on the blocks that are open, after each of which what is left is squeezed together (see `problem.Engine`)."""
+def ascend_rest(
+    X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unproven: int, collect: bool
+) -> tuple[Tensor, Tensor]:
+    """All levels on the blocks that are open, after each of which what is left is squeezed together
+    (see `problem.Engine`).
+    """
     n, m, at_most = problem.pattern.n, problem.pattern.m, problem.pattern.at_most
     found = place = torch.nonzero(blocks.open).squeeze(1)
     S = scores_at(X, mask, place, problem).permute(1, 2, 0).reshape(m * m, -1)
     _, power, scale = _magnitude(S)
-    lossless = (S / scale * scale == S).all(0)  # else scores are so far apart that nothing is proven of them here
+    lossless = (S / scale * scale == S).all(
+        0
+    )  # else scores are so far apart that nothing is proven of them here
     S = S / scale
     v, equal, zero = start(S, n, m, at_most)
     u = torch.zeros_like(v)
@@ -272,7 +349,9 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
         levels.append(_count(closed))
         blocks.open[place[closed]] = 0
         amount = torch.where(good, amount / SHRINK, amount)
-        amount = torch.where(amount == 0, power * torch.where(equal > 0, HINT, SLIGHT).to(S.dtype), amount)
+        amount = torch.where(
+            amount == 0, power * torch.where(equal > 0, HINT, SLIGHT).to(S.dtype), amount
+        )
         left = torch.nonzero(~closed).squeeze(1)
         if not left.numel():
             break
@@ -286,7 +365,9 @@ def ascend_rest(X: Tensor, mask: Tensor, problem: Problem, blocks: Blocks, unpro
 
 
 def _magnitude(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every block: its largest score, the power of two of that after scaling, and what extreme scores are divided by."""
+    """Of every block: its largest score, the power of two of that after scaling, and what extreme
+    scores are divided by.
+    """
     top = S.abs().amax(0)
     power = _power_of_two(top)
     limit = extreme_limit(S.dtype)
@@ -297,23 +378,33 @@ def _magnitude(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _power_of_two(top: Tensor) -> Tensor:
-    """The largest power of two that is no larger, of subnormal numbers the least normal one, of 0 it is 1."""
+    """The largest power of two that is no larger, of subnormal numbers the least normal one, of 0
+    it is 1.
+    """
     wide = top.dtype == torch.float64
-    bits, exponent, least = (torch.int64, 0x7FF0 << 48, 2.0**-1022) if wide else (torch.int32, 0x7F800000, 2.0**-126)
+    bits, exponent, least = (
+        (torch.int64, 0x7FF0 << 48, 2.0**-1022) if wide else (torch.int32, 0x7F800000, 2.0**-126)
+    )
     power = (top.view(bits) & exponent).view(top.dtype).clamp_min(least)
     return torch.where(top == 0, 1.0, power)
 
 
 def _ties(S: Tensor, power: Tensor, equal: Tensor, zero: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """First offsets of every block, and where every entry is shifted by it, not zeros alone (nmsolve.solvers.ties.flag_ties)."""
+    """First offsets of every block, and where every entry is shifted by it, not zeros alone
+    (nmsolve.solvers.ties.flag_ties).
+    """
     steps = S[:m] * (COARSE / power)
     coarse = (steps.round() == steps).all(0)
     everywhere = (equal >= max(3, m // 2)) | ((equal > 0) & coarse)
-    return torch.where(everywhere, power * LATTICE, torch.where(zero > 0, power * ZEROS, 0.0)), everywhere
+    return torch.where(
+        everywhere, power * LATTICE, torch.where(zero > 0, power * ZEROS, 0.0)
+    ), everywhere
 
 
 def _within(proof: Certificate, S: Tensor, kept: Tensor, tolerance: float) -> Tensor:
-    """Where a gap is within tolerance of the magnitude kept, or of the least score that is not zero if that is more."""
+    """Where a gap is within tolerance of the magnitude kept, or of the least score that is not zero
+    if that is more.
+    """
     magnitude = S.double().abs()
     least = torch.where(magnitude > 0, magnitude, torch.inf).amin(0)
     gap, most = proof.gap + proof.slack, torch.maximum(proof.size, least)

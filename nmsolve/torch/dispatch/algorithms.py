@@ -1,10 +1,13 @@
-"""cuSPARSELt's algorithms: how many there are for a product, which one is taken, and what a layer remembers of that.
+"""cuSPARSELt's algorithms: how many there are for a product, which one is taken, and what a layer
+remembers of that.
 
-An algorithm is a kernel with its tiling; 0 is the library's own choice. Which is fastest depends on the shapes and on the GPU, and
-the library does not promise that all are right, so they are checked by value before they are timed (`measuring`).
+An algorithm is a kernel with its tiling; 0 is the library's own choice. Which is fastest depends on
+the shapes and on the GPU, and the library does not promise that all are right, so they are checked
+by value before they are timed (`measuring`).
 
-What was measured is known for one GPU architecture, one version of the library, one dtype and one number of tokens alone.
-Everywhere else the layer uses algorithm 0: the same number may be another kernel there, one that nobody checked or that is refused.
+What was measured is known for one GPU architecture, one version of the library, one dtype and one
+number of tokens alone. Everywhere else the layer uses algorithm 0: the same number may be another
+kernel there, one that nobody checked or that is refused.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ _DTYPES = (torch.float16, torch.bfloat16)
 
 
 class Fastest(NamedTuple):
-    """The fastest right algorithms of a layer's products for inputs of one size, and where they were found.
+    """The fastest right algorithms of a layer's products for inputs of one size, and where they
+    were found.
 
     Numbers all through, because operators of torch take lists of numbers: see `Memory`.
 
-    architecture : 90 for compute capability 9.0. version : of cuSPARSELt, as `Machine` gives it. dtype : place in (float16,
-    bfloat16). tokens : rows of the input, padded. forward, backward : algorithms of x Wᵀ and of dy W, −1 if not measured.
+    architecture : 90 for compute capability 9.0. version : of cuSPARSELt, as `Machine` gives it.
+    dtype : place in (float16, bfloat16). tokens : rows of the input, padded. forward, backward :
+    algorithms of x Wᵀ and of dy W, −1 if not measured.
     """
 
     architecture: int
@@ -65,8 +70,8 @@ def offered(values: Tensor, x: Tensor) -> int:
 
     Notes
     -----
-    The library tells by searching, which runs its kernels. The winner of its own search is not used: it is the fastest of few
-    runs, and was not checked.
+    The library tells by searching, which runs its kernels. The winner of its own search is not
+    used: it is the fastest of few runs, and was not checked.
     """
     search = getattr(getattr(torch._C, "_cusparselt", None), "mm_search", None)
     if search is None or values.device.type != "cuda":
@@ -80,11 +85,15 @@ def offered(values: Tensor, x: Tensor) -> int:
     return max(1, min(int(count), MOST))
 
 
-def sorted_out(count: int, wrong: Callable[[int], str | None], device: torch.device) -> tuple[list[int], dict[int, str]]:
-    """The right ones of the algorithms 0 … count − 1, and what is wrong with each of the wrong ones.
+def sorted_out(
+    count: int, wrong: Callable[[int], str | None], device: torch.device
+) -> tuple[list[int], dict[int, str]]:
+    """The right ones of the algorithms 0 … count − 1, and what is wrong with each of the wrong
+    ones.
 
-    wrong : what is wrong with an algorithm's result, None if it is right. The first that raises, as one that the library refuses
-    does, is the last that is tried; but what algorithm 0 raises, and what a lost device does, is raised here too.
+    wrong : what is wrong with an algorithm's result, None if it is right. The first that raises, as
+    one that the library refuses does, is the last that is tried; but what algorithm 0 raises, and
+    what a lost device does, is raised here too.
     """
     right, bad = [], {}
     for algorithm in range(count):
@@ -102,7 +111,8 @@ def sorted_out(count: int, wrong: Callable[[int], str | None], device: torch.dev
 
 
 def fastest(times_us: Mapping[int, float]) -> int:
-    """The algorithm to use, from the times of those that are right: 0, unless another is faster by more than `MARGIN`.
+    """The algorithm to use, from the times of those that are right: 0, unless another is faster by
+    more than `MARGIN`.
 
     Examples
     --------
@@ -113,14 +123,20 @@ def fastest(times_us: Mapping[int, float]) -> int:
     return best if times_us[best] <= (1 - MARGIN) * times_us[0] else 0
 
 
-def remembered(machine: Machine, dtype: torch.dtype, tokens: int, forward: int, backward: int = -1) -> Memory:
+def remembered(
+    machine: Machine, dtype: torch.dtype, tokens: int, forward: int, backward: int = -1
+) -> Memory:
     """What a layer remembers of one size of its inputs; memories of several are added."""
     architecture, version = _where(machine)
     return Fastest(architecture, version, _DTYPES.index(dtype), padded(tokens), forward, backward)
 
 
-def recall(memory: Sequence[int], machine: Machine, dtype: torch.dtype, tokens: int, backward: bool = False) -> int:
-    """The algorithm to use for a product; 0 where nothing was measured under the same circumstances."""
+def recall(
+    memory: Sequence[int], machine: Machine, dtype: torch.dtype, tokens: int, backward: bool = False
+) -> int:
+    """The algorithm to use for a product; 0 where nothing was measured under the same
+    circumstances.
+    """
     if not memory or dtype not in _DTYPES:
         return 0
     circumstances = (*_where(machine), _DTYPES.index(dtype), padded(tokens))
@@ -131,14 +147,20 @@ def recall(memory: Sequence[int], machine: Machine, dtype: torch.dtype, tokens: 
 
 
 def named(backend: str, memory: Sequence[int]) -> str:
-    """A backend and the algorithms that are remembered for it, without repeats: "cusparselt/3", or "cutlass" if there are none.
+    """A backend and the algorithms that are remembered for it, without repeats: "cusparselt/3", or
+    "cutlass" if there are none.
 
     Examples
     --------
     >>> named("cusparselt", (90, 801, 1, 1024, 3, 0, 90, 801, 1, 4096, 3, 5))
     'cusparselt/3,0,5'
     """
-    numbers = dict.fromkeys(number for found in _entries(memory) for number in (found.forward, found.backward) if number >= 0)
+    numbers = dict.fromkeys(
+        number
+        for found in _entries(memory)
+        for number in (found.forward, found.backward)
+        if number >= 0
+    )
     return backend + "/" * bool(numbers) + ",".join(map(str, numbers))
 
 

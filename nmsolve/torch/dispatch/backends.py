@@ -1,6 +1,8 @@
-"""What this machine can run, and why not: the GPU solver, and 2:4 matmuls through cuSPARSELt or CUTLASS.
+"""What this machine can run, and why not: the GPU solver, and 2:4 matmuls through cuSPARSELt or
+CUTLASS.
 
-Every decision is a pure function of a `Machine`, so it can be asked about machines that are not at hand.
+Every decision is a pure function of a `Machine`, so it can be asked about machines that are not at
+hand.
 """
 
 from __future__ import annotations
@@ -17,12 +19,21 @@ import torch
 from nmsolve.errors import InputError
 from nmsolve.torch.device.failures import first_line
 
-#: Rows and columns of a 2:4 weight are multiples of these, for float16 and bfloat16 (torch.sparse.semi_structured).
+#: Rows and columns of a 2:4 weight are multiples of these, for float16 and bfloat16
+#: (torch.sparse.semi_structured).
 TILES: Mapping[str, tuple[int, int]] = {"cusparselt": (16, 16), "cutlass": (32, 64)}
 #: Backends of a 2:4 matmul, the preferred one first.
 SPARSE_BACKENDS = tuple(TILES)
-#: The oldest cuSPARSELt that serves a compute capability, by NVIDIA's release notes; of 8.x the oldest that torch was built with.
-_CUSPARSELT_SINCE = {(9, 0): 602, (10, 0): 701, (12, 0): 701, (10, 1): 800, (11, 0): 800, (12, 1): 800}
+#: The oldest cuSPARSELt that serves a compute capability, by NVIDIA's release notes; of 8.x the
+#: oldest that torch was built with.
+_CUSPARSELT_SINCE = {
+    (9, 0): 602,
+    (10, 0): 701,
+    (12, 0): 701,
+    (10, 1): 800,
+    (11, 0): 800,
+    (12, 1): 800,
+}
 _CUSPARSELT_SINCE_AMPERE = 400
 #: From this version on, cuSPARSELt serves capabilities that are newer than itself.
 _FORWARD_COMPATIBLE = 800
@@ -41,9 +52,10 @@ _said: set[str] = set()
 class Machine:
     """What backends are decided from.
 
-    no_gpu : None if torch sees a GPU, else why it does not. capability : the GPU's compute capability. hip : torch's ROCm version.
-    cusparselt : the version that is loaded or, where that cannot be told, that torch was built with, 602 for 0.6.2; None if torch
-    was built without. triton : None if it can be imported, else the error.
+    no_gpu : None if torch sees a GPU, else why it does not. capability : the GPU's compute
+    capability. hip : torch's ROCm version. cusparselt : the version that is loaded or, where that
+    cannot be told, that torch was built with, 602 for 0.6.2; None if torch was built without.
+    triton : None if it can be imported, else the error.
     """
 
     no_gpu: str | None
@@ -60,7 +72,9 @@ class Machine:
         if no_gpu is None:
             try:
                 capability = torch.cuda.get_device_capability(device)
-            except RuntimeError as error:  # a process that was forked after its parent had used CUDA
+            except (
+                RuntimeError
+            ) as error:  # a process that was forked after its parent had used CUDA
                 no_gpu = first_line(error)
         known = torch.backends.cusparselt
         try:
@@ -73,7 +87,9 @@ class Machine:
             no_gpu=no_gpu,
             capability=capability,
             hip=torch.version.hip,
-            cusparselt=(_loaded_number() or known.version()) if no_gpu is None and known.is_available() else None,
+            cusparselt=(_loaded_number() or known.version())
+            if no_gpu is None and known.is_available()
+            else None,
             triton=triton_error,
         )
 
@@ -83,7 +99,9 @@ def _why_no_gpu() -> str | None:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is a CPU build"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a driver that it cannot use, where nobody may have asked for a GPU
+        warnings.simplefilter(
+            "ignore"
+        )  # torch warns of a driver that it cannot use, where nobody may have asked for a GPU
         if torch.cuda.is_available():
             return None
     try:
@@ -94,18 +112,23 @@ def _why_no_gpu() -> str | None:
 
 
 def loaded_cusparselt() -> str | None:
-    """The version of the cuSPARSELt library that this process has loaded, "0.8.1"; None where that cannot be told.
+    """The version of the cuSPARSELt library that this process has loaded, "0.8.1"; None where that
+    cannot be told.
 
-    It may be newer than the one that torch was compiled with, which is what `torch.backends.cusparselt.version()` gives.
+    It may be newer than the one that torch was compiled with, which is what
+    `torch.backends.cusparselt.version()` gives.
     """
     number = _loaded_number()
     return None if number is None else _version(number)
 
 
 def _loaded_number() -> int | None:
-    """The version of the loaded cuSPARSELt as torch numbers versions: the library tells without a handle or a GPU."""
+    """The version of the loaded cuSPARSELt as torch numbers versions: the library tells without a
+    handle or a GPU.
+    """
     try:
-        # RTLD_NOLOAD finds what is loaded and never loads anything. All versions so far share this name.
+        # RTLD_NOLOAD finds what is loaded and never loads anything. All versions so far share this
+        # name.
         library = ctypes.CDLL("libcusparseLt.so.0", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         parts = []
         for part in range(3):  # libraryPropertyType: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL
@@ -121,7 +144,9 @@ def _loaded_number() -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One entry of `backends`: what it is for, whether this machine can run it, and by what or why not."""
+    """One entry of `backends`: what it is for, whether this machine can run it, and by what or why
+    not.
+    """
 
     name: str
     available: bool
@@ -149,10 +174,15 @@ class Backends(Mapping[str, Backend]):
 
     def __str__(self) -> str:
         rows = [("backend", "for", "", "reason")]
-        rows += [(b.name, b.purpose, "yes" if b.available else "no", b.reason) for b in self.values()]
+        rows += [
+            (b.name, b.purpose, "yes" if b.available else "no", b.reason) for b in self.values()
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
+            "  ".join(
+                [*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]
+            ).rstrip()
+            for row in rows
         )
 
     __repr__ = __str__
@@ -169,7 +199,8 @@ def backends(machine: Machine | None = None) -> Backends:
     Returns
     -------
     Backends
-        A mapping from "triton", "cusparselt", "cutlass" and "dense" to `Backend`. Prints as a table.
+        A mapping from "triton", "cusparselt", "cutlass" and "dense" to `Backend`. Prints as a
+        table.
 
     Examples
     --------
@@ -182,7 +213,10 @@ def backends(machine: Machine | None = None) -> Backends:
     for name, title in _TITLES.items():
         reason = _missing(name, machine)
         entries[name] = Backend(
-            name=name, available=reason is None, purpose=title, reason=_served_by(name, machine) if reason is None else reason
+            name=name,
+            available=reason is None,
+            purpose=title,
+            reason=_served_by(name, machine) if reason is None else reason,
         )
     return Backends(entries)
 
@@ -218,7 +252,9 @@ def why_not(
     '2:4 matmuls run on a GPU, the weight is on cpu'
     """
     if backend not in TILES:
-        raise InputError(f"a 2:4 backend is one of {', '.join(map(repr, SPARSE_BACKENDS))}, got {backend!r}")
+        raise InputError(
+            f"a 2:4 backend is one of {', '.join(map(repr, SPARSE_BACKENDS))}, got {backend!r}"
+        )
     if len(shape) != 2:
         return f"a weight is (out_features, in_features), got shape {tuple(shape)}"
     unsuitable = _unsuitable_dtype(dtype)
@@ -226,7 +262,9 @@ def why_not(
         return unsuitable
     rows, cols = TILES[backend]
     if shape[0] % rows or shape[1] % cols or 0 in shape:
-        return f"{backend} needs multiples of {rows} × {cols}, the weight is {shape[0]} × {shape[1]}"
+        return (
+            f"{backend} needs multiples of {rows} × {cols}, the weight is {shape[0]} × {shape[1]}"
+        )
     device = torch.device(device)
     if device.type != "cuda":
         return f"2:4 matmuls run on a GPU, the weight is on {device}"
@@ -238,10 +276,17 @@ def _unsuitable_dtype(dtype: torch.dtype) -> str | None:
         return None
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float32:
-        return "float32 is 1:2 on sparse tensor cores, not 2:4; use bfloat16 or float16 (or autocast, in training)"
+        return (
+            "float32 is 1:2 on sparse tensor cores, not 2:4; use bfloat16 or float16 (or "
+            "autocast, in training)"
+        )
     if dtype in (torch.int8, torch.float8_e4m3fn):
-        # torch's cuSPARSELt gives int8 as int8, int32 or 16 bits, e4m3 (since 0.6.2) as e4m3, 16 bits or float32.
-        return f"{name} needs scales, which nmsolve does not manage, though torch's cuSPARSELt takes it; use bfloat16 or float16"
+        # torch's cuSPARSELt gives int8 as int8, int32 or 16 bits, e4m3 (since 0.6.2) as e4m3, 16
+        # bits or float32.
+        return (
+            f"{name} needs scales, which nmsolve does not manage, though torch's cuSPARSELt "
+            "takes it; use bfloat16 or float16"
+        )
     return f"torch has no 2:4 product of {name}; use bfloat16 or float16"
 
 
@@ -261,20 +306,28 @@ def _missing(name: str, machine: Machine) -> str | None:
         return None if machine.triton is None else f"triton cannot be imported ({machine.triton})"
     if machine.hip is not None:
         return (
-            f"nmsolve serves 2:4 on NVIDIA GPUs only: this torch is for ROCm {machine.hip}, whose hipSPARSELt can multiply 2:4 on "
-            "gfx942 and gfx950, but nmsolve does not use it"
+            f"nmsolve serves 2:4 on NVIDIA GPUs only: this torch is for ROCm {machine.hip}, whose "
+            "hipSPARSELt can multiply 2:4 on gfx942 and gfx950, but nmsolve does not use it"
         )
     at = "{}.{}".format(*machine.capability)
     if machine.capability < (8, 0):
         return f"2:4 needs compute capability 8.0 or newer, this GPU has {at}"
     if name == "cutlass":
-        return None if machine.capability < (9, 0) else f"torch's CUTLASS 2:4 is for compute capability 8.x, this GPU has {at}"
+        return (
+            None
+            if machine.capability < (9, 0)
+            else f"torch's CUTLASS 2:4 is for compute capability 8.x, this GPU has {at}"
+        )
     if machine.cusparselt is None:
-        return "this torch was built without cuSPARSELt: install one of PyTorch's own CUDA builds for Linux, which have it"
+        return (
+            "this torch was built without cuSPARSELt: install one of PyTorch's own CUDA builds "
+            "for Linux, which have it"
+        )
     oldest = _oldest_cusparselt(machine.capability)
     if machine.cusparselt < oldest:
         return (
-            f"compute capability {at} needs cuSPARSELt {_version(oldest)} or newer, this torch has {_version(machine.cusparselt)}"
+            f"compute capability {at} needs cuSPARSELt {_version(oldest)} or newer, this torch "
+            f"has {_version(machine.cusparselt)}"
         )
     return None
 
@@ -291,7 +344,10 @@ def _served_by(name: str, machine: Machine) -> str:
     at = "compute capability {}.{}".format(*(machine.capability or (0, 0)))
     if name == "cusparselt":
         slow = machine.cusparselt == 800 and machine.capability in _SLOW_AT_0_8_0
-        return f"cuSPARSELt {_version(machine.cusparselt or 0)}, {at}" + "; 0.8.1 mends regressions on it" * slow
+        return (
+            f"cuSPARSELt {_version(machine.cusparselt or 0)}, {at}"
+            + "; 0.8.1 mends regressions on it" * slow
+        )
     return at
 
 
@@ -304,7 +360,9 @@ def _version(number: int) -> str:
 
 
 def warn_once(topic: str, message: str) -> None:
-    """A UserWarning the first time a topic comes up in this process: not once a layer, nor once a step."""
+    """A UserWarning the first time a topic comes up in this process: not once a layer, nor once a
+    step.
+    """
     if topic not in _said:
         _said.add(topic)
         warnings.warn(message, UserWarning, stacklevel=3)

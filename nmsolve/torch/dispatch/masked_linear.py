@@ -1,7 +1,9 @@
-"""`masked_linear`: y = x (W∘M)ᵀ + b on sparse tensor cores, forward and backward, from a dense W and our own mask.
+"""`masked_linear`: y = x (W∘M)ᵀ + b on sparse tensor cores, forward and backward, from a dense W
+and our own mask.
 
-Both products are opaque operators that pack inside, so nothing packed outlives a call: a checkpoint's recomputation, an
-optimizer step or a sharded parameter cannot leave a stale copy behind, and `torch.compile` sees one operator of known shape.
+Both products are opaque operators that pack inside, so nothing packed outlives a call: a
+checkpoint's recomputation, an optimizer step or a sharded parameter cannot leave a stale copy
+behind, and `torch.compile` sees one operator of known shape.
 """
 
 from __future__ import annotations
@@ -40,16 +42,18 @@ def masked_linear(
     weight : (out_features, in_features) tensor
         The dense parameter; not changed.
     mask : (out_features, in_features) bool tensor
-        True = keep. For a backend other than "dense" it **must be transposable 2:4** (at most 2 of 4 in rows and columns, see
-        `is_2to4`): W∘M and its transpose are packed without another check, which would cost more than the packing.
+        True = keep. For a backend other than "dense" it **must be transposable 2:4** (at most 2 of
+        4 in rows and columns, see `is_2to4`): W∘M and its transpose are packed without another
+        check, which would cost more than the packing.
     bias : (out_features,) tensor, optional
     backend : {"dense", "cusparselt", "cutlass"}
-        Who multiplies. What a backend cannot serve (a CPU, float32, a shape) is multiplied densely by the masked weight, and said
-        once a process.
+        Who multiplies. What a backend cannot serve (a CPU, float32, a shape) is multiplied densely
+        by the masked weight, and said once a process.
     straight_through : bool
         Leave dW unmasked, so that dropped weights go on learning (STE, SR-STE).
     algorithms : tuple of int
-        cuSPARSELt's algorithms by size of the input, as `SparseLinear.algorithms` holds them; its own choice for all others.
+        cuSPARSELt's algorithms by size of the input, as `SparseLinear.algorithms` holds them; its
+        own choice for all others.
 
     Returns
     -------
@@ -62,9 +66,10 @@ def masked_linear(
 
     Notes
     -----
-    Under autocast x, W and b are cast as `torch.nn.functional.linear` would. Twice differentiable; under torch.func transforms and
-    forward-mode differentiation the product is dense. Dropped values are replaced, not multiplied by zero: a NaN among them does no
-    harm while gradients are masked.
+    Under autocast x, W and b are cast as `torch.nn.functional.linear` would. Twice differentiable;
+    under torch.func transforms and forward-mode differentiation the product is dense. Dropped
+    values are replaced, not multiplied by zero: a NaN among them does no harm while gradients are
+    masked.
 
     Examples
     --------
@@ -73,17 +78,26 @@ def masked_linear(
     [[7.0], [7.0], [7.0]]
     """
     if backend != "dense" and backend not in SPARSE_BACKENDS:
-        raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
+        raise InputError(
+            f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
+            f"{backend!r}"
+        )
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     _check_operands(x, weight, mask, bias)
     if transformed():
-        return F.linear(x, _through(weight, mask) if straight_through else masked(weight, mask), bias)
-    y: Tensor = sparse_linear(x.reshape(-1, x.shape[-1]), weight, mask, bias, backend, straight_through, algorithms)
+        return F.linear(
+            x, _through(weight, mask) if straight_through else masked(weight, mask), bias
+        )
+    y: Tensor = sparse_linear(
+        x.reshape(-1, x.shape[-1]), weight, mask, bias, backend, straight_through, algorithms
+    )
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work, which know nothing of operators of our own."""
+    """Whether a transform of torch.func or forward-mode differentiation is at work, which know
+    nothing of operators of our own.
+    """
     if torch.compiler.is_compiling():
         return False
     forward_mode = torch.autograd.forward_ad._current_level >= 0
@@ -101,9 +115,15 @@ def masked(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def autocast(tensor: Tensor) -> Tensor:
-    """The tensor as `torch.nn.functional.linear` would cast it: operators of our own are unknown to autocast."""
+    """The tensor as `torch.nn.functional.linear` would cast it: operators of our own are unknown to
+    autocast.
+    """
     kind = tensor.device.type
-    if not torch.is_autocast_enabled(kind) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+    if (
+        not torch.is_autocast_enabled(kind)
+        or not tensor.is_floating_point()
+        or tensor.dtype == torch.float64
+    ):
         return tensor
     return tensor.to(torch.get_autocast_dtype(kind))
 
@@ -111,45 +131,78 @@ def autocast(tensor: Tensor) -> Tensor:
 def _check_operands(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
     if weight.dim() != 2 or mask.shape != weight.shape or mask.dtype != torch.bool:
         raise InputError(
-            f"weight is (out_features, in_features) and mask bool of the same shape, got {tuple(weight.shape)} and "
-            f"{mask.dtype} {tuple(mask.shape)}"
+            "weight is (out_features, in_features) and mask bool of the same shape, got "
+            f"{tuple(weight.shape)} and {mask.dtype} {tuple(mask.shape)}"
         )
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise InputError(f"x must be (..., {weight.shape[1]}) for a weight of shape {tuple(weight.shape)}, got {tuple(x.shape)}")
+        raise InputError(
+            f"x must be (..., {weight.shape[1]}) for a weight of shape {tuple(weight.shape)}, got "
+            f"{tuple(x.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(f"bias must be ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, got {tuple(bias.shape)}")
+        raise InputError(
+            f"bias must be ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, got "
+            f"{tuple(bias.shape)}"
+        )
     for name, tensor in (("x", x), ("bias", bias)):
         if tensor is not None and tensor.dtype != weight.dtype:
-            raise InputError(f"{name} must have the weight's {weight.dtype}, got {tensor.dtype}; convert it, or use autocast")
+            raise InputError(
+                f"{name} must have the weight's {weight.dtype}, got {tensor.dtype}; convert it, or "
+                "use autocast"
+            )
     for name, tensor in (("x", x), ("mask", mask), ("bias", bias)):
         if tensor is not None and tensor.device != weight.device:
-            raise InputError(f"{name} must be on the weight's device {weight.device}, is on {tensor.device}")
+            raise InputError(
+                f"{name} must be on the weight's device {weight.device}, is on {tensor.device}"
+            )
 
 
 def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, algorithms: Sequence[int], backward: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    backend: str,
+    algorithms: Sequence[int],
+    backward: bool = False,
 ) -> Tensor:
     """x weightᵀ + b by a backend, or densely where it cannot serve; the weight is 2:4 already."""
-    with torch.autocast(x.device.type, enabled=False):  # operands were cast, or not, by whoever called
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # operands were cast, or not, by whoever called
         if backend == "dense":
             return F.linear(x, weight, bias)
         reason = why_not(backend, tuple(weight.shape), weight.dtype, weight.device)
         if reason is None:
             packed = pack_unchecked(weight, backend)
             assert packed.packed is not None
-            algorithm = recall(algorithms, machine_at(x.device.index), x.dtype, x.shape[0], backward)
-            return packed_linear(x, packed.packed, packed.meta, bias, (weight.shape[0], weight.shape[1]), backend, algorithm)
-        warn_once("masked dense", f"nmsolve multiplies by the masked dense weight where {backend} cannot serve; here: {reason}")
+            algorithm = recall(
+                algorithms, machine_at(x.device.index), x.dtype, x.shape[0], backward
+            )
+            return packed_linear(
+                x,
+                packed.packed,
+                packed.meta,
+                bias,
+                (weight.shape[0], weight.shape[1]),
+                backend,
+                algorithm,
+            )
+        warn_once(
+            "masked dense",
+            f"nmsolve multiplies by the masked dense weight where {backend} cannot serve; here: "
+            f"{reason}",
+        )
         return F.linear(x, weight, bias)
 
 
-# Schemas are spelled out: torch cannot derive them where annotations are strings. What is remembered of algorithms is looked up
-# inside the operators, where the number of tokens is a number: outside, a compiler would guard on it.
+# Schemas are spelled out: torch cannot derive them where annotations are strings. What is
+# remembered of algorithms is looked up inside the operators, where the number of tokens is a
+# number: outside, a compiler would guard on it.
 @torch.library.custom_op(
     "nmsolve::sparse_linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor mask, Tensor? bias, str backend, bool straight_through, int[] algorithms=[]) "
-    "-> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor mask, Tensor? bias, str backend, bool "
+    "straight_through, int[] algorithms=[]) -> Tensor",
 )
 def sparse_linear(
     x: Tensor,
@@ -167,13 +220,21 @@ def sparse_linear(
 @torch.library.custom_op(
     "nmsolve::sparse_linear_grad_input",
     mutates_args=(),
-    schema="(Tensor dy, Tensor weight, Tensor mask, str backend, bool straight_through, int[] algorithms=[]) -> Tensor",
+    schema="(Tensor dy, Tensor weight, Tensor mask, str backend, bool straight_through, int[] "
+    "algorithms=[]) -> Tensor",
 )
 def sparse_linear_grad_input(
-    dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool, algorithms: Sequence[int] = ()
+    dy: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    backend: str,
+    straight_through: bool,
+    algorithms: Sequence[int] = (),
 ) -> Tensor:
     """dy (W∘M) for dy (tokens, out_features): the product with the packed transpose."""
-    return _product(dy, masked(weight, mask).t().contiguous(), None, backend, algorithms, backward=True)
+    return _product(
+        dy, masked(weight, mask).t().contiguous(), None, backend, algorithms, backward=True
+    )
 
 
 @sparse_linear.register_fake
@@ -190,7 +251,14 @@ def _(
 
 
 @sparse_linear_grad_input.register_fake
-def _(dy: Tensor, weight: Tensor, mask: Tensor, backend: str, straight_through: bool, algorithms: Sequence[int] = ()) -> Tensor:
+def _(
+    dy: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    backend: str,
+    straight_through: bool,
+    algorithms: Sequence[int] = (),
+) -> Tensor:
     return dy.new_empty((dy.shape[0], weight.shape[1]))
 
 
@@ -203,13 +271,21 @@ def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     moving, weight, mask = inputs[:3]
     ctx.options = inputs[-3:]
     # Of each operand only the other's gradient needs it: a frozen weight keeps no activations.
-    ctx.save_for_backward(moving if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None, mask)
+    ctx.save_for_backward(
+        moving if ctx.needs_input_grad[1] else None,
+        weight if ctx.needs_input_grad[0] else None,
+        mask,
+    )
 
 
 def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, mask = ctx.saved_tensors
     backend, straight_through, algorithms = ctx.options
-    dx = None if weight is None else sparse_linear_grad_input(dy, weight, mask, backend, straight_through, algorithms)
+    dx = (
+        None
+        if weight is None
+        else sparse_linear_grad_input(dy, weight, mask, backend, straight_through, algorithms)
+    )
     dw = None if x is None else _weight_gradient(dy, x, mask, straight_through)
     return dx, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None
 
@@ -218,7 +294,11 @@ def _grad_input_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """dx = dy (W∘M) is linear in dy and in W: its own gradients are g (W∘M)ᵀ and M ∘ (dyᵀ g)."""
     dy, weight, mask = ctx.saved_tensors
     backend, straight_through, algorithms = ctx.options
-    ddy = None if weight is None else sparse_linear(g, weight, mask, None, backend, straight_through, algorithms)
+    ddy = (
+        None
+        if weight is None
+        else sparse_linear(g, weight, mask, None, backend, straight_through, algorithms)
+    )
     dw = None if dy is None else _weight_gradient(dy, g, mask, straight_through)
     return ddy, dw, None, None, None, None
 

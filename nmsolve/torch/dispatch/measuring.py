@@ -1,4 +1,6 @@
-"""A linear layer, dense against a 2:4 backend: first whether the backend is right at the recorded shapes, then how fast."""
+"""A linear layer, dense against a 2:4 backend: first whether the backend is right at the recorded
+shapes, then how fast.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from nmsolve.torch.dispatch.timing import call_times, medians_us, rotation_beyon
 
 
 class Product(NamedTuple):
-    """x Wᵀ + b, by what an algorithm's speed depends on: W is (rows, cols), x has so many tokens when padded."""
+    """x Wᵀ + b, by what an algorithm's speed depends on: W is (rows, cols), x has so many tokens
+    when padded.
+    """
 
     rows: int
     cols: int
@@ -34,7 +38,9 @@ class Product(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """Of a product, the fastest right algorithm of cuSPARSELt, and what is wrong with those that are not right."""
+    """Of a product, the fastest right algorithm of cuSPARSELt, and what is wrong with those that
+    are not right.
+    """
 
     algorithm: int
     wrong: Mapping[int, str]
@@ -53,10 +59,11 @@ def measure(
     Parameters
     ----------
     weight : (out_features, in_features) tensor
-        2:4 (training: transposable), zeros in place. In training it is cast to the calls' dtype each time, as autocast does.
-    calls : how often each input shape was seen.
-    training : forward, backward and the packing for both; else the forward alone, of a weight packed before.
-    searched : products whose algorithms were searched before, for other layers; those of this one are added.
+        2:4 (training: transposable), zeros in place. In training it is cast to the calls' dtype
+        each time, as autocast does.
+    calls : how often each input shape was seen. training : forward, backward and the packing for
+    both; else the forward alone, of a weight packed before. searched : products whose algorithms
+    were searched before, for other layers; those of this one are added.
 
     Returns
     -------
@@ -66,16 +73,18 @@ def measure(
     Raises
     ------
     RuntimeError
-        What a device raised that is lost for this process (`failures.is_lost`): nothing that is measured there any more is true.
+        What a device raised that is lost for this process (`failures.is_lost`): nothing that is
+        measured there any more is true.
 
     Notes
     -----
-    A call counts as what a loop over it takes: the larger of the device's and the host's time, because launching takes the host
-    longer for sparse layers than for dense ones, and small layers are done before the host has launched the next.
+    A call counts as what a loop over it takes: the larger of the device's and the host's time,
+    because launching takes the host longer for sparse layers than for dense ones, and small layers
+    are done before the host has launched the next.
 
-    For cuSPARSELt the fastest right algorithm of each product is searched first, once for all layers with such a product; it is
-    checked by value again with this layer's weight. Dense and sparse are then timed afresh: the winner of many times that scatter
-    looks faster than it is.
+    For cuSPARSELt the fastest right algorithm of each product is searched first, once for all
+    layers with such a product; it is checked by value again with this layer's weight. Dense and
+    sparse are then timed afresh: the winner of many times that scatter looks faster than it is.
     """
     searched = {} if searched is None else searched
     dense_us = sparse_us = 0.0
@@ -90,12 +99,17 @@ def measure(
                 continue
             what = f"{call.tokens} tokens for a weight of shape {tuple(weight.shape)}, {call.dtype}"
             memory: Memory = ()
-            if backend == "cusparselt" and why_not(backend, tuple(weight.shape), call.dtype, call.device) is None:
+            if (
+                backend == "cusparselt"
+                and why_not(backend, tuple(weight.shape), call.dtype, call.device) is None
+            ):
                 memory = _fastest(weight, bias, call, training, searched, wrong)
             if 0 in wrong:  # which whatever is not measured would use
                 return Timing(dense_us=None, sparse_us=None, failure=f"wrong result: {wrong[0]}")
             pair = _time(weight, bias, call, backend, training, memory)
-            if isinstance(pair, str) and memory:  # right with the weight it was searched with, but not with this one
+            if (
+                isinstance(pair, str) and memory
+            ):  # right with the weight it was searched with, but not with this one
                 memory = ()
                 pair = _time(weight, bias, call, backend, training, memory)
             if isinstance(pair, str):
@@ -107,19 +121,36 @@ def measure(
             raise
         failure = first_line(explain(error, what, weight.device) or error)
         return Timing(dense_us=None, sparse_us=None, failure=f"failed with {failure}")
-    return Timing(dense_us=dense_us, sparse_us=sparse_us, failure=None, algorithms=algorithms, wrong=tuple(sorted(wrong)))
+    return Timing(
+        dense_us=dense_us,
+        sparse_us=sparse_us,
+        failure=None,
+        algorithms=algorithms,
+        wrong=tuple(sorted(wrong)),
+    )
 
 
 def _fastest(
-    weight: Tensor, bias: Tensor | None, call: Call, training: bool, searched: dict[Product, Searched], wrong: dict[int, str]
+    weight: Tensor,
+    bias: Tensor | None,
+    call: Call,
+    training: bool,
+    searched: dict[Product, Searched],
+    wrong: dict[int, str],
 ) -> Memory:
-    """The fastest right algorithms for a call's products, each of which has a shape of its own; wrong ones are added to `wrong`."""
+    """The fastest right algorithms for a call's products, each of which has a shape of its own;
+    wrong ones are added to `wrong`.
+    """
     weight = weight.detach().to(call.dtype)
     bias = None if bias is None else bias.detach().to(call.dtype)
     found = []
-    for factor, added in ((weight, bias), (weight.t().contiguous(), None)) if training else ((weight, bias),):
+    for factor, added in (
+        ((weight, bias), (weight.t().contiguous(), None)) if training else ((weight, bias),)
+    ):
         rows, cols = factor.shape
-        product = Product(rows, cols, padded(call.tokens), call.dtype, added is not None, factor.device)
+        product = Product(
+            rows, cols, padded(call.tokens), call.dtype, added is not None, factor.device
+        )
         if product not in searched:
             searched[product] = _search(factor, added, call.tokens)
         wrong.update(searched[product].wrong)
@@ -128,9 +159,13 @@ def _fastest(
 
 
 def _search(weight: Tensor, bias: Tensor | None, tokens: int) -> Searched:
-    """Every algorithm for x Wᵀ + b, x (tokens, in_features), checked by value; the right ones timed."""
+    """Every algorithm for x Wᵀ + b, x (tokens, in_features), checked by value; the right ones
+    timed.
+    """
     rows, cols = weight.shape
-    rotation = rotation_beyond_cache((weight.numel() + tokens * cols) * weight.element_size(), weight.device)
+    rotation = rotation_beyond_cache(
+        (weight.numel() + tokens * cols) * weight.element_size(), weight.device
+    )
     xs = [_drawn((tokens, cols), weight, seed) for seed in range(rotation)]
     values = []
     for _ in range(rotation):
@@ -145,28 +180,51 @@ def _search(weight: Tensor, bias: Tensor | None, tokens: int) -> Searched:
         count = offered(values[0], xs[0])
         dense = F.linear(xs[0], weight, bias)
         truth = F.linear(xs[0].float(), weight.float(), None if bias is None else bias.float())
-        right, wrong = sorted_out(count, lambda number: wrong_result([multiply(number, 0)], [dense], [truth]), weight.device)
+        right, wrong = sorted_out(
+            count,
+            lambda number: wrong_result([multiply(number, 0)], [dense], [truth]),
+            weight.device,
+        )
         if len(right) == 1 or 0 in wrong:
             return Searched(0, wrong)
         # Few repeats: there may be dozens, and the one that is taken is timed again.
-        times = medians_us([functools.partial(multiply, number) for number in right], weight.device, rotation, repeats=5)
+        times = medians_us(
+            [functools.partial(multiply, number) for number in right],
+            weight.device,
+            rotation,
+            repeats=5,
+        )
     return Searched(fastest(dict(zip(right, times, strict=True))), wrong)
 
 
 def _drawn(shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
-    """N(0, 1), of the dtype and on the device of another tensor; the global random numbers stay as they were."""
+    """N(0, 1), of the dtype and on the device of another tensor; the global random numbers stay as
+    they were.
+    """
     generator = torch.Generator(like.device).manual_seed(seed)
-    return torch.randn(shape, generator=generator, device=like.device, dtype=torch.float32).to(like.dtype)
+    return torch.randn(shape, generator=generator, device=like.device, dtype=torch.float32).to(
+        like.dtype
+    )
 
 
 def _time(
-    weight: Tensor, bias: Tensor | None, call: Call, backend: str, training: bool, algorithms: Memory
+    weight: Tensor,
+    bias: Tensor | None,
+    call: Call,
+    backend: str,
+    training: bool,
+    algorithms: Memory,
 ) -> tuple[float, float] | str:
     """Microseconds of one call, dense and sparse; or what is wrong with the sparse result."""
-    size = weight.numel() * weight.element_size() + call.tokens * weight.shape[1] * call.dtype.itemsize
+    size = (
+        weight.numel() * weight.element_size() + call.tokens * weight.shape[1] * call.dtype.itemsize
+    )
     rotation = rotation_beyond_cache(size, call.device)
     like = weight.new_empty(0, dtype=call.dtype)
-    xs = [_drawn((call.tokens, weight.shape[1]), like, seed).requires_grad_(training) for seed in range(rotation)]
+    xs = [
+        _drawn((call.tokens, weight.shape[1]), like, seed).requires_grad_(training)
+        for seed in range(rotation)
+    ]
     dy = _drawn((call.tokens, weight.shape[0]), like, rotation)
     # The layers themselves are timed, not their products: what they do on the host counts.
     dense = [_linear(weight, bias, training) for _ in range(rotation)]
@@ -185,7 +243,9 @@ def _time(
         wrong = wrong_result(ours, theirs, truth, weight != 0 if training else None)
         if wrong is not None:
             return f"wrong result: {wrong}"
-        dense_time, sparse_time = call_times([lambda i: run(dense, i), lambda i: run(sparse, i)], call.device, rotation)
+        dense_time, sparse_time = call_times(
+            [lambda i: run(dense, i), lambda i: run(sparse, i)], call.device, rotation
+        )
     return dense_time.in_use_us, sparse_time.in_use_us
 
 
@@ -199,14 +259,20 @@ def _linear(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
 
 
 def _sparse(layer: nn.Linear, backend: str, training: bool, algorithms: Memory) -> nn.Module:
-    """The layer that would take the dense one's place; of a SparseLinear the parameters are the dense one's."""
+    """The layer that would take the dense one's place; of a SparseLinear the parameters are the
+    dense one's.
+    """
     if training:
         return SparseLinear.from_linear(layer, layer.weight != 0, backend, algorithms)
     return PackedLinear.from_linear(layer, backend, algorithms)
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor, training: bool) -> tuple[Tensor, ...]:
-    """What dense and sparse approximate: the same operands, rounded to the calls' dtype first, multiplied in float32."""
+def _reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor, training: bool
+) -> tuple[Tensor, ...]:
+    """What dense and sparse approximate: the same operands, rounded to the calls' dtype first,
+    multiplied in float32.
+    """
     x32, w32, dy32 = (tensor.detach().to(x.dtype).float() for tensor in (x, weight, dy))
     y = F.linear(x32, w32, None if bias is None else bias.detach().to(x.dtype).float())
     if not training:
@@ -216,17 +282,26 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor, train
 
 
 def wrong_result(
-    sparse: Sequence[Tensor], dense: Sequence[Tensor], reference: Sequence[Tensor], kept: Tensor | None = None
+    sparse: Sequence[Tensor],
+    dense: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    kept: Tensor | None = None,
 ) -> str | None:
-    """What is wrong with a layer's y (training: and gradients of x, W and b); None if they are as good as the dense ones.
+    """What is wrong with a layer's y (training: and gradients of x, W and b); None if they are as
+    good as the dense ones.
 
-    Largest errors against the reference are compared, tensor by tensor: the sparse may be off by 4 × what dense is, plus one unit
-    of the dtype relative to the largest value. kept : the mask, if gradients of the weight are masked.
+    Largest errors against the reference are compared, tensor by tensor: the sparse may be off by 4
+    × what dense is, plus one unit of the dtype relative to the largest value. kept : the mask, if
+    gradients of the weight are masked.
     """
-    for name, ours, theirs, truth in zip(("y", "dx", "dW", "db"), sparse, dense, reference, strict=False):
+    for name, ours, theirs, truth in zip(
+        ("y", "dx", "dW", "db"), sparse, dense, reference, strict=False
+    ):
         if kept is not None and name == "dW":
             theirs, truth = torch.where(kept, theirs, 0), torch.where(kept, truth, 0)
-        error, usual = (float((tensor.detach().float() - truth).abs().max()) for tensor in (ours, theirs))
+        error, usual = (
+            float((tensor.detach().float() - truth).abs().max()) for tensor in (ours, theirs)
+        )
         allowed = 4 * usual + torch.finfo(dense[0].dtype).eps * float(truth.abs().max())
         if not error <= allowed:  # so that a NaN is wrong
             return f"{name} is off by {error:.3g}, {allowed:.3g} are allowed"

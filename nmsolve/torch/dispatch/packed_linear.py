@@ -18,12 +18,13 @@ from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 
 
 class PackedLinear(nn.Module):
-    r"""A linear layer for inference whose weight is 2:4 and packed: 9/16 of the dense weight's memory.
+    r"""A linear layer for inference whose weight is 2:4 and packed: 9/16 of the dense weight's
+    memory.
 
     .. math:: y = x W^T + b
 
-    Made by `from_linear`. Where the backend cannot serve (on a CPU, say) the weight is kept dense, with the same numbers; moved to
-    a device or dtype that it can serve, the layer packs again.
+    Made by `from_linear`. Where the backend cannot serve (on a CPU, say) the weight is kept dense,
+    with the same numbers; moved to a device or dtype that it can serve, the layer packs again.
 
     Attributes
     ----------
@@ -31,20 +32,23 @@ class PackedLinear(nn.Module):
     backend : {"dense", "cusparselt", "cutlass"}
         Who multiplies wherever it can.
     algorithms : tuple of int
-        cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling, and used only for inputs of the
-        size and dtype, and on the kind of GPU, that they were measured with.
+        cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling,
+        and used only for inputs of the size and dtype, and on the kind of GPU, that they were
+        measured with.
     bias : nn.Parameter or None
         Not trained.
 
     Notes
     -----
-    `state_dict` holds what a plain nn.Linear would, the weight dense with its zeros. A weight that is not 2:4 is not loaded.
-    Gradients reach the input, by the unpacked weight; the weight has none.
+    `state_dict` holds what a plain nn.Linear would, the weight dense with its zeros. A weight that
+    is not 2:4 is not loaded. Gradients reach the input, by the unpacked weight; the weight has
+    none.
 
     Examples
     --------
     >>> linear = nn.Linear(4, 2)
-    >>> _ = linear.load_state_dict({"weight": torch.tensor([[1.0, 0, 0, 2.0], [0, 3.0, 0, 0]]), "bias": torch.zeros(2)})
+    >>> weight = torch.tensor([[1.0, 0, 0, 2.0], [0, 3.0, 0, 0]])
+    >>> _ = linear.load_state_dict({"weight": weight, "bias": torch.zeros(2)})
     >>> PackedLinear.from_linear(linear, "dense")(torch.ones(1, 4)).tolist()
     [[3.0, 3.0]]
     """
@@ -54,15 +58,17 @@ class PackedLinear(nn.Module):
     backend: str
     algorithms: Memory = ()  # of the class, for layers that were pickled before there were any
     bias: nn.Parameter | None
-    # Exactly one of _dense and _values is there. Packed parts are kept apart, not as torch's tensor class, which can neither be
-    # converted nor loaded and which a compiler has to know; its own operators see them again in `packing.wrap`.
+    # Exactly one of _dense and _values is there. Packed parts are kept apart, not as torch's tensor
+    # class, which can neither be converted nor loaded and which a compiler has to know; its own
+    # operators see them again in `packing.wrap`.
     _dense: Tensor | None
     _values: Tensor | None
     _meta: Tensor | None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, backend: str, algorithms: Memory = ()) -> Self:
-        """A layer with the weight (of a SparseLinear: the masked weight), bias and hooks of an nn.Linear.
+        """A layer with the weight (of a SparseLinear: the masked weight), bias and hooks of an
+        nn.Linear.
 
         Raises
         ------
@@ -70,18 +76,30 @@ class PackedLinear(nn.Module):
             If the weight is not 2:4, or the backend does not exist.
         """
         if backend != "dense" and backend not in SPARSE_BACKENDS:
-            raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
-        weight = linear.masked_weight if isinstance(linear, SparseLinear) else linear.weight.detach()
+            raise InputError(
+                f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
+                f"{backend!r}"
+            )
+        weight = (
+            linear.masked_weight if isinstance(linear, SparseLinear) else linear.weight.detach()
+        )
         report = is_2to4(weight)
         if not report:
-            raise InputError(f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops")
+            raise InputError(
+                f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it "
+                "drops"
+            )
         new = cls()
         # Hooks, by the very dictionaries, so that handles given out before still remove them.
-        new.__dict__.update({name: value for name, value in linear.__dict__.items() if "_hook" in name})
+        new.__dict__.update(
+            {name: value for name, value in linear.__dict__.items() if "_hook" in name}
+        )
         new.training = linear.training
         new.in_features, new.out_features = linear.in_features, linear.out_features
         new.backend, new.algorithms = backend, algorithms
-        bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        bias = (
+            None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        )
         new.register_parameter("bias", bias)
         new._store(weight)
         if new._dense is weight:  # the two are not to change together
@@ -102,7 +120,9 @@ class PackedLinear(nn.Module):
         if self._values is None:
             assert self._dense is not None
             return self._dense
-        return unpack(wrap((self.out_features, self.in_features), self._values, self._meta, self.backend))
+        return unpack(
+            wrap((self.out_features, self.in_features), self._values, self._meta, self.backend)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """y for input (..., in_features)."""
@@ -126,7 +146,10 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """As nn.Linear's, and who multiplies."""
-        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        shape = (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
         backend = named(self.backend, self.algorithms) if self.packed else "dense"
         return f"{shape}, pattern=2:4, backend={backend}"
 
@@ -137,7 +160,11 @@ class PackedLinear(nn.Module):
             return
         reason = why_not(self.backend, tuple(weight.shape), weight.dtype, weight.device)
         if reason is not None:
-            warn_once("masked dense", f"nmsolve keeps 2:4 weights dense where {self.backend} cannot serve; here: {reason}")
+            warn_once(
+                "masked dense",
+                f"nmsolve keeps 2:4 weights dense where {self.backend} cannot serve; here: "
+                f"{reason}",
+            )
             return
         packed = pack(weight, self.backend)
         self._dense, self._values, self._meta = None, packed.packed, packed.meta
@@ -160,7 +187,9 @@ class PackedLinear(nn.Module):
         assert self._dense is not None
         self._store(self._dense)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         destination[prefix + "weight"] = self.weight
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
@@ -174,7 +203,9 @@ class PackedLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         key = prefix + "weight"
         if key in unexpected_keys:
             unexpected_keys.remove(key)
@@ -186,9 +217,14 @@ class PackedLinear(nn.Module):
         loaded = loaded.detach()
         expected = (self.out_features, self.in_features)
         if tuple(loaded.shape) != expected:
-            error_msgs.append(f"size mismatch for {key}: the checkpoint has {tuple(loaded.shape)}, the layer {expected}")
+            error_msgs.append(
+                f"size mismatch for {key}: the checkpoint has {tuple(loaded.shape)}, the layer "
+                f"{expected}"
+            )
         elif not loaded.is_meta and not (report := is_2to4(loaded)):
-            error_msgs.append(f"{key} cannot be loaded into a PackedLinear: {report}; load it into an nn.Linear")
+            error_msgs.append(
+                f"{key} cannot be loaded into a PackedLinear: {report}; load it into an nn.Linear"
+            )
         elif local_metadata.get("assign_to_params_buffers", False):
             self._store(loaded)
         else:
@@ -201,8 +237,8 @@ class PackedLinear(nn.Module):
 @torch.library.custom_op(
     "nmsolve::packed_linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int out_features, int in_features, str backend, "
-    "int[] algorithms=[]) -> Tensor",
+    schema="(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int out_features, int "
+    "in_features, str backend, int[] algorithms=[]) -> Tensor",
 )
 def packed_product(
     x: Tensor,
@@ -223,12 +259,20 @@ def packed_product(
 @torch.library.custom_op(
     "nmsolve::packed_linear_grad_input",
     mutates_args=(),
-    schema="(Tensor dy, Tensor values, Tensor? meta, int out_features, int in_features, str backend) -> Tensor",
+    schema="(Tensor dy, Tensor values, Tensor? meta, int out_features, int in_features, str "
+    "backend) -> Tensor",
 )
 def packed_product_grad_input(
-    dy: Tensor, values: Tensor, meta: Tensor | None, out_features: int, in_features: int, backend: str
+    dy: Tensor,
+    values: Tensor,
+    meta: Tensor | None,
+    out_features: int,
+    in_features: int,
+    backend: str,
 ) -> Tensor:
-    """dy W for dy (tokens, out_features). The transpose is not packed in inference, so W is unpacked."""
+    """dy W for dy (tokens, out_features). The transpose is not packed in inference, so W is
+    unpacked.
+    """
     with torch.autocast(dy.device.type, enabled=False):
         return dy @ unpack(wrap((out_features, in_features), values, meta, backend))
 
@@ -248,7 +292,14 @@ def _(
 
 
 @packed_product_grad_input.register_fake
-def _(dy: Tensor, values: Tensor, meta: Tensor | None, out_features: int, in_features: int, backend: str) -> Tensor:
+def _(
+    dy: Tensor,
+    values: Tensor,
+    meta: Tensor | None,
+    out_features: int,
+    in_features: int,
+    backend: str,
+) -> Tensor:
     return dy.new_empty((dy.shape[0], in_features))
 
 
@@ -259,7 +310,11 @@ def _save_parts(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, meta = ctx.saved_tensors
-    dx = packed_product_grad_input(dy, values, meta, *ctx.options) if ctx.needs_input_grad[0] else None
+    dx = (
+        packed_product_grad_input(dy, values, meta, *ctx.options)
+        if ctx.needs_input_grad[0]
+        else None
+    )
     return dx, None, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None, None
 
 

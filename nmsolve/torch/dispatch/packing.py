@@ -1,6 +1,8 @@
-"""Dense 2:4 weights to torch's semi-structured tensors and back. A value is never dropped: what is not 2:4 is refused.
+"""Dense 2:4 weights to torch's semi-structured tensors and back. A value is never dropped: what is
+not 2:4 is refused.
 
-Packing in torch keeps two entries of every group whatever is in it, without an error, so the check is ours.
+Packing in torch keeps two entries of every group whatever is in it, without an error, so the check
+is ours.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+from torch.sparse import (
+    SparseSemiStructuredTensor,
+    SparseSemiStructuredTensorCUSPARSELT,
+    SparseSemiStructuredTensorCUTLASS,
+)
 
 from nmsolve.certify import Report
 from nmsolve.errors import InputError, SolverError
@@ -22,21 +28,25 @@ from nmsolve.torch.dispatch.backends import why_not
 
 #: cuSPARSELt's descriptors promise this alignment of every operand, in bytes.
 _ALIGNMENT = 16
-#: Tokens are padded to a multiple of this: both backends ask it of the dense operand in float16 and bfloat16.
+#: Tokens are padded to a multiple of this: both backends ask it of the dense operand in float16 and
+#: bfloat16.
 _TOKENS = 8
-#: `unpack` holds at most this many elements of the identity and of its product with the weight at a time: 128 MiB in 16 bits.
+#: `unpack` holds at most this many elements of the identity and of its product with the weight at a
+#: time: 128 MiB in 16 bits.
 _UNPACKED_AT_ONCE = 2**26
 #: Columns of a slice are a multiple of this, for the dense operand of either backend.
 _SLICE = 16
 
 
 def is_2to4(weight: Tensor, transposable: bool = False) -> Report:
-    """Whether at most 2 of every 4 consecutive entries of a row (transposable: also of a column of a block) are nonzero.
+    """Whether at most 2 of every 4 consecutive entries of a row (transposable: also of a column of
+    a block) are nonzero.
 
     Parameters
     ----------
     weight : (rows, cols) tensor
-        Weights, or a bool mask. On any device; one value a group is computed there, and one flag an axis comes back.
+        Weights, or a bool mask. On any device; one value a group is computed there, and one flag an
+        axis comes back.
     transposable : bool
         Also check columns, so that the transpose can be packed too.
 
@@ -50,9 +60,16 @@ def is_2to4(weight: Tensor, transposable: bool = False) -> Report:
         If the shape does not consist of whole groups.
     """
     pattern = Pattern(2, 4, transposable=transposable)
-    if weight.dim() != 2 or weight.numel() == 0 or weight.shape[1] % 4 or (transposable and weight.shape[0] % 4):
+    if (
+        weight.dim() != 2
+        or weight.numel() == 0
+        or weight.shape[1] % 4
+        or (transposable and weight.shape[0] % 4)
+    ):
         block = "rows and columns are multiples" if transposable else "columns are a multiple"
-        raise InputError(f"pattern {pattern} needs a matrix whose {block} of 4, got shape {tuple(weight.shape)}")
+        raise InputError(
+            f"pattern {pattern} needs a matrix whose {block} of 4, got shape {tuple(weight.shape)}"
+        )
     kept = weight.detach() != 0
     rows, cols = kept.shape
     groups, violations = 0, 0
@@ -104,7 +121,10 @@ def pack(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
     """
     reason = why_not(backend, tuple(weight.shape), weight.dtype, weight.device)
     if reason is not None:
-        raise InputError(f"cannot pack a {weight.dtype} weight of shape {tuple(weight.shape)} for {backend}: {reason}")
+        raise InputError(
+            f"cannot pack a {weight.dtype} weight of shape {tuple(weight.shape)} for {backend}: "
+            f"{reason}"
+        )
     _check_values(weight)
     packed = pack_unchecked(weight.detach(), backend)
     check_round_trip(packed, weight)
@@ -116,18 +136,25 @@ def unpack(packed: SparseSemiStructuredTensor) -> Tensor:
 
     Notes
     -----
-    cuSPARSELt's layout is not documented, so it is multiplied by the identity: one product with 1 and zeros a sum, hence exact. The
-    identity is taken in slices of columns, because all of it may be larger than the weight.
+    cuSPARSELt's layout is not documented, so it is multiplied by the identity: one product with 1
+    and zeros a sum, hence exact. The identity is taken in slices of columns, because all of it may
+    be larger than the weight.
     """
     with torch.no_grad(), torch.autocast(packed.device.type, enabled=False):
         if isinstance(packed, SparseSemiStructuredTensorCUSPARSELT):
             rows, cols = packed.shape
-            return columns_by_products(lambda identity: torch.mm(packed, identity), rows, cols, packed.dtype, packed.device)
+            return columns_by_products(
+                lambda identity: torch.mm(packed, identity), rows, cols, packed.dtype, packed.device
+            )
         return packed.to_dense()  # type: ignore[no-any-return, no-untyped-call]
 
 
 def columns_by_products(
-    multiply: Callable[[Tensor], Tensor], rows: int, cols: int, dtype: torch.dtype, device: torch.device
+    multiply: Callable[[Tensor], Tensor],
+    rows: int,
+    cols: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """A matrix (rows, cols) that is known by its products alone.
 
@@ -142,7 +169,8 @@ def columns_by_products(
 
 
 def column_slices(rows: int, cols: int) -> list[tuple[int, int]]:
-    """Bounds of slices of the columns of a matrix (rows, cols), for `unpack`: as few as its limit allows.
+    """Bounds of slices of the columns of a matrix (rows, cols), for `unpack`: as few as its limit
+    allows.
 
     Examples
     --------
@@ -159,16 +187,28 @@ def pack_unchecked(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
     if backend == "cusparselt":
         with _no_prototype_warning(SparseSemiStructuredTensorCUSPARSELT):
             return SparseSemiStructuredTensorCUSPARSELT.from_dense(weight)
-    # What from_dense of the CUTLASS class does, on any device, so that it is tested on every machine.
+    # What from_dense of the CUTLASS class does, on any device, so that it is tested on every
+    # machine.
     return wrap(tuple(weight.shape), *_to_cutlass(weight), backend)
 
 
-def wrap(shape: tuple[int, ...], values: Tensor, meta: Tensor | None, backend: str) -> SparseSemiStructuredTensor:
+def wrap(
+    shape: tuple[int, ...], values: Tensor, meta: Tensor | None, backend: str
+) -> SparseSemiStructuredTensor:
     """Torch's tensor around packed parts, `.packed` and `.meta`, that were kept apart from it."""
-    kind: Any = SparseSemiStructuredTensorCUSPARSELT if backend == "cusparselt" else SparseSemiStructuredTensorCUTLASS
+    kind: Any = (
+        SparseSemiStructuredTensorCUSPARSELT
+        if backend == "cusparselt"
+        else SparseSemiStructuredTensorCUTLASS
+    )
     with _no_prototype_warning(kind):
         return kind(  # type: ignore[no-any-return]
-            torch.Size(shape), packed=values, meta=meta, packed_t=None, meta_t=None, compressed_swizzled_bitmask=None
+            torch.Size(shape),
+            packed=values,
+            meta=meta,
+            packed_t=None,
+            meta_t=None,
+            compressed_swizzled_bitmask=None,
         )
 
 
@@ -177,8 +217,8 @@ def check_round_trip(packed: SparseSemiStructuredTensor, weight: Tensor) -> None
     # −0 == 0 here, on purpose: a dropped −0 comes back as 0.
     if not torch.equal(unpack(packed), weight.detach()):
         raise SolverError(
-            f"a {weight.dtype} weight of shape {tuple(weight.shape)} does not survive packing by {type(packed).__name__}; "
-            "keep this layer dense and report it"
+            f"a {weight.dtype} weight of shape {tuple(weight.shape)} does not survive packing by "
+            f"{type(packed).__name__}; keep this layer dense and report it"
         )
 
 
@@ -191,10 +231,12 @@ def packed_linear(
     backend: str,
     algorithm: int = 0,
 ) -> Tensor:
-    """x Wᵀ + b, (tokens, out_features), contiguous, for x (tokens, in_features) of any strides and any number of tokens.
+    """x Wᵀ + b, (tokens, out_features), contiguous, for x (tokens, in_features) of any strides and
+    any number of tokens.
 
-    values, meta, shape : the parts of a packed weight (`.packed`, `.meta`), and the shape of the dense one.
-    algorithm : cuSPARSELt's, below `algorithms.offered`; RuntimeError where it refuses. CUTLASS has one alone.
+    values, meta, shape : the parts of a packed weight (`.packed`, `.meta`), and the shape of the
+    dense one. algorithm : cuSPARSELt's, below `algorithms.offered`; RuntimeError where it refuses.
+    CUTLASS has one alone.
     """
     tokens = x.shape[0]
     if tokens == 0:
@@ -202,7 +244,8 @@ def packed_linear(
     x = operand(x)
     bias = None if bias is None else aligned(bias)
     if backend == "cusparselt":
-        # Through F.linear older versions of torch write y transposed and leave a copy to do; the kernel can do it itself.
+        # Through F.linear older versions of torch write y transposed and leave a copy to do; the
+        # kernel can do it itself.
         y = torch._cslt_sparse_mm(values, x.t(), bias=bias, transpose_result=True, alg_id=algorithm)
     else:
         y = F.linear(x, wrap(shape, values, meta, backend), bias)
@@ -229,11 +272,16 @@ def aligned(tensor: Tensor) -> Tensor:
 def _check_values(weight: Tensor) -> None:
     report = is_2to4(weight)
     if not report:
-        raise InputError(f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops")
-    if not bool(torch.isfinite(weight).all()):
-        row, col = divmod(int((~torch.isfinite(weight)).flatten().to(torch.uint8).argmax()), weight.shape[1])
         raise InputError(
-            f"a weight of shape {tuple(weight.shape)} with {float(weight[row, col])} at index [{row}, {col}] cannot be packed"
+            f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops"
+        )
+    if not bool(torch.isfinite(weight).all()):
+        row, col = divmod(
+            int((~torch.isfinite(weight)).flatten().to(torch.uint8).argmax()), weight.shape[1]
+        )
+        raise InputError(
+            f"a weight of shape {tuple(weight.shape)} with {float(weight[row, col])} at index "
+            f"[{row}, {col}] cannot be packed"
         )
 
 
@@ -246,9 +294,12 @@ def _to_cutlass(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _no_prototype_warning(kind: Any) -> Iterator[None]:
-    """Silences torch's warning that its tensor class is a prototype: the library's choice, not its user's."""
+    """Silences torch's warning that its tensor class is a prototype: the library's choice, not its
+    user's.
+    """
     if kind._PROTOTYPE_WARNING_SHOWN:
-        # Filters belong to the process, and backward passes run in other threads: leave them alone once it is over.
+        # Filters belong to the process, and backward passes run in other threads: leave them alone
+        # once it is over.
         yield
         return
     with warnings.catch_warnings():

@@ -15,14 +15,18 @@ from nmsolve.torch.running import undisturbed
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An input that a linear layer was given: how many tokens (rows), the dtype it multiplies in, and the device."""
+    """An input that a linear layer was given: how many tokens (rows), the dtype it multiplies in,
+    and the device.
+    """
 
     tokens: int
     dtype: torch.dtype
     device: torch.device
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> dict[str, Counter[Call]]:
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> dict[str, Counter[Call]]:
     """The calls of every nn.Linear in model(*args, **kwargs), by module name."""
     seen: dict[str, Counter[Call]] = {}
     handles = []
@@ -44,7 +48,17 @@ def _recorder(calls: Counter[Call]) -> Any:
         x = args[0] if args else kwargs.get("input")
         if isinstance(x, Tensor) and x.dim():
             kind = x.device.type
-            cast = torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
-            calls[Call(x.shape[:-1].numel(), torch.get_autocast_dtype(kind) if cast else x.dtype, x.device)] += 1
+            cast = (
+                torch.is_autocast_enabled(kind)
+                and x.is_floating_point()
+                and x.dtype != torch.float64
+            )
+            calls[
+                Call(
+                    x.shape[:-1].numel(),
+                    torch.get_autocast_dtype(kind) if cast else x.dtype,
+                    x.device,
+                )
+            ] += 1
 
     return note

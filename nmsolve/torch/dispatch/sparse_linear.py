@@ -20,19 +20,22 @@ class SparseLinear(nn.Linear):
 
     .. math:: y = x (W \circ M)^T + b
 
-    The parameter `weight` is dense, for the optimizer; gradients are masked; products go through `masked_linear`.
+    The parameter `weight` is dense, for the optimizer; gradients are masked; products go through
+    `masked_linear`.
 
     Parameters
     ----------
     in_features, out_features, bias, device, dtype
         As nn.Linear.
     mask : (out_features, in_features) bool tensor
-        True = keep; at most 2 of every 4 of a row and of a column of a block. Assigning `layer.mask` checks it too.
+        True = keep; at most 2 of every 4 of a row and of a column of a block. Assigning
+        `layer.mask` checks it too.
     backend : {"dense", "cusparselt", "cutlass"}
         Who multiplies; the numbers are those of the masked dense weight either way.
     algorithms : tuple of int
-        cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling, and used only for inputs of the
-        size and dtype, and on the kind of GPU, that they were measured with.
+        cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling,
+        and used only for inputs of the size and dtype, and on the kind of GPU, that they were
+        measured with.
 
     Raises
     ------
@@ -41,12 +44,13 @@ class SparseLinear(nn.Linear):
 
     Notes
     -----
-    `state_dict` holds what a plain nn.Linear would, the weight with zeros baked in. Loading keeps the mask if the loaded weight is
-    zero wherever the mask is (a kept weight may be zero), takes the loaded weight's nonzeros as the mask otherwise, and refuses a
-    weight that is not transposable 2:4. It is a copy: to load in place, through `state_dict()` tensors, does nothing.
+    `state_dict` holds what a plain nn.Linear would, the weight with zeros baked in. Loading keeps
+    the mask if the loaded weight is zero wherever the mask is (a kept weight may be zero), takes
+    the loaded weight's nonzeros as the mask otherwise, and refuses a weight that is not
+    transposable 2:4. It is a copy: to load in place, through `state_dict()` tensors, does nothing.
 
-    Dropped entries of `weight` have no effect and no gradient, but an optimizer's momentum may still move them; entering eval mode
-    zeroes them.
+    Dropped entries of `weight` have no effect and no gradient, but an optimizer's momentum may
+    still move them; entering eval mode zeroes them.
 
     Examples
     --------
@@ -58,7 +62,8 @@ class SparseLinear(nn.Linear):
     """
 
     mask: Tensor
-    algorithms: Memory = ()  # of the class as well, for layers that were pickled before there were any
+    # of the class as well, for layers that were pickled before there were any
+    algorithms: Memory = ()
 
     def __init__(
         self,
@@ -76,18 +81,24 @@ class SparseLinear(nn.Linear):
         self._take(mask, backend, algorithms)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Tensor, backend: str = "dense", algorithms: Memory = ()) -> Self:
-        """A layer that shares the parameters, hooks and training flag of an nn.Linear, which may then be dropped.
+    def from_linear(
+        cls, linear: nn.Linear, mask: Tensor, backend: str = "dense", algorithms: Memory = ()
+    ) -> Self:
+        """A layer that shares the parameters, hooks and training flag of an nn.Linear, which may
+        then be dropped.
 
-        The very Parameter objects, so an optimizer that holds them goes on. InputError if the weight is not a parameter of its own.
+        The very Parameter objects, so an optimizer that holds them goes on. InputError if the
+        weight is not a parameter of its own.
         """
         if "weight" not in linear._parameters:
             raise InputError(
-                f"the weight of {linear} is computed (parametrized, pruned or normalised by hooks): make it permanent first, with "
+                f"the weight of {linear} is computed (parametrized, pruned or normalised by "
+                "hooks): make it permanent first, with "
                 "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove"
             )
         new = cls.__new__(cls)
-        # Everything of the module is shared but the dictionaries that would tie the two to one set of buffers.
+        # Everything of the module is shared but the dictionaries that would tie the two to one set
+        # of buffers.
         new.__dict__.update(linear.__dict__)
         for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             new.__dict__[own] = linear.__dict__[own].copy()
@@ -96,20 +107,34 @@ class SparseLinear(nn.Linear):
 
     def _take(self, mask: Tensor, backend: str, algorithms: Memory) -> None:
         if backend != "dense" and backend not in SPARSE_BACKENDS:
-            raise InputError(f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got {backend!r}")
+            raise InputError(
+                f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
+                f"{backend!r}"
+            )
         self.backend, self.algorithms = backend, algorithms
         self._buffers.pop("mask", None)
         self.register_buffer("mask", self._checked(mask), persistent=False)
 
     def _checked(self, mask: Tensor) -> Tensor:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != self.weight.shape:
-            found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        if (
+            not isinstance(mask, Tensor)
+            or mask.dtype != torch.bool
+            or mask.shape != self.weight.shape
+        ):
+            found = (
+                f"{mask.dtype} {tuple(mask.shape)}"
+                if isinstance(mask, Tensor)
+                else type(mask).__name__
+            )
             raise InputError(
-                f"the mask of a weight of shape {tuple(self.weight.shape)} is a bool tensor of that shape, got {found}"
+                f"the mask of a weight of shape {tuple(self.weight.shape)} is a bool tensor of "
+                f"that shape, got {found}"
             )
         report = is_2to4(mask, transposable=True)
         if not report:
-            raise InputError(f"a mask for training is transposable 2:4: {report}; solve one with pattern '2:4T'")
+            raise InputError(
+                f"a mask for training is transposable 2:4: {report}; solve one with pattern '2:4T'"
+            )
         return mask.detach().to(self.weight.device).contiguous()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -121,7 +146,9 @@ class SparseLinear(nn.Linear):
         return masked(self.weight.detach(), placed_like(self.mask, self.weight))
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module's. Entering eval mode zeroes what the mask drops, for code that reads `weight` itself."""
+        """As nn.Module's. Entering eval mode zeroes what the mask drops, for code that reads
+        `weight` itself.
+        """
         super().train(mode)
         weight = self._parameters.get("weight")
         if not mode and weight is not None and not weight.is_meta:
@@ -131,15 +158,28 @@ class SparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """y for input (..., in_features)."""
-        return masked_linear(input, self.weight, self.mask, self.bias, backend=self.backend, algorithms=self.algorithms)
+        return masked_linear(
+            input,
+            self.weight,
+            self.mask,
+            self.bias,
+            backend=self.backend,
+            algorithms=self.algorithms,
+        )
 
     def extra_repr(self) -> str:
         """As nn.Linear's, and who multiplies."""
-        return f"{super().extra_repr()}, pattern=2:4T, backend={named(self.backend, self.algorithms)}"
+        return (
+            f"{super().extra_repr()}, pattern=2:4T, backend={named(self.backend, self.algorithms)}"
+        )
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if "weight" in self._parameters:  # else parametrized, or pruned by torch's own hooks: theirs to save
+        if (
+            "weight" in self._parameters
+        ):  # else parametrized, or pruned by torch's own hooks: theirs to save
             weight = self.weight if keep_vars else self.weight.detach()
             destination[prefix + "weight"] = masked(weight, placed_like(self.mask, weight))
 
@@ -159,16 +199,21 @@ class SparseLinear(nn.Linear):
             mask = self._mask_of(loaded.full_tensor() if is_sharded(loaded) else loaded)  # type: ignore[attr-defined]
             if mask is None:
                 error_msgs.append(
-                    f"{prefix}weight cannot be loaded into a SparseLinear: {is_2to4(loaded, transposable=True)}; "
-                    "load it into an nn.Linear, or mask it with a '2:4T' mask first"
+                    f"{prefix}weight cannot be loaded into a SparseLinear: "
+                    f"{is_2to4(loaded, transposable=True)}; load it into an nn.Linear, or mask it "
+                    "with a '2:4T' mask first"
                 )
                 return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if mask is not None:
             self.mask = mask
 
     def _mask_of(self, loaded: Tensor) -> Tensor | None:
-        """The mask that goes with a loaded weight: our own if it covers it, else its nonzeros; None if those are not 2:4T."""
+        """The mask that goes with a loaded weight: our own if it covers it, else its nonzeros; None
+        if those are not 2:4T.
+        """
         nonzeros = loaded.detach() != 0
         if not self.mask.is_meta:
             own = self.mask.to(loaded.device)

@@ -1,4 +1,6 @@
-"""How long calls take: on a GPU the time of the device and that of the host; the clock elsewhere; alternating, medians."""
+"""How long calls take: on a GPU the time of the device and that of the host; the clock elsewhere;
+alternating, medians.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ from nmsolve.torch.device.failures import is_lost
 
 #: What is timed: a callable of one number, which names its operands.
 Timed = Callable[[int], object]
-#: The device sleeps twice as long as the host takes, because that scatters, and so many seconds more for recording an event; but
-#: not for long, because a call that takes the host so much time waits for the device itself.
+#: The device sleeps twice as long as the host takes, because that scatters, and so many seconds
+#: more for recording an event; but not for long, because a call that takes the host so much time
+#: waits for the device itself.
 _SLACK, _LONGEST_SLEEP = 1e-4, 0.05
-#: Graphs whose capture failed. Allocators may go on asking them which stream they captured, so they are never destroyed.
+#: Graphs whose capture failed. Allocators may go on asking them which stream they captured, so they
+#: are never destroyed.
 _FAILED: list[torch.cuda.CUDAGraph] = []
 
 
@@ -27,8 +31,8 @@ _FAILED: list[torch.cuda.CUDAGraph] = []
 class CallTime:
     """Medians of a call, in microseconds.
 
-    device_us : what the device does, its queue never empty. host_us : until the host has queued the call, which then may return.
-    On a CPU both are the whole call.
+    device_us : what the device does, its queue never empty. host_us : until the host has queued the
+    call, which then may return. On a CPU both are the whole call.
     """
 
     device_us: float
@@ -36,12 +40,18 @@ class CallTime:
 
     @property
     def in_use_us(self) -> float:
-        """What a loop over the call takes: host and device work side by side, and the slower is waited for."""
+        """What a loop over the call takes: host and device work side by side, and the slower is
+        waited for.
+        """
         return max(self.device_us, self.host_us)
 
 
 def call_times(
-    calls: Sequence[Timed], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3
+    calls: Sequence[Timed],
+    device: torch.device,
+    rotation: int = 1,
+    repeats: int = 15,
+    warm_up: int = 3,
 ) -> list[CallTime]:
     """The median times of a call of each callable.
 
@@ -50,8 +60,8 @@ def call_times(
     calls : callables of one number
         Alternate, so that a clock that drifts or a GPU that heats up is nobody's disadvantage.
     rotation : int
-        A sample times call(0) … call(rotation − 1) in a row, each of which uses operands of its own: with enough of them none
-        is still in the cache from the last time.
+        A sample times call(0) … call(rotation − 1) in a row, each of which uses operands of its
+        own: with enough of them none is still in the cache from the last time.
     repeats, warm_up : int
         Samples taken, and those thrown away before.
     """
@@ -61,28 +71,48 @@ def call_times(
             taken = _seconds(call, device, rotation)
             if sample >= warm_up:
                 samples[k].append(taken)
-    medians = [[statistics.median(times) / rotation * 1e6 for times in zip(*taken, strict=True)] for taken in samples]
+    medians = [
+        [statistics.median(times) / rotation * 1e6 for times in zip(*taken, strict=True)]
+        for taken in samples
+    ]
     return [CallTime(device_us=on_device, host_us=on_host) for on_device, on_host in medians]
 
 
-def medians_us(calls: Sequence[Timed], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3) -> list[float]:
-    """As `call_times`, the device's times alone. A call that waits for the device is timed as it is, waits included."""
+def medians_us(
+    calls: Sequence[Timed],
+    device: torch.device,
+    rotation: int = 1,
+    repeats: int = 15,
+    warm_up: int = 3,
+) -> list[float]:
+    """As `call_times`, the device's times alone. A call that waits for the device is timed as it
+    is, waits included.
+    """
     return [taken.device_us for taken in call_times(calls, device, rotation, repeats, warm_up)]
 
 
 def graph_medians_us(
-    calls: Sequence[Timed], device: torch.device, rotation: int = 1, repeats: int = 15, warm_up: int = 3
+    calls: Sequence[Timed],
+    device: torch.device,
+    rotation: int = 1,
+    repeats: int = 15,
+    warm_up: int = 3,
 ) -> list[float | None]:
-    """As `medians_us`, of calls replayed from CUDA graphs, which take the host nothing; None for a call that cannot be captured.
+    """As `medians_us`, of calls replayed from CUDA graphs, which take the host nothing; None for a
+    call that cannot be captured.
 
-    On a CPU none can. A call that waits for the device is recognised before it is captured, as far as torch can tell; a capture
-    that fails all the same is cleaned up.
+    On a CPU none can. A call that waits for the device is recognised before it is captured, as far
+    as torch can tell; a capture that fails all the same is cleaned up.
     """
     graphs = [_captured(call, device, rotation) for call in calls]
-    replays: list[Timed] = [lambda _, graph=graph: graph.replay() for graph in graphs if graph is not None]  # type: ignore[misc]
     # A replay is all calls of the rotation at once.
+    replays = [_replay(graph) for graph in graphs if graph is not None]
     times = iter(medians_us(replays, device, 1, repeats, warm_up))
     return [None if graph is None else next(times) / rotation for graph in graphs]
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> Timed:
+    return lambda _: graph.replay()
 
 
 def _seconds(call: Timed, device: torch.device, rotation: int) -> tuple[float, float]:
@@ -116,7 +146,9 @@ def _host_seconds(call: Timed, rotation: int) -> float:
 
 @functools.cache
 def _cycles_a_second(index: int) -> float:
-    """How many cycles of `torch.cuda._sleep` a device counts in a second. Measured: CUDA 13 no longer tells clock rates."""
+    """How many cycles of `torch.cuda._sleep` a device counts in a second. Measured: CUDA 13 no
+    longer tells clock rates.
+    """
     cycles = 10_000_000
     with torch.cuda.device(index):
         begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -134,7 +166,9 @@ def _captured(call: Timed, device: torch.device, rotation: int) -> torch.cuda.CU
     if device.type != "cuda":
         return None
     with torch.cuda.device(device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the mode of debugging is a prototype, and that a graph is empty
+        warnings.simplefilter(
+            "ignore"
+        )  # that the mode of debugging is a prototype, and that a graph is empty
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         with torch.cuda.stream(side):
@@ -163,7 +197,9 @@ def _captured(call: Timed, device: torch.device, rotation: int) -> torch.cuda.CU
 
 
 def _waits(call: Timed) -> bool:
-    """Whether a call waits for the device, as far as torch can tell: found outside a capture, which such a call would break."""
+    """Whether a call waits for the device, as far as torch can tell: found outside a capture, which
+    such a call would break.
+    """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -176,12 +212,15 @@ def _waits(call: Timed) -> bool:
 
 
 def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], side: torch.cuda.Stream) -> None:
-    """Ends what torch leaves open when a capture fails: a pool of memory, and random numbers that are drawn as in a capture."""
+    """Ends what torch leaves open when a capture fails: a pool of memory, and random numbers that
+    are drawn as in a capture.
+    """
     graph.reset()
     _FAILED.append(graph)
     with contextlib.suppress(RuntimeError):  # it had not begun, or had ended
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-    # Versions of torch that do not tell captures apart take random numbers to be captured until a capture has ended well.
+    # Versions of torch that do not tell captures apart take random numbers to be captured until a
+    # capture has ended well.
     with contextlib.suppress(RuntimeError), torch.cuda.stream(side):
         empty = torch.cuda.CUDAGraph()
         empty.capture_begin()
@@ -189,7 +228,9 @@ def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], side: torch.cuda.St
 
 
 def rotation_beyond_cache(bytes_a_call: int, device: torch.device) -> int:
-    """How many sets of operands of a size are twice the cache, at most 8: enough that each is read from memory."""
+    """How many sets of operands of a size are twice the cache, at most 8: enough that each is read
+    from memory.
+    """
     cache = 2**25
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size

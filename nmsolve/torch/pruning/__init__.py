@@ -1,1 +1,3 @@
-"""Pruning of trained models: masks chosen and kept weights adjusted, layer by layer, from calibration inputs."""
+"""Pruning of trained models: masks chosen and kept weights adjusted, layer by layer, from
+calibration inputs.
+"""

@@ -1,4 +1,6 @@
-"""Alternating directions (ADMM): least squares, and the exact projection onto a pattern, until they agree on a mask."""
+"""Alternating directions (ADMM): least squares, and the exact projection onto a pattern, until they
+agree on a mask.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from torch import Tensor
 
 from nmsolve.torch.pruning.problem import Problem
 
-#: ρ, in units of the Hessian once its diagonal is one: where it starts, and its growth an iteration.
+#: ρ, in units of the Hessian once its diagonal is one: where it starts, and its growth an
+#: iteration.
 _FIRST, _GROWTH = 0.1, 1.1
 _ITERATIONS = 120
 #: Iterations without a change of the mask after which it is taken as settled.
@@ -15,20 +18,22 @@ _SETTLED = 8
 
 
 def alternating_mask(problem: Problem, target: Tensor, hessian: Tensor) -> tuple[Tensor, int]:
-    r"""A mask (parts, rows, cols) for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H, and the iterations that it took.
+    r"""A mask (parts, rows, cols) for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H, and the
+    iterations that it took.
 
     .. math::
         V &\leftarrow (\hat W H + \rho D - U) (H + \rho I)^{-1} \\
         D &\leftarrow P(V + U / \rho) \\
         U &\leftarrow U + \rho (V - D)
 
-    where P keeps the entries of the mask that maximises the sum of their squares, found exactly: it is the projection onto the
-    matrices that satisfy the pattern. ρ grows, so that V comes to satisfy it. Columns are scaled so that H has a diagonal of ones.
+    where P keeps the entries of the mask that maximises the sum of their squares, found exactly: it
+    is the projection onto the matrices that satisfy the pattern. ρ grows, so that V comes to
+    satisfy it. Columns are scaled so that H has a diagonal of ones.
 
     References
     ----------
-    Boyd et al., Distributed optimization and statistical learning via ADMM, 2011, section 9.1; with approximate projections for
-    transposable masks, Meng et al., TSENOR, 2025, section 4.
+    Boyd et al., Distributed optimization and statistical learning via ADMM, 2011, section 9.1; with
+    approximate projections for transposable masks, Meng et al., TSENOR, 2025, section 4.
     """
     scale = hessian.diagonal(dim1=1, dim2=2).sqrt().unsqueeze(1)
     values, vectors = torch.linalg.eigh(hessian / scale / scale.mT)

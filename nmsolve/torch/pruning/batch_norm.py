@@ -14,12 +14,16 @@ BatchNorm = _BatchNorm
 Statistics = dict[BatchNorm, tuple[Tensor | None, ...]]
 
 
-def estimate_anew(model: nn.Module, norms: list[BatchNorm], calibration: Calibration, progress: bool | None) -> Statistics:
-    """The statistics that these batch norms would have from the calibration: the plain mean over its batches.
+def estimate_anew(
+    model: nn.Module, norms: list[BatchNorm], calibration: Calibration, progress: bool | None
+) -> Statistics:
+    """The statistics that these batch norms would have from the calibration: the plain mean over
+    its batches.
 
-    The rest of the model runs as it is set, in eval mode. What a batch norm is given has been through those before it, which
-    normalise by the batch's own statistics meanwhile, as in training. Norms that no batch reached are not among them. All are left
-    with what they have counted, for the caller to undo, and to `put` what is wanted.
+    The rest of the model runs as it is set, in eval mode. What a batch norm is given has been
+    through those before it, which normalise by the batch's own statistics meanwhile, as in
+    training. Norms that no batch reached are not among them. All are left with what they have
+    counted, for the caller to undo, and to `put` what is wanted.
     """
     if not norms:
         return {}
@@ -30,7 +34,9 @@ def estimate_anew(model: nn.Module, norms: list[BatchNorm], calibration: Calibra
             norm.momentum = None  # a plain mean
             norm.training = True
         run_all(calibration, lambda item, index: run(model, item, index), "batch norms", progress)
-        return {norm: statistics for norm, statistics in statistics_of(norms).items() if _batches(norm)}
+        return {
+            norm: statistics for norm, statistics in statistics_of(norms).items() if _batches(norm)
+        }
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -40,7 +46,9 @@ def estimate_anew(model: nn.Module, norms: list[BatchNorm], calibration: Calibra
 def norms_of(model: nn.Module) -> list[BatchNorm]:
     """The batch norms that normalise by running statistics."""
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    return [norm for norm in norms if norm.running_mean is not None and not is_lazy(norm.running_mean)]
+    return [
+        norm for norm in norms if norm.running_mean is not None and not is_lazy(norm.running_mean)
+    ]
 
 
 def statistics_of(norms: list[BatchNorm]) -> Statistics:

@@ -1,4 +1,6 @@
-"""Layer by layer through a model: gather what a layer is given and should give, prune it, go on with the pruned one."""
+"""Layer by layer through a model: gather what a layer is given and should give, prune it, go on
+with the pruned one.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,9 @@ def prune_layers(
 ) -> Reconstruction:
     """Replace the planned weights of a model by pruned ones, in place.
 
-    Whatever happens, the model is either pruned and satisfies the plan, or is as it was. sequential : layers are given what the
-    pruned layers before them give, and should give what the dense ones did for dense inputs. keep_samples : for solvers that draw.
+    Whatever happens, the model is either pruned and satisfies the plan, or is as it was. sequential
+    : layers are given what the pruned layers before them give, and should give what the dense ones
+    did for dense inputs. keep_samples : for solvers that draw.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -55,7 +58,11 @@ def prune_layers(
         with undisturbed(model, training=False):
             order, norms = explore(model, layers, items, progress)
             with tqdm(
-                total=len(order), desc="pruning", unit="layer", leave=False, disable=None if progress is None else not progress
+                total=len(order),
+                desc="pruning",
+                unit="layer",
+                leave=False,
+                disable=None if progress is None else not progress,
             ) as bar:
                 for stage in stages_of(order, sequential):
                     bar.set_postfix_str(stage[0].entry.path)
@@ -63,7 +70,9 @@ def prune_layers(
                     gathered = gather(model, stage, order, items, sequential, keep_samples)
                     share = (time.perf_counter() - began) / len(stage)
                     for layer in stage:
-                        found.append(_prune(layer, gathered.pop(layer.entry.owner), plain_mask, prune, share))
+                        found.append(
+                            _prune(layer, gathered.pop(layer.entry.owner), plain_mask, prune, share)
+                        )
                         bar.update()
             statistics = estimate_anew(model, norms, items, progress)
         report = verify(model, plan)
@@ -86,20 +95,33 @@ def _all_or_nothing(layers: Sequence[Layer], statistics: Statistics) -> Iterator
         raise
 
 
-def _prune(layer: Layer, gathered: Gathered, plain_mask: PlainMask, prune: Prune, seconds: float) -> LayerReconstruction:
+def _prune(
+    layer: Layer, gathered: Gathered, plain_mask: PlainMask, prune: Prune, seconds: float
+) -> LayerReconstruction:
     """Put a layer's new weights in place."""
     began = time.perf_counter()
     moments, pattern = gathered.moments, layer.entry.pattern
     assert pattern is not None
-    problem = Problem(layer.entry, layer.layout, layer.weight, moments, gathered.samples, layer.dense.dtype == torch.float64)
+    problem = Problem(
+        layer.entry,
+        layer.layout,
+        layer.weight,
+        moments,
+        gathered.samples,
+        layer.dense.dtype == torch.float64,
+    )
     mask = plain_mask(problem)
     plain = torch.where(mask, problem.weight, 0)
     solution = prune(problem, mask)
     new = solution.weight.to(layer.dense.dtype).double()
     before, after = moments.error(plain), moments.error(new)
-    worse = ~(after <= before)  # by rounding to the weight's dtype, or where the solver was no solver
+    worse = ~(
+        after <= before
+    )  # by rounding to the weight's dtype, or where the solver was no solver
     if pattern.transposable and not torch.equal(mask, solution.mask):
-        worse = (~(after.sum() <= before.sum())).expand_as(worse)  # rows of two masks do not make a third
+        worse = (~(after.sum() <= before.sum())).expand_as(
+            worse
+        )  # rows of two masks do not make a third
     new = torch.where(worse.unsqueeze(-1), plain, new)
     layer.own.copy_(layer.layout.weight(new))
     layer.pruned = True

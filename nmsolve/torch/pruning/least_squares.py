@@ -15,23 +15,27 @@ from nmsolve.torch.pruning.problem import Problem, Solution
 _AT_ONCE = 2**21
 #: Rounds of iterations, at most, each of which starts from the true residual in float64.
 _ROUNDS = 10
-#: By how much a round in float32 is to reduce it, and by how much it has to for the next one to be in float32 too.
+#: By how much a round in float32 is to reduce it, and by how much it has to for the next one to be
+#: in float32 too.
 _GAIN, _LEAST_GAIN = 1e-4, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastSquares:
-    r"""The normal equations of every row on its support, by conjugate gradients with Jacobi's preconditioner, many rows at once.
+    r"""The normal equations of every row on its support, by conjugate gradients with Jacobi's
+    preconditioner, many rows at once.
 
-    Iterations are in float32 (float64 for weights in float64, and where float32 does not get on), residuals in float64.
+    Iterations are in float32 (float64 for weights in float64, and where float32 does not get on),
+    residuals in float64.
 
-    .. math:: \min_V \lVert Y - X V^T \rVert^2 + \delta \lVert V - M \circ W \rVert^2, \quad V = M \circ V
+    .. math:: \min_V \lVert Y - X V^T \rVert^2 + \delta \lVert V - M \circ W \rVert^2,
+        \quad V = M \circ V
 
     Parameters
     ----------
     damping : float
-        δ as a share of the mean diagonal of XᵀX. It pulls towards the masked weights, so that the error can never be above
-        theirs, and makes the solution unique; 0 needs inputs of full rank.
+        δ as a share of the mean diagonal of XᵀX. It pulls towards the masked weights, so that the
+        error can never be above theirs, and makes the solution unique; 0 needs inputs of full rank.
     tolerance : float
         The residual at which every row counts as solved, relative to its right-hand side.
     iterations : int
@@ -44,9 +48,19 @@ class LeastSquares:
 
     def __post_init__(self) -> None:
         for name, value in (("damping", self.damping), ("tolerance", self.tolerance)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise InputError(f"{name} must be a number that is not negative, such as 1e-2, got {value!r}")
-        if not isinstance(self.iterations, int) or isinstance(self.iterations, bool) or self.iterations < 1:
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 <= value < math.inf
+            ):
+                raise InputError(
+                    f"{name} must be a number that is not negative, such as 1e-2, got {value!r}"
+                )
+        if (
+            not isinstance(self.iterations, int)
+            or isinstance(self.iterations, bool)
+            or self.iterations < 1
+        ):
             raise InputError(f"iterations must be a positive integer, got {self.iterations!r}")
 
     def solve(self, problem: Problem, mask: Tensor) -> Solution:
@@ -55,8 +69,8 @@ class LeastSquares:
         Raises
         ------
         InputError
-            Without damping, if the inputs' rank is below their number, naming the layer: masks may then leave rows without a
-            unique solution.
+            Without damping, if the inputs' rank is below their number, naming the layer: masks may
+            then leave rows without a unique solution.
         """
         if not self.damping:
             _check_rank(problem)
@@ -65,7 +79,9 @@ class LeastSquares:
         kind = torch.float64 if problem.precise else torch.float32
         moments = problem.moments
         rows = max(1, _AT_ONCE // start.shape[-1])
-        pieces = zip(*(torch.split(tensor, rows, 1) for tensor in (start, mask, moments.cross)), strict=True)
+        pieces = zip(
+            *(torch.split(tensor, rows, 1) for tensor in (start, mask, moments.cross)), strict=True
+        )
         residuals, iterations = [], []
         for weight, kept, cross in pieces:
             new, residual, done = _conjugate_gradients(
@@ -78,14 +94,25 @@ class LeastSquares:
 
 
 def _conjugate_gradients(
-    gram: Tensor, cross: Tensor, start: Tensor, mask: Tensor, delta: Tensor, tolerance: float, most: int, kind: torch.dtype
+    gram: Tensor,
+    cross: Tensor,
+    start: Tensor,
+    mask: Tensor,
+    delta: Tensor,
+    tolerance: float,
+    most: int,
+    kind: torch.dtype,
 ) -> tuple[Tensor, float, int]:
-    """Weights, the largest relative residual of a row, and iterations; these in `kind`, between which residuals are made anew.
+    """Weights, the largest relative residual of a row, and iterations; these in `kind`, between
+    which residuals are made anew.
 
-    Jacobi's preconditioner is a change of variables after which the matrix has a diagonal of ones, whatever the inputs' scales.
+    Jacobi's preconditioner is a change of variables after which the matrix has a diagonal of ones,
+    whatever the inputs' scales.
     """
     diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + delta
-    inverse = torch.where(diagonal > 0, 1 / diagonal.sqrt(), 0.0)  # a column that is never used has no say
+    inverse = torch.where(
+        diagonal > 0, 1 / diagonal.sqrt(), 0.0
+    )  # a column that is never used has no say
 
     def scaled() -> Tensor:
         matrix = (gram * inverse).mul_(inverse.mT).to(kind)
@@ -116,8 +143,12 @@ def _conjugate_gradients(
     return weight, relative, done
 
 
-def _reduced(matrix: Tensor, kept: Tensor, residual: Tensor, share: float, most: int) -> tuple[Tensor, int]:
-    """What to add so that residuals of norm one, which are used up, come down to a share; and the iterations."""
+def _reduced(
+    matrix: Tensor, kept: Tensor, residual: Tensor, share: float, most: int
+) -> tuple[Tensor, int]:
+    """What to add so that residuals of norm one, which are used up, come down to a share; and the
+    iterations.
+    """
     found, direction = torch.zeros_like(residual), residual.clone()
     energy = residual.square().sum(-1, keepdim=True)
     done = 0
@@ -132,7 +163,9 @@ def _reduced(matrix: Tensor, kept: Tensor, residual: Tensor, share: float, most:
         unsolved = new > share**2
         if not bool(unsolved.any()):
             break
-        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(residual).mul_(unsolved)  # what is solved stands still
+        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(residual).mul_(
+            unsolved
+        )  # what is solved stands still
         energy = torch.where(unsolved, new, 0.0)
     return found, done
 
@@ -140,10 +173,13 @@ def _reduced(matrix: Tensor, kept: Tensor, residual: Tensor, share: float, most:
 def _check_rank(problem: Problem) -> None:
     for part, gram in enumerate(problem.moments.gram):
         values = torch.linalg.eigvalsh(gram)
-        rank = int((values > values[-1].clamp(min=0) * len(gram) * torch.finfo(gram.dtype).eps).sum())
+        rank = int(
+            (values > values[-1].clamp(min=0) * len(gram) * torch.finfo(gram.dtype).eps).sum()
+        )
         if rank < len(gram):
             which = f" (part {part})" if len(problem.moments.gram) > 1 else ""
             raise InputError(
-                f"layer {problem.entry.path}{which}: its {len(gram)} inputs have rank {rank} over the calibration, so that least "
-                "squares without damping need not have a unique solution: give more calibration inputs, or damping=1e-2"
+                f"layer {problem.entry.path}{which}: its {len(gram)} inputs have rank {rank} over "
+                "the calibration, so that least squares without damping need not have a unique "
+                "solution: give more calibration inputs, or damping=1e-2"
             )

@@ -26,11 +26,14 @@ def matching_plan(
     exclude: str | Iterable[str] = (),
     padding: str = "skip",
 ) -> Plan:
-    r"""Choose n for each layer of an unstructured-sparse model, so that few groups of m lose a nonzero weight.
+    r"""Choose n for each layer of an unstructured-sparse model, so that few groups of m lose a
+    nonzero weight.
 
-    .. math:: n = m - \max \{ k : \Pr[\mathrm{Bin}(m, z) \ge k] > c \}, \quad z \text{ the share of zeros in the layer}
+    .. math:: n = m - \max \{ k : \Pr[\mathrm{Bin}(m, z) \ge k] > c \},
+        \quad z \text{ the share of zeros in the layer}
 
-    If zeros lay independently, a share c of all groups would have at least m − n zeros, and keep all that they have.
+    If zeros lay independently, a share c of all groups would have at least m − n zeros, and keep
+    all that they have.
 
     Parameters
     ----------
@@ -57,16 +60,22 @@ def matching_plan(
 
     References
     ----------
-    Hubara et al., Accelerated sparse neural training, NeurIPS 2021, section 5; the rule is in the released code (AdaPrune).
+    Hubara et al., Accelerated sparse neural training, NeurIPS 2021, section 5; the rule is in the
+    released code (AdaPrune).
 
     Examples
     --------
     >>> layer = nn.Linear(64, 64)
-    >>> _ = layer.weight.data.mul_(torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) > 0.75)
+    >>> kept = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) > 0.75
+    >>> _ = layer.weight.data.mul_(kept)
     >>> str(matching_plan(nn.Sequential(layer), m=8).planned[0].pattern)
     '4:8'
     """
-    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 < confidence < 1:
+    if (
+        not isinstance(confidence, int | float)
+        or isinstance(confidence, bool)
+        or not 0 < confidence < 1
+    ):
         raise InputError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence!r}")
     fits = make_plan(model, Pattern(1, m, transposable), include, exclude, padding)
     if not fits.planned:
@@ -75,13 +84,20 @@ def matching_plan(
     for entry, module in zip(fits.planned, planned_modules(model, fits), strict=True):
         weight = parameters_of(module)[entry.parameter].detach()
         zeros[entry.path] = 1 - int(torch.count_nonzero(weight)) / weight.numel()
-    return Plan(_matched(entry, zeros[entry.path], m, confidence, transposable) if entry.pattern else entry for entry in fits)
+    return Plan(
+        _matched(entry, zeros[entry.path], m, confidence, transposable) if entry.pattern else entry
+        for entry in fits
+    )
 
 
-def _matched(entry: LayerPlan, zeros: float, m: int, confidence: float, transposable: bool) -> LayerPlan:
+def _matched(
+    entry: LayerPlan, zeros: float, m: int, confidence: float, transposable: bool
+) -> LayerPlan:
     pattern = _pattern(zeros, m, confidence, transposable)
     return replace(
-        entry, pattern=pattern, reason=None if pattern else f"stays dense: {zeros:.0%} zeros are too few for groups of {m}"
+        entry,
+        pattern=pattern,
+        reason=None if pattern else f"stays dense: {zeros:.0%} zeros are too few for groups of {m}",
     )
 
 

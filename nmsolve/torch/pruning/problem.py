@@ -18,9 +18,10 @@ from nmsolve.torch.training.layer import solve_mask
 class Problem:
     r"""min over masks M and weights V on them of ‖Y − X Vᵀ‖².
 
-    entry, layout : of the weight. weight : dense, (parts, rows, cols), float64. moments : of inputs X and wanted outputs Y.
-    samples : (part, X, Y) of every calibration item, X (batch, positions, cols), for solvers that draw; empty for the others.
-    precise : whether the weight is float64, so that float32 is no place to iterate in.
+    entry, layout : of the weight. weight : dense, (parts, rows, cols), float64. moments : of inputs
+    X and wanted outputs Y. samples : (part, X, Y) of every calibration item, X (batch, positions,
+    cols), for solvers that draw; empty for the others. precise : whether the weight is float64, so
+    that float32 is no place to iterate in.
     """
 
     entry: LayerPlan
@@ -36,7 +37,9 @@ class Problem:
         return self.layout.matrices(solve_mask(self.entry, laid, laid, "exact"))
 
     def damping(self, share: float) -> Tensor:
-        """(parts, 1, 1): a share of the mean of the diagonal of XᵀX; of one where all inputs are zero, and nothing matters."""
+        """(parts, 1, 1): a share of the mean of the diagonal of XᵀX; of one where all inputs are
+        zero, and nothing matters.
+        """
         mean = self.moments.gram.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
         return share * torch.where(mean > 0, mean, 1.0)
 
@@ -45,8 +48,9 @@ class Problem:
 class Solution:
     """A layer's new weights.
 
-    weight, mask : (parts, rows, cols). iterations : of the solver. residual : of the normal equations on the mask, relative to
-    their right-hand side, the largest of any row; None where they were not solved. damping : the largest of any part.
+    weight, mask : (parts, rows, cols). iterations : of the solver. residual : of the normal
+    equations on the mask, relative to their right-hand side, the largest of any row; None where
+    they were not solved. damping : the largest of any part.
     """
 
     weight: Tensor

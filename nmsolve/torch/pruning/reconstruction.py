@@ -13,11 +13,13 @@ from nmsolve.torch.entries import Entries, entry_of
 class LayerReconstruction:
     """How well a pruned layer gives the outputs of the dense one, over the calibration inputs.
 
-    before, after : ‖Y − X Wᵀ‖² / ‖Y‖² of the weights that are masked by magnitude (by scores, if given) and otherwise as they were,
-    and of the new ones. iterations : of the solver. residual : of the normal equations on the mask, relative, the largest of any
-    row; None where they were not solved. damping : δ. seconds : for this layer, its share of running the model included.
+    before, after : ‖Y − X Wᵀ‖² / ‖Y‖² of the weights that are masked by magnitude (by scores, if
+    given) and otherwise as they were, and of the new ones. iterations : of the solver. residual :
+    of the normal equations on the mask, relative, the largest of any row; None where they were not
+    solved. damping : δ. seconds : for this layer, its share of running the model included.
 
-    Behind batch norms, X is what their statistics from before make of it: new ones are estimated when all layers have been pruned.
+    Behind batch norms, X is what their statistics from before make of it: new ones are estimated
+    when all layers have been pruned.
     """
 
     name: str
@@ -34,7 +36,8 @@ class LayerReconstruction:
 class Reconstruction(Entries[LayerReconstruction]):
     """An entry a pruned layer, in the order in which they were pruned. Prints as a table.
 
-    batch_norms : how many had their statistics estimated anew: those that come after a pruned layer.
+    batch_norms : how many had their statistics estimated anew: those that come after a pruned
+    layer.
     """
 
     def __init__(self, layers: tuple[LayerReconstruction, ...], batch_norms: int) -> None:
@@ -51,7 +54,17 @@ class Reconstruction(Entries[LayerReconstruction]):
         return sum(layer.seconds for layer in self.layers)
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "pattern", "error before", "after", "iterations", "residual", "damping", "seconds")
+        head = (
+            "layer",
+            "shape",
+            "pattern",
+            "error before",
+            "after",
+            "iterations",
+            "residual",
+            "damping",
+            "seconds",
+        )
         rows = [
             (
                 shortened(layer.name),
@@ -67,7 +80,11 @@ class Reconstruction(Entries[LayerReconstruction]):
             for layer in self.layers
         ]
         text = table(head, rows, {3, 4, 5, 6, 7})
-        return text + (f"\nstatistics of {self.batch_norms} batch norms estimated anew" if self.batch_norms else "")
+        return text + (
+            f"\nstatistics of {self.batch_norms} batch norms estimated anew"
+            if self.batch_norms
+            else ""
+        )
 
     def __repr__(self) -> str:
         return f"<Reconstruction: {len(self)} layers>"

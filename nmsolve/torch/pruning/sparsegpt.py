@@ -30,12 +30,15 @@ def sparsegpt_(
 ) -> Reconstruction:
     r"""Prune a trained model by second-order information about its layers, in place.
 
-    .. math:: \min_{M, V} \lVert Y - X V^T \rVert^2 + \delta \lVert V - W \rVert^2, \quad V = M \circ V
+    .. math:: \min_{M, V} \lVert Y - X V^T \rVert^2 + \delta \lVert V - W \rVert^2,
+        \quad V = M \circ V
 
-    over masks M of the plan's patterns. Row-wise masks are SparseGPT's: columns from left to right, in blocks, each dropped weight
-    making up for itself to its right. Transposable masks, which no order of columns can serve, come from alternating between that
-    least-squares problem and the exact projection onto the pattern (ADMM). Either way the kept weights are then solved for by least
-    squares on the mask; where that is no better than on the mask of largest magnitudes, this one is taken.
+    over masks M of the plan's patterns. Row-wise masks are SparseGPT's: columns from left to right,
+    in blocks, each dropped weight making up for itself to its right. Transposable masks, which no
+    order of columns can serve, come from alternating between that least-squares problem and the
+    exact projection onto the pattern (ADMM). Either way the kept weights are then solved for by
+    least squares on the mask; where that is no better than on the mask of largest magnitudes, this
+    one is taken.
 
     Parameters
     ----------
@@ -56,12 +59,14 @@ def sparsegpt_(
 
     Notes
     -----
-    In float64. Memory as for `adaprune_`, up to twice as much. SparseGPT's code prunes towards the layer's own outputs for the
-    pruned model's inputs; here these are pulled towards the dense model's outputs (Y), and the last step is not in it.
+    In float64. Memory as for `adaprune_`, up to twice as much. SparseGPT's code prunes towards the
+    layer's own outputs for the pruned model's inputs; here these are pulled towards the dense
+    model's outputs (Y), and the last step is not in it.
 
     References
     ----------
-    Frantar & Alistarh, SparseGPT: massive language models can be accurately pruned in one-shot, ICML 2023, Algorithm 1.
+    Frantar & Alistarh, SparseGPT: massive language models can be accurately pruned in one-shot,
+    ICML 2023, Algorithm 1.
 
     Examples
     --------
@@ -71,12 +76,16 @@ def sparsegpt_(
     >>> all(layer.after < layer.before for layer in found)
     True
     """
-    if not isinstance(damping, int | float) or isinstance(damping, bool) or not 0 < damping < float("inf"):
+    if (
+        not isinstance(damping, int | float)
+        or isinstance(damping, bool)
+        or not 0 < damping < float("inf")
+    ):
         raise InputError(f"damping must be a positive number, such as 1e-2, got {damping!r}")
     if isinstance(plan, Plan) and plan.scores is not None:
         raise InputError(
-            "sparsegpt_ chooses masks by second order, and the plan has scores: use adaprune_, or a plan without them, "
-            "nmt.plan(model, plan.patterns)"
+            "sparsegpt_ chooses masks by second order, and the plan has scores: use adaprune_, or "
+            "a plan without them, nmt.plan(model, plan.patterns)"
         )
     least_squares = LeastSquares(damping=damping)
 
@@ -84,7 +93,9 @@ def sparsegpt_(
         assert problem.entry.pattern is not None
         moments = problem.moments
         cols = problem.weight.shape[-1]
-        hessian = moments.gram + problem.damping(damping) * torch.eye(cols, dtype=torch.float64, device=moments.gram.device)
+        hessian = moments.gram + problem.damping(damping) * torch.eye(
+            cols, dtype=torch.float64, device=moments.gram.device
+        )
         # Completing the square: what the weights would be if all were kept.
         residual = moments.cross - problem.weight @ moments.gram
         try:
@@ -95,10 +106,16 @@ def sparsegpt_(
                 mask, iterations = surgeon_mask(problem, target, hessian), 1
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise InputError(
-                f"layer {problem.entry.path}: XᵀX of its inputs cannot be inverted with damping={damping:g} ({error}): give more "
-                "damping, or inputs whose squares are in the range of float64"
+                f"layer {problem.entry.path}: XᵀX of its inputs cannot be inverted with "
+                f"damping={damping:g} ({error}): give more damping, or inputs whose squares are in "
+                "the range of float64"
             ) from error
-        return _better(problem, least_squares.solve(problem, mask), least_squares.solve(problem, plain), iterations)
+        return _better(
+            problem,
+            least_squares.solve(problem, mask),
+            least_squares.solve(problem, plain),
+            iterations,
+        )
 
     return prune_layers(
         model,
@@ -112,7 +129,9 @@ def sparsegpt_(
 
 
 def _better(problem: Problem, second_order: Solution, plain: Solution, iterations: int) -> Solution:
-    """The one with the smaller error: row by row for row-wise patterns; counting the iterations of the choice of the mask."""
+    """The one with the smaller error: row by row for row-wise patterns; counting the iterations of
+    the choice of the mask.
+    """
     assert problem.entry.pattern is not None
     errors = [problem.moments.error(solution.weight) for solution in (second_order, plain)]
     worse = errors[0] > errors[1]

@@ -1,4 +1,6 @@
-"""The optimal brain surgeon, columns in blocks (SparseGPT): row-wise masks, chosen while weights to the right make up for them."""
+"""The optimal brain surgeon, columns in blocks (SparseGPT): row-wise masks, chosen while weights to
+the right make up for them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ _BLOCK = 128
 
 
 def surgeon_mask(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
-    r"""Row-wise masks (parts, rows, cols) for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H, chosen group after group.
+    r"""Row-wise masks (parts, rows, cols) for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H,
+    chosen group after group.
 
-    A group keeps the n weights of largest w² / [H⁻¹]², where H is what is left of the Hessian once the columns before have been
-    decided; dropping a weight moves those to its right by its optimal update.
+    A group keeps the n weights of largest w² / [H⁻¹]², where H is what is left of the Hessian once
+    the columns before have been decided; dropping a weight moves those to its right by its optimal
+    update.
 
     References
     ----------
@@ -29,11 +33,18 @@ def surgeon_mask(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
 def _part(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
     assert problem.entry.pattern is not None
     rows, cols = target.shape
-    # Row j of the upper Cholesky factor of H⁻¹ is, up to scale, row j of the inverse of what is left of H at column j.
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    # Row j of the upper Cholesky factor of H⁻¹ is, up to scale, row j of the inverse of what is
+    # left of H at column j.
+    inverse = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
+    )
     weight, mask = target.clone(), torch.zeros(rows, cols, dtype=torch.bool, device=target.device)
     run = groups_of_run(problem.layout, problem.entry.pattern, problem.entry.padding)
-    groups = [(start + first, size, kept) for start in range(0, cols, problem.layout.run) for first, size, kept in run]
+    groups = [
+        (start + first, size, kept)
+        for start in range(0, cols, problem.layout.run)
+        for first, size, kept in run
+    ]
     for block in _blocks(groups):
         begin, end = block[0][0], block[-1][0] + block[-1][1]
         errors = torch.zeros(rows, end - begin, dtype=weight.dtype, device=weight.device)

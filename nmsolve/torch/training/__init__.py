@@ -1,5 +1,6 @@
-"""Training with masks: which layers get which pattern (`plan`), the masks on them (`sparsify`), and the methods that move them.
+"""Training with masks: which layers get which pattern (`plan`), the masks on them (`sparsify`), and
+the methods that move them.
 
-plan → parametrization → methods → sparsify; callbacks on top. Everything that happens during training happens in optimizer step
-hooks.
+plan → parametrization → methods → sparsify; callbacks on top. Everything that happens during
+training happens in optimizer step hooks.
 """

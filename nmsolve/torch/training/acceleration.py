@@ -1,6 +1,8 @@
-"""Masked layers on sparse tensor cores: the forward of nn.Linear under a 2:4T mask by packed products, forward and backward.
+"""Masked layers on sparse tensor cores: the forward of nn.Linear under a 2:4T mask by packed
+products, forward and backward.
 
-The parametrization stays, so whatever reads `weight` past the forward still gets the masked one; it is only not accelerated.
+The parametrization stays, so whatever reads `weight` past the forward still gets the masked one; it
+is only not accelerated.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from nmsolve.torch.training.parametrization import masked_parameters, original
 
 
 def accelerate_layers(layers: Sequence[Layer]) -> dict[str, str]:
-    """Let each layer multiply by the best backend that can serve it; by path, which, or why none does.
+    """Let each layer multiply by the best backend that can serve it; by path, which, or why none
+    does.
 
-    Without a suitable GPU nothing is changed, and a warning says so once a process: the numbers are those of the masked dense
-    weight.
+    Without a suitable GPU nothing is changed, and a warning says so once a process: the numbers are
+    those of the masked dense weight.
     """
     found = backends()
     usable = [name for name in SPARSE_BACKENDS if found[name]]
@@ -35,13 +38,18 @@ def accelerate_layers(layers: Sequence[Layer]) -> dict[str, str]:
 def _accelerate(layer: Layer, usable: Sequence[str]) -> str:
     weight, pattern = layer.weight, layer.entry.pattern
     assert pattern is not None
-    if parametrize.type_before_parametrizations(layer.module) is not nn.Linear or "forward" in layer.module.__dict__:
+    if (
+        parametrize.type_before_parametrizations(layer.module) is not nn.Linear
+        or "forward" in layer.module.__dict__
+    ):
         return f"no sparse kernel for {layer.entry.kind}"
     if layer.tied:
         return "its weight is shared"
     if (pattern.n, pattern.m) != (2, 4) or not pattern.transposable:
         return f"pattern {pattern} is not 2:4T, which both products of training need"
-    dtype = torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype  # float32 weights are multiplied under autocast
+    dtype = (
+        torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
+    )  # float32 weights are multiplied under autocast
     reasons = [why_not(name, tuple(weight.shape), dtype, weight.device) for name in usable]
     if None not in reasons:
         return str(reasons[0])
@@ -59,4 +67,11 @@ def _forward(module: nn.Linear, input: Tensor) -> Tensor:
     """nn.Linear's forward, from the dense parameter and the mask."""
     masked = masked_parameters(module)["weight"]
     weight = original(module, "weight")
-    return masked_linear(input, weight, masked.mask, module.bias, backend=masked.backend, straight_through=masked.straight_through)
+    return masked_linear(
+        input,
+        weight,
+        masked.mask,
+        module.bias,
+        backend=masked.backend,
+        straight_through=masked.straight_through,
+    )

@@ -1,4 +1,6 @@
-"""What the callbacks of all trainers do: attach to the optimizers once they are made, and report on the masks."""
+"""What the callbacks of all trainers do: attach to the optimizers once they are made, and report on
+the masks.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ class Callback:
 
     def __init__(self, sparse: SparseModel) -> None:
         if not isinstance(sparse, SparseModel):
-            raise InputError(f"{type(self).__name__} takes what sparsify_ returned, got {type(sparse).__name__}")
+            raise InputError(
+                f"{type(self).__name__} takes what sparsify_ returned, got {type(sparse).__name__}"
+            )
         self.sparse = sparse
 
     def _attach(self, trained: nn.Module, *optimizers: Optimizer) -> None:
         if all(module is not self.sparse.model for module in trained.modules()):
             raise InputError(
-                f"the {type(trained).__name__} is not, and does not contain, the model that was sparsified: give both the same one"
+                f"the {type(trained).__name__} is not, and does not contain, the model that was "
+                "sparsified: give both the same one"
             )
         self.sparse.attach(*optimizers)
 
@@ -35,4 +40,8 @@ class Callback:
         if self.sparse.finalized:
             return {}
         stats = self.sparse.stats()
-        return {"nm_density": stats.density, "nm_sad_share": stats.sad_share, "nm_flips": stats.flips}
+        return {
+            "nm_density": stats.density,
+            "nm_sad_share": stats.sad_share,
+            "nm_flips": stats.flips,
+        }

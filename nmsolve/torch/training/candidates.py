@@ -1,4 +1,6 @@
-"""What LBC knows of a weight: which candidates of every group are alive, and the scores that order them."""
+"""What LBC knows of a weight: which candidates of every group are alive, and the scores that order
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +22,36 @@ CHUNK = 2**22
 class Candidates:
     """The C(m, n) candidates of every group of a weight, on this rank's part of it.
 
-    alive : (…, C) bool, what is removed stays removed; its leading axes are those of `modules.groups_of`. scores : of the weight's
-    shape; a candidate's score is the sum over its weights. momentum : likewise, of the SGD that learns them. saliency : likewise,
-    Σ |W ∂L/∂W̃| since the last removal. None where a criterion needs none. left : how many candidates are alive in every group.
-    checked : whether they are known to be those of the layer and its criterion.
+    alive : (…, C) bool, what is removed stays removed; its leading axes are those of
+    `modules.groups_of`. scores : of the weight's shape; a candidate's score is the sum over its
+    weights. momentum : likewise, of the SGD that learns them. saliency : likewise, Σ |W ∂L/∂W̃|
+    since the last removal. None where a criterion needs none. left : how many candidates are alive
+    in every group. checked : whether they are known to be those of the layer and its criterion.
     """
 
     PARTS = ("alive", "scores", "momentum", "saliency")
 
     def __init__(
-        self, alive: Tensor, scores: Tensor | None = None, momentum: Tensor | None = None, saliency: Tensor | None = None
+        self,
+        alive: Tensor,
+        scores: Tensor | None = None,
+        momentum: Tensor | None = None,
+        saliency: Tensor | None = None,
     ) -> None:
         self.alive = alive
         self.scores = scores
         self.momentum = momentum
         self.saliency = saliency
-        self.left = int(alive.reshape(-1, alive.shape[-1])[0].sum()) if alive.numel() else alive.shape[-1]
+        self.left = (
+            int(alive.reshape(-1, alive.shape[-1])[0].sum()) if alive.numel() else alive.shape[-1]
+        )
         self.checked = False
 
     @classmethod
     def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, parts: Sequence[str]) -> Self:
-        """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m), of the parts that are needed."""
+        """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m), of
+        the parts that are needed.
+        """
         shape = (*groups.shape[:-1], math.comb(pattern.m, pattern.n))
         dtype = torch.promote_types(torch.float32, weight.dtype)
         with torch.inference_mode(False):  # they are to be changed outside of it
@@ -67,8 +78,9 @@ class Candidates:
     def learn(self, weight: Tensor, gradient: Tensor, rate: float, momentum: float) -> None:
         """A step of SGD on the scores, whose gradient is W ∂L/∂W̃.
 
-        Eq. 10's gradient of a candidate's score is the sum of that over its weights. SGD is linear and all scores begin equal, so
-        a candidate's score stays the sum over its weights of what is learned here: two numbers a weight stand for all C(m, n).
+        Eq. 10's gradient of a candidate's score is the sum of that over its weights. SGD is linear
+        and all scores begin equal, so a candidate's score stays the sum over its weights of what is
+        learned here: two numbers a weight stand for all C(m, n).
         """
         assert self.scores is not None
         dtype = self.scores.dtype
@@ -86,9 +98,11 @@ class Candidates:
         self.saliency.add_((weight.to(dtype) * gradient.to(dtype)).abs())
 
     def remove(self, worth: Tensor, pattern: Pattern, gone: int) -> None:
-        """Remove the candidates of the lowest Σ worth until `gone` are gone in every group (Alg. 1, lines 7 and 8).
+        """Remove the candidates of the lowest Σ worth until `gone` are gone in every group (Alg. 1,
+        lines 7 and 8).
 
-        worth : (…, m), finite. Sums are taken in float64, in which those of float32 numbers tie when they are equal.
+        worth : (…, m), finite. Sums are taken in float64, in which those of float32 numbers tie
+        when they are equal.
         """
         table = combinations(pattern).astype(np.float64).T
         flat = worth.reshape(-1, pattern.m)
@@ -105,7 +119,9 @@ class Candidates:
     def kept(self, pattern: Pattern) -> Tensor:
         """(…, m): the weights that some candidate alive contains (Eq. 8)."""
         if not self.alive.numel():
-            return torch.ones((*self.alive.shape[:-1], pattern.m), dtype=torch.bool, device=self.alive.device)
+            return torch.ones(
+                (*self.alive.shape[:-1], pattern.m), dtype=torch.bool, device=self.alive.device
+            )
         alive = self.alive.cpu().reshape(-1, self.alive.shape[-1]).numpy()
         mask = torch.from_numpy(survivor_mask(alive, combinations(pattern)))
         return mask.reshape(*self.alive.shape[:-1], pattern.m).to(self.alive.device)

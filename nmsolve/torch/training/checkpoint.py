@@ -1,15 +1,17 @@
-"""State dicts of masked modules: the dense weight under its plain name, its mask in bits, and the numbers that resuming needs.
+"""State dicts of masked modules: the dense weight under its plain name, its mask in bits, and the
+numbers that resuming needs.
 
 For a parameter `weight` with a mask, a module's state dict holds
 
-    weight            the dense weight, dropped entries too: training goes on with them
-    weight_mask       uint8, ceil(size / 8): the mask in bits, as `nmsolve.bits` packs it
-    weight_progress   float64, 9: n, -m, transposable, at most, step, refreshes, sad, flips, density_sum
-    weight_alive, weight_scores, weight_momentum, weight_saliency
+    weight            the dense weight, dropped entries too: training goes on with them weight_mask
+    uint8, ceil(size / 8): the mask in bits, as `nmsolve.bits` packs it weight_progress   float64,
+    9: n, -m, transposable, at most, step, refreshes, sad, flips, density_sum weight_alive,
+    weight_scores, weight_momentum, weight_saliency
                       LBC's, once it is attached, as far as its criterion needs them
 
-Where m is positive, an earlier version wrote the mask, with the first entry in the highest bit of a byte. A sign says that, because
-torch.distributed.checkpoint loads into tensors of the sizes that were saved; and those versions refuse a negative m.
+Where m is positive, an earlier version wrote the mask, with the first entry in the highest bit of a
+byte. A sign says that, because torch.distributed.checkpoint loads into tensors of the sizes that
+were saved; and those versions refuse a negative m.
 """
 
 from __future__ import annotations
@@ -31,10 +33,14 @@ from nmsolve.torch.training.parametrization import Masked, Progress, masked_para
 PARTS = ("mask", "progress", *Candidates.PARTS)
 
 
-def save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+def save_masks(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
+) -> None:
     """State-dict hook: plain names, masks in bits."""
     for name in masked_parameters(module):
-        original(module, name)  # brings what was written into module.weight to the tensor that the state dict holds
+        original(
+            module, name
+        )  # brings what was written into module.weight to the tensor that the state dict holds
         dense = state_dict.pop(f"{prefix}parametrizations.{name}.original", None)
         if dense is not None:
             state_dict[prefix + name] = dense
@@ -44,13 +50,21 @@ def save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local
 
 
 def saved_part(module: nn.Module, parameter: str, part: str) -> Tensor:
-    """What a state dict holds of a mask beside the weight, by the key's ending; also an attribute: module.weight_mask, in bits."""
+    """What a state dict holds of a mask beside the weight, by the key's ending; also an attribute:
+    module.weight_mask, in bits.
+    """
     masked = masked_parameters(module)[parameter]
     if part == "mask":
         return packed(masked.mask)
     pattern = masked.pattern
     if part == "progress":
-        row = (pattern.n, -pattern.m, pattern.transposable, pattern.at_most, *astuple(masked.progress))
+        row = (
+            pattern.n,
+            -pattern.m,
+            pattern.transposable,
+            pattern.at_most,
+            *astuple(masked.progress),
+        )
         return torch.tensor(row, dtype=torch.float64)
     tensor = None if masked.candidates is None else getattr(masked.candidates, part)
     if tensor is None:
@@ -70,7 +84,9 @@ def load_masks(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Load hook: the inverse of `save_masks`. A mask that fits neither its weight nor its plan is an error, and not taken."""
+    """Load hook: the inverse of `save_masks`. A mask that fits neither its weight nor its plan is
+    an error, and not taken.
+    """
     for name, masked in masked_parameters(module).items():
         original(module, name)  # settles what was written before
         key = prefix + name
@@ -78,9 +94,17 @@ def load_masks(
         if key in state_dict:
             state_dict[f"{prefix}parametrizations.{name}.original"] = state_dict.pop(key)
         bits, row = state_dict.pop(f"{key}_mask", None), state_dict.pop(f"{key}_progress", None)
-        parts = {part: state_dict.pop(f"{key}_{part}") for part in Candidates.PARTS if f"{key}_{part}" in state_dict}
+        parts = {
+            part: state_dict.pop(f"{key}_{part}")
+            for part in Candidates.PARTS
+            if f"{key}_{part}" in state_dict
+        }
         if bits is None or row is None:
-            missing_keys += [f"{key}_{part}" for part, found in (("mask", bits), ("progress", row)) if found is None]
+            missing_keys += [
+                f"{key}_{part}"
+                for part, found in (("mask", bits), ("progress", row))
+                if found is None
+            ]
             continue
         problem = _misfit(masked, dense, bits, row)
         if problem:
@@ -95,7 +119,9 @@ def load_masks(
             masked.mask.copy_(mask)
         masked.progress = Progress(int(step), int(refreshes), int(sad), int(flips), density_sum)
         if "alive" in parts:
-            masked.candidates = Candidates.loaded({part: cut(t, original(module, name)) for part, t in parts.items()})
+            masked.candidates = Candidates.loaded(
+                {part: cut(t, original(module, name)) for part, t in parts.items()}
+            )
 
 
 def check_masks(
@@ -106,7 +132,8 @@ def check_masks(
 ) -> None:
     """Load hook of a whole model: masks that do not fit are an error before anything is loaded.
 
-    Candidates that the checkpoint does not have are dropped here, where all names of tied weights are seen: they may be under one.
+    Candidates that the checkpoint does not have are dropped here, where all names of tied weights
+    are seen: they may be under one.
     """
     problems = []
     without: dict[int, Masked] = {}
@@ -114,7 +141,9 @@ def check_masks(
     for start, parameter, masked in _masked_in(model):
         key = prefix + start + parameter
         bits, row = state_dict.get(f"{key}_mask"), state_dict.get(f"{key}_progress")
-        problem = None if bits is None or row is None else _misfit(masked, state_dict.get(key), bits, row)
+        problem = (
+            None if bits is None or row is None else _misfit(masked, state_dict.get(key), bits, row)
+        )
         if problem:
             problems.append(f"{key}: {problem}")
         if f"{key}_alive" in state_dict:
@@ -133,11 +162,16 @@ def name_plainly(model: nn.Module, incompatible: Any) -> None:
     missing = incompatible.missing_keys
     for start, parameter, _ in _masked_in(model):
         inner = f"{start}parametrizations.{parameter}.original"
-        missing[:] = [key.removesuffix(inner) + start + parameter if f".{key}".endswith(f".{inner}") else key for key in missing]
+        missing[:] = [
+            key.removesuffix(inner) + start + parameter if f".{key}".endswith(f".{inner}") else key
+            for key in missing
+        ]
 
 
 def _masked_in(model: nn.Module) -> Iterator[tuple[str, str, Masked]]:
-    """All masks of a model: what a state dict's keys of the module begin with, the parameter's name there, the mask."""
+    """All masks of a model: what a state dict's keys of the module begin with, the parameter's name
+    there, the mask.
+    """
     for name, module in model.named_modules():
         for parameter, masked in masked_parameters(module).items():
             yield (f"{name}." if name else ""), parameter, masked
@@ -145,7 +179,11 @@ def _masked_in(model: nn.Module) -> Iterator[tuple[str, str, Masked]]:
 
 def stop_checking(model: nn.Module) -> None:
     """Take the hooks of checkpoints off a module."""
-    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks, model._load_state_dict_post_hooks):
+    for hooks in (
+        model._state_dict_hooks,
+        model._load_state_dict_pre_hooks,
+        model._load_state_dict_post_hooks,
+    ):
         for key, hook in list(hooks.items()):
             if getattr(hook, "hook", hook) in (save_masks, load_masks, check_masks, name_plainly):
                 del hooks[key]
@@ -154,11 +192,20 @@ def stop_checking(model: nn.Module) -> None:
 def _misfit(masked: Masked, dense: Tensor | None, bits: Tensor, row: Tensor) -> str | None:
     """Why a saved mask, with the weight that was saved, does not belong to a weight."""
     if dense is not None and dense.shape != masked.mask.shape:
-        return f"the checkpoint's weight has shape {tuple(dense.shape)}, this one {tuple(masked.mask.shape)}"
-    if bits.dtype != torch.uint8 or row.dtype != torch.float64 or row.numel() != 9 or bits.is_meta or row.is_meta:
         return (
-            f"the checkpoint's mask is {bits.dtype} and its progress {row.dtype} of {row.numel()} numbers, not uint8 and float64 "
-            "of 9 with values: it was cast or cut when it was saved"
+            f"the checkpoint's weight has shape {tuple(dense.shape)}, this one "
+            f"{tuple(masked.mask.shape)}"
+        )
+    if (
+        bits.dtype != torch.uint8
+        or row.dtype != torch.float64
+        or row.numel() != 9
+        or bits.is_meta
+        or row.is_meta
+    ):
+        return (
+            f"the checkpoint's mask is {bits.dtype} and its progress {row.dtype} of {row.numel()} "
+            "numbers, not uint8 and float64 of 9 with values: it was cast or cut when it was saved"
         )
     numbers = whole(row).tolist()
     if not all(math.isfinite(number) for number in numbers):
@@ -166,10 +213,16 @@ def _misfit(masked: Masked, dense: Tensor | None, bits: Tensor, row: Tensor) -> 
     n, m, transposable, at_most = (int(number) for number in numbers[:4])
     text = f"{'<=' if at_most else ''}{n}:{abs(m)}{'T' if transposable else ''}"
     if text != str(masked.pattern):
-        return f"the checkpoint's mask has pattern {text}, the plan {masked.pattern}; sparsify the model with {text}"
+        return (
+            f"the checkpoint's mask has pattern {text}, the plan {masked.pattern}; sparsify the "
+            f"model with {text}"
+        )
     entries = masked.mask.numel()
     if bits.numel() != packed_size(entries):
-        return f"the checkpoint's mask has {bits.numel()} bytes, which is not that of a weight of shape {tuple(masked.mask.shape)}"
+        return (
+            f"the checkpoint's mask has {bits.numel()} bytes, which is not that of a weight of "
+            f"shape {tuple(masked.mask.shape)}"
+        )
     if has_loose_bits(whole(bits).cpu().numpy(), entries, _order(numbers)):
         return "the checkpoint's mask has bits after its last entry: it is damaged"
     return None

@@ -1,4 +1,6 @@
-"""Which planned weights a model still has masks on: models change in training, by heads that are swapped, adapters, wrappers."""
+"""Which planned weights a model still has masks on: models change in training, by heads that are
+swapped, adapters, wrappers.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from nmsolve.torch.training.parametrization import masked_parameters
 class Found:
     """What is there of a plan, and what is not.
 
-    layers : the masked weights, in the model's order, each once, with the modules that share it. gone : paths of planned weights
-    that the model has no more, or has without a mask.
+    layers : the masked weights, in the model's order, each once, with the modules that share it.
+    gone : paths of planned weights that the model has no more, or has without a mask.
     """
 
     layers: tuple[Layer, ...]
@@ -25,14 +27,16 @@ class Found:
     @property
     def entries(self) -> list[tuple[LayerPlan, nn.Module]]:
         """Every planned weight that is there with its module, shared ones once for each."""
-        return [pair for layer in self.layers for pair in ((layer.entry, layer.module), *layer.tied)]
+        return [
+            pair for layer in self.layers for pair in ((layer.entry, layer.module), *layer.tied)
+        ]
 
 
 def find(model: nn.Module, plan: Plan, run: str) -> Found:
     """The masked weights of a model, or of a copy of it, wherever they are now.
 
-    Masks know the run of sparsify_ and the path that they were planned under, so layers are found below wrappers and adapters,
-    which rename them.
+    Masks know the run of sparsify_ and the path that they were planned under, so layers are found
+    below wrappers and adapters, which rename them.
     """
     planned: dict[str, list[LayerPlan]] = {}  # by the first of those that share a weight
     for entry in plan.planned:
@@ -44,19 +48,31 @@ def find(model: nn.Module, plan: Plan, run: str) -> Found:
             entries = planned.get(masked.path, []) if masked.run == run else []
             if not entries:
                 continue  # another call of sparsify_ put it there
-            # There may be more of them than planned: adapters copy modules that they train whole, and keep both.
+            # There may be more of them than planned: adapters copy modules that they train whole,
+            # and keep both.
             here = replace(entries[0], name=name, parameter=parameter)
-            free = [entry for entry in entries if entry.path not in found and entry.parameter == parameter]
+            free = [
+                entry
+                for entry in entries
+                if entry.path not in found and entry.parameter == parameter
+            ]
             entry = next((entry for entry in free if entry.name == name), free[0] if free else here)
             found.add(entry.path)
             if id(masked) in layers:
                 layers[id(masked)].tied.append((entry, module))
             else:
                 layers[id(masked)] = Layer(entry, module, masked)
-    return Found(tuple(layers.values()), tuple(entry.path for entry in plan.planned if entry.path not in found))
+    return Found(
+        tuple(layers.values()),
+        tuple(entry.path for entry in plan.planned if entry.path not in found),
+    )
 
 
 def adapted_layers(model: nn.Module, found: Found) -> list[str]:
     """Paths of masked layers that are inside an adapter's, as PEFT puts them, and not merged."""
-    inside = {id(module) for name, module in model.named_modules() if name.rpartition(".")[2] == "base_layer"}
+    inside = {
+        id(module)
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "base_layer"
+    }
     return [entry.path for entry, module in found.entries if id(module) in inside]

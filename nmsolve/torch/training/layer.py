@@ -27,7 +27,8 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 class Layer:
     """A weight with its mask.
 
-    entry : its plan. module : whose parameter it is. tied : further modules that hold the same parameter, each after its plan.
+    entry : its plan. module : whose parameter it is. tied : further modules that hold the same
+    parameter, each after its plan.
     """
 
     entry: LayerPlan
@@ -66,13 +67,15 @@ def rate_of(layer: Layer, group: dict[str, Any]) -> float:
     """The learning rate of an optimizer's group."""
     if group.get("lr") is None:
         raise InputError(
-            f"layer {layer.path}: its optimizer has no learning rate (lr=None), which this method goes by: give it one "
-            "(Adafactor: lr=1e-3, relative_step=False)"
+            f"layer {layer.path}: its optimizer has no learning rate (lr=None), which this method "
+            "goes by: give it one (Adafactor: lr=1e-3, relative_step=False)"
         )
     return float(group["lr"])
 
 
-def solve_mask(entry: LayerPlan, weight: Tensor, scores: Tensor | None, solver: str, threads: int | None = None) -> Tensor:
+def solve_mask(
+    entry: LayerPlan, weight: Tensor, scores: Tensor | None, solver: str, threads: int | None = None
+) -> Tensor:
     """The best mask of a weight, of its shape; errors name the layer."""
     assert entry.pattern is not None
     assert entry.axis is not None
@@ -80,13 +83,23 @@ def solve_mask(entry: LayerPlan, weight: Tensor, scores: Tensor | None, solver: 
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
     given = None if scores is None else for_solver(scores, entry.axis)
     try:
-        result = solve(for_solver(weight, entry.axis), entry.pattern, given, solver, None, threads, entry.padding)
+        result = solve(
+            for_solver(weight, entry.axis),
+            entry.pattern,
+            given,
+            solver,
+            None,
+            threads,
+            entry.padding,
+        )
     except NMSolveError as error:
         raise type(error)(f"layer {entry.path}: {error}") from error
     return from_solver(result.mask, entry.axis, weight.dim())
 
 
-def scores_of(entry: LayerPlan, weight: Tensor, gradient: Tensor | None, score: str | Score) -> Tensor | None:
+def scores_of(
+    entry: LayerPlan, weight: Tensor, gradient: Tensor | None, score: str | Score
+) -> Tensor | None:
     """What a mask maximises instead of |W|, if anything."""
     if not callable(score):
         return None
@@ -95,28 +108,40 @@ def scores_of(entry: LayerPlan, weight: Tensor, gradient: Tensor | None, score: 
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
-            f"layer {entry.path}: the score function gave {found} for a weight of shape {tuple(weight.shape)}; it scores each"
+            f"layer {entry.path}: the score function gave {found} for a weight of shape "
+            f"{tuple(weight.shape)}; it scores each"
         )
     return scores
 
 
 def _solve_all(layers: Sequence[Layer], solver: str, score: str | Score) -> list[Tensor]:
-    """This rank's parts of the best masks. On a CPU layers side by side, for one of usual size is too small for several threads."""
+    """This rank's parts of the best masks. On a CPU layers side by side, for one of usual size is
+    too small for several threads.
+    """
     weights = [layer.weight for layer in layers]
-    scores = [scores_of(layer.entry, w, layer.gradient, score) for layer, w in zip(layers, weights, strict=True)]
+    scores = [
+        scores_of(layer.entry, w, layer.gradient, score)
+        for layer, w in zip(layers, weights, strict=True)
+    ]
     work = list(zip(layers, weights, scores, strict=True))
     workers = thread_count(None)
     share = sum(weight.numel() for weight in weights) // workers
-    if workers == 1 or any(weight.device.type != "cpu" or weight.numel() > share for weight in weights):
+    if workers == 1 or any(
+        weight.device.type != "cpu" or weight.numel() > share for weight in weights
+    ):
         return [solve_mask(layer.entry, w, s, solver) for layer, w, s in work]
     with ThreadPoolExecutor(workers) as pool:
         largest_first = sorted(range(len(work)), key=lambda i: -weights[i].numel())
-        futures = {i: pool.submit(solve_mask, layers[i].entry, weights[i], scores[i], solver, 1) for i in largest_first}
+        futures = {
+            i: pool.submit(solve_mask, layers[i].entry, weights[i], scores[i], solver, 1)
+            for i in largest_first
+        }
     return [futures[i].result() for i in range(len(work))]
 
 
 def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
-    """Solve the masks of all these layers anew, and exchange them only if every one could be solved, on every rank.
+    """Solve the masks of all these layers anew, and exchange them only if every one could be
+    solved, on every rank.
 
     Raises
     ------
@@ -132,10 +157,13 @@ def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
 
 
 def diverged(layer: Layer, what: str) -> InputError:
-    """The error for a layer that has numbers that are not finite: during training another remedy helps than the solver's."""
+    """The error for a layer that has numbers that are not finite: during training another remedy
+    helps than the solver's.
+    """
     return InputError(
-        f"layer {layer.path}: {what}. Masks and counters are as before this step, but the optimizer has changed the weights: "
-        "resume from the last checkpoint, with a lower learning rate or with gradients clipped"
+        f"layer {layer.path}: {what}. Masks and counters are as before this step, but the "
+        "optimizer has changed the weights: resume from the last checkpoint, with a lower learning "
+        "rate or with gradients clipped"
     )
 
 
@@ -146,13 +174,18 @@ def _not_finite(layers: Sequence[Layer]) -> InputError | None:
         finite = torch.isfinite(weight)
         if not bool(finite.all()):
             index = (~finite).nonzero()[0].tolist()
-            return diverged(layer, f"its weight is not finite any more, {weight[tuple(index)].item()} at {index}")
+            return diverged(
+                layer,
+                f"its weight is not finite any more, {weight[tuple(index)].item()} at {index}",
+            )
     return None
 
 
 @contextmanager
 def together(layers: Sequence[Layer]) -> Iterator[None]:
-    """Errors inside are errors on every rank: one that raised while others gather would leave them waiting."""
+    """Errors inside are errors on every rank: one that raised while others gather would leave them
+    waiting.
+    """
     failure: NMSolveError | None = None
     try:
         yield
@@ -160,7 +193,9 @@ def together(layers: Sequence[Layer]) -> Iterator[None]:
         failure = error
     sharded = next((layer.parameter for layer in layers if is_sharded(layer.parameter)), None)
     if sharded is not None and anywhere(failure is not None, sharded) and failure is None:
-        failure = InputError("masks were not refreshed: another rank could not choose its part, and says why")
+        failure = InputError(
+            "masks were not refreshed: another rank could not choose its part, and says why"
+        )
     if failure is not None:
         raise failure
 

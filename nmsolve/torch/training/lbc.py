@@ -29,50 +29,56 @@ Criterion = Literal["learned", "magnitude", "gradient", "inverse"]
 
 @dataclass(frozen=True)
 class LBC(Method):
-    r"""Learning Best Combinations: every group starts with all its C(m, n) candidates and loses the lowest-scored until one is
-    left.
+    r"""Learning Best Combinations: every group starts with all its C(m, n) candidates and loses the
+    lowest-scored until one is left.
 
     .. math:: \tilde W = B \circ W, \quad B_i = [\, i \text{ is in a candidate alive} \,], \quad
-              S_j \leftarrow S_j - \gamma \sum_{i \in \Theta_j} W_i \, \partial L / \partial \tilde W_i
+              S_j \leftarrow S_j - \gamma \sum_{i \in \Theta_j} W_i \, \partial L / \partial \tilde
+              W_i
 
     Parameters
     ----------
     t_i, t_f : int
-        Optimizer steps between which candidates are removed, by Eq. 6; from t_f on masks are n:m. The paper takes 0 and half of
-        training.
+        Optimizer steps between which candidates are removed, by Eq. 6; from t_f on masks are n:m.
+        The paper takes 0 and half of training.
     criterion : {"learned", "magnitude", "gradient", "inverse"}
-        What candidates are removed by (Table 6): the learned scores; Σ|W|; Σ|W ∂L/∂W̃| averaged since the last removal; or the
-        learned scores upside down.
+        What candidates are removed by (Table 6): the learned scores; Σ|W|; Σ|W ∂L/∂W̃| averaged
+        since the last removal; or the learned scores upside down.
     update_every : int
-        Optimizer steps between removals; the paper removes once an epoch. At t_f the last go in any case.
+        Optimizer steps between removals; the paper removes once an epoch. At t_f the last go in any
+        case.
     power : float
         Of Eq. 6's schedule: 3 in the paper, 4 in the released code for DeiT.
     momentum : float
-        Of the SGD that learns the scores, which have no weight decay. 0 halves the time that learning takes and its memory; all
-        that momentum does to scores, which only accumulate, is to let them lag by some steps.
+        Of the SGD that learns the scores, which have no weight decay. 0 halves the time that
+        learning takes and its memory; all that momentum does to scores, which only accumulate, is
+        to let them lag by some steps.
 
     Raises
     ------
     InputError, PatternError
-        For a schedule that is none; from `sparsify_` for transposable, at-most and padded layers, which LBC is not defined for, and
-        for candidates that do not fit in memory, with the figure.
+        For a schedule that is none; from `sparsify_` for transposable, at-most and padded layers,
+        which LBC is not defined for, and for candidates that do not fit in memory, with the figure.
 
     Notes
     -----
-    The scores' gradient is computed from the weights' own at each optimizer step: candidates alive hold only weights that are not
-    masked, so nothing dense is needed. Scores are learned by SGD at the learning rate of the layer's group, whatever the optimizer:
-    only their order within a group counts, and it is their meaning (Eq. 12) to be a plain sum of loss changes. What is removed
-    stays removed, weight and momentum zeroed, for candidates alive are kept in a mask; in the released code momentum revives them.
-    In groups that never had a gradient (frozen layers, inputs that are always zero) magnitudes decide. Of equal scores the
-    lexicographically later goes first.
+    The scores' gradient is computed from the weights' own at each optimizer step: candidates alive
+    hold only weights that are not masked, so nothing dense is needed. Scores are learned by SGD at
+    the learning rate of the layer's group, whatever the optimizer: only their order within a group
+    counts, and it is their meaning (Eq. 12) to be a plain sum of loss changes. What is removed
+    stays removed, weight and momentum zeroed, for candidates alive are kept in a mask; in the
+    released code momentum revives them. In groups that never had a gradient (frozen layers, inputs
+    that are always zero) magnitudes decide. Of equal scores the lexicographically later goes first.
 
-    All of this is linear, so a candidate's score is a sum over its weights, and two numbers a weight are learned instead of two for
-    each of the C(m, n) candidates. Memory is 8 + C(m, n) / m bytes a weight (float32 score and momentum, alive); scores,
-    gradients and momenta of candidates would take 12 C(m, n) / m. "gradient" takes 4 + C(m, n) / m, "magnitude" C(m, n) / m.
+    All of this is linear, so a candidate's score is a sum over its weights, and two numbers a
+    weight are learned instead of two for each of the C(m, n) candidates. Memory is 8 + C(m, n) / m
+    bytes a weight (float32 score and momentum, alive); scores, gradients and momenta of candidates
+    would take 12 C(m, n) / m. "gradient" takes 4 + C(m, n) / m, "magnitude" C(m, n) / m.
 
     References
     ----------
-    Zhang et al., Learning best combination for efficient N:M sparsity, NeurIPS 2022: Eq. 5-12, Alg. 1, Table 6.
+    Zhang et al., Learning best combination for efficient N:M sparsity, NeurIPS 2022: Eq. 5-12, Alg.
+    1, Table 6.
 
     Examples
     --------
@@ -96,7 +102,10 @@ class LBC(Method):
         check_count(self.t_f, "t_f", 1)
         check_count(self.update_every, "update_every", 1)
         if self.criterion not in get_args(Criterion):
-            raise InputError(f"criterion must be one of {', '.join(map(repr, get_args(Criterion)))}, got {self.criterion!r}")
+            raise InputError(
+                f"criterion must be one of {', '.join(map(repr, get_args(Criterion)))}, got "
+                f"{self.criterion!r}"
+            )
         if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
         if self.t_i >= self.t_f:
@@ -122,19 +131,26 @@ class LBC(Method):
                 raise type(error)(f"layer {layer.path}: {error}") from None
             if layer.shape[axis] % pattern.m:
                 raise InputError(
-                    f"layer {layer.path} of shape {layer.shape}: LBC has no candidates for groups that padding={layer.padding!r} "
-                    f"completes; plan with padding='skip'"
+                    f"layer {layer.path} of shape {layer.shape}: LBC has no candidates for groups "
+                    f"that padding={layer.padding!r} completes; plan with padding='skip'"
                 )
-            needed[weight.device] = needed.get(weight.device, 0) + weight.numel() * bytes_a_weight(pattern, self._parts)
+            needed[weight.device] = needed.get(weight.device, 0) + weight.numel() * bytes_a_weight(
+                pattern, self._parts
+            )
         for device, count in needed.items():
             free = free_bytes(device)
             if free is not None and count > free:
-                each = {layer.pattern: bytes_a_weight(layer.pattern, self._parts) for layer in layers if layer.pattern}
+                each = {
+                    layer.pattern: bytes_a_weight(layer.pattern, self._parts)
+                    for layer in layers
+                    if layer.pattern
+                }
                 worst = max(each, key=lambda pattern: each[pattern])
                 raise InputError(
-                    f"LBC's candidates would take {count / 2**30:,.1f} GiB on {device}, where {free / 2**30:,.1f} GiB are "
-                    f"free: pattern {worst} takes {each[worst]:,.0f} bytes a weight; choose a pattern with fewer combinations, "
-                    "such as 2:4, 1:4 or 2:8, or fewer layers"
+                    f"LBC's candidates would take {count / 2**30:,.1f} GiB on {device}, where "
+                    f"{free / 2**30:,.1f} GiB are free: pattern {worst} takes {each[worst]:,.0f} "
+                    "bytes a weight; choose a pattern with fewer combinations, such as 2:4, 1:4 or "
+                    "2:8, or fewer layers"
                 )
 
     def initial(self, entry: LayerPlan, weight: Tensor, scores: Tensor | None = None) -> Tensor:
@@ -145,17 +161,22 @@ class LBC(Method):
             self._candidates(layer)
 
     def _candidates(self, layer: Layer) -> Candidates:
-        """A layer's candidates: fresh ones at first, and checked once, for a checkpoint may have brought others."""
+        """A layer's candidates: fresh ones at first, and checked once, for a checkpoint may have
+        brought others.
+        """
         found = layer.masked.candidates
         if found is not None and found.checked:
             return found
         groups = _groups(layer, layer.weight)
         if found is None:
-            found = layer.masked.candidates = Candidates.fresh(groups, layer.weight, _pattern(layer), self._parts)
+            found = layer.masked.candidates = Candidates.fresh(
+                groups, layer.weight, _pattern(layer), self._parts
+            )
         elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != self._parts:
             raise InputError(
-                f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with {', '.join(found.state())}, are "
-                f"not those of criterion {self.criterion!r}, momentum {self.momentum}; resume with those it was saved with"
+                f"layer {layer.path}: the checkpoint's candidates, {tuple(found.alive.shape)} with "
+                f"{', '.join(found.state())}, are not those of criterion {self.criterion!r}, "
+                f"momentum {self.momentum}; resume with those it was saved with"
             )
         found.checked = True
         if is_sharded(layer.parameter):  # a rank that holds no row cannot tell
@@ -176,7 +197,12 @@ class LBC(Method):
             if self.criterion == "gradient":
                 candidates.gather(weight, gradient)
             else:
-                candidates.learn(weight, -gradient if group.get("maximize") else gradient, rate_of(layer, group), self.momentum)
+                candidates.learn(
+                    weight,
+                    -gradient if group.get("maximize") else gradient,
+                    rate_of(layer, group),
+                    self.momentum,
+                )
 
     def after(self, attachment: Attachment) -> None:
         due: list[tuple[Layer, Candidates, int]] = []
@@ -209,7 +235,9 @@ class LBC(Method):
         exchange(layers, parts)
 
     def _worth(self, layer: Layer) -> Tensor:
-        """What candidates are removed by, weight by weight, (…, m); InputError if any is not finite."""
+        """What candidates are removed by, weight by weight, (…, m); InputError if any is not
+        finite.
+        """
         candidates = layer.masked.candidates
         assert candidates is not None
         magnitude = layer.weight.abs()
@@ -217,19 +245,29 @@ class LBC(Method):
         worth = magnitude if self.criterion == "magnitude" else learned
         assert worth is not None
         if not bool(torch.isfinite(worth).all() & torch.isfinite(magnitude).all()):
-            raise diverged(layer, "its weights or gradients were not finite, so its candidates cannot be compared")
+            raise diverged(
+                layer,
+                "its weights or gradients were not finite, so its candidates cannot be compared",
+            )
         groups = _groups(layer, -worth if self.criterion == "inverse" else worth)
-        known = groups.any(-1, keepdim=True)  # nothing is of a frozen layer, or where inputs are always zero
+        known = groups.any(
+            -1, keepdim=True
+        )  # nothing is of a frozen layer, or where inputs are always zero
         return torch.where(known, groups, _groups(layer, magnitude).to(groups.dtype))
 
     def unfinished(self, layers: Sequence[Layer]) -> str | None:
         for layer in layers:
             candidates = layer.masked.candidates
             if candidates is None or candidates.left > 1:
-                left = math.comb(_pattern(layer).m, _pattern(layer).n) if candidates is None else candidates.left
+                left = (
+                    math.comb(_pattern(layer).m, _pattern(layer).n)
+                    if candidates is None
+                    else candidates.left
+                )
                 return (
-                    f"LBC is not done: layer {layer.path} has {left} candidates a group alive after {layer.masked.progress.step} "
-                    f"steps; train to step t_f={self.t_f}, or choose a smaller t_f"
+                    f"LBC is not done: layer {layer.path} has {left} candidates a group alive "
+                    f"after {layer.masked.progress.step} steps; train to step t_f={self.t_f}, or "
+                    "choose a smaller t_f"
                 )
         return None
 
@@ -255,5 +293,7 @@ def free_bytes(device: torch.device) -> int | None:
     memory = Path("/proc/meminfo")
     if device.type != "cpu" or not memory.exists():
         return None
-    lines: dict[str, Any] = dict(line.split(":", 1) for line in memory.read_text().splitlines() if ":" in line)
+    lines: dict[str, Any] = dict(
+        line.split(":", 1) for line in memory.read_text().splitlines() if ":" in line
+    )
     return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None

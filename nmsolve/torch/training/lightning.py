@@ -13,11 +13,14 @@ except ImportError:
     try:
         import pytorch_lightning as pl
     except ImportError as error:
-        raise MissingDependencyError("nmt.LightningCallback needs lightning: pip install 'nmsolve[lightning]'") from error
+        raise MissingDependencyError(
+            "nmt.LightningCallback needs lightning: pip install 'nmsolve[lightning]'"
+        ) from error
 
 
 class LightningCallback(Callback, pl.Callback):  # type: ignore[misc]
-    """Attaches a sparsified model to the optimizers that a LightningModule makes, and logs its masks' density, SAD and flips.
+    """Attaches a sparsified model to the optimizers that a LightningModule makes, and logs its
+    masks' density, SAD and flips.
 
     Parameters
     ----------
@@ -31,8 +34,9 @@ class LightningCallback(Callback, pl.Callback):  # type: ignore[misc]
 
     Notes
     -----
-    Checkpoints hold masks and counters; ckpt_path continues with them, on a model that was sparsified with the same plan and
-    method. Call sparse.finalize_() after training, before the model is saved for use.
+    Checkpoints hold masks and counters; ckpt_path continues with them, on a model that was
+    sparsified with the same plan and method. Call sparse.finalize_() after training, before the
+    model is saved for use.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

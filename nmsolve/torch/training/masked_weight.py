@@ -1,4 +1,5 @@
-"""The tensors that module.weight gives of a weight with a mask: like any other, but that writing into them is seen.
+"""The tensors that module.weight gives of a weight with a mask: like any other, but that writing
+into them is seen.
 
 They say so to their origin; what becomes of it is in written.py.
 """
@@ -15,9 +16,26 @@ from torch import Tensor
 from nmsolve.errors import InputError
 
 #: Attributes that reach the memory of a tensor past its version counter.
-_RAW = ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "_typed_storage", "share_memory_", "__setitem__")
+_RAW = (
+    "numpy",
+    "__array__",
+    "__dlpack__",
+    "untyped_storage",
+    "storage",
+    "_typed_storage",
+    "share_memory_",
+    "__setitem__",
+)
 #: Operators that write.
-_OPERATORS = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__")
+_OPERATORS = (
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__ifloordiv__",
+    "__imod__",
+    "__ipow__",
+)
 #: Methods that write: those whose names end so, but for some that do not.
 _IN_PLACE = tuple(
     name
@@ -29,9 +47,11 @@ _IN_PLACE = tuple(
 #: Attributes that give views of it.
 _VIEWS = (
     "__getitem__", "adjoint", "as_strided", "chunk", "contiguous", "diagonal", "dsplit", "expand",
-    "expand_as", "flatten", "hsplit", "movedim", "moveaxis", "narrow", "permute", "ravel", "reshape",
+    "expand_as", "flatten", "hsplit", "movedim", "moveaxis", "narrow", "permute", "ravel",
+    "reshape",
     "reshape_as", "select", "split", "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t",
-    "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze",
+    "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk", "unsafe_split",
+    "unsqueeze",
     "view", "view_as", "vsplit",
 )  # fmt: skip
 _VIEW_PROPERTIES = ("T", "mT", "H", "mH", "real")
@@ -60,7 +80,9 @@ class Origin(Protocol):
 class MaskedView(Tensor):
     """A view of a masked weight."""
 
-    __torch_function__ = _NO_FUNCTION  # as nn.Parameter: results are plain tensors, and fused paths take it
+    __torch_function__ = (
+        _NO_FUNCTION  # as nn.Parameter: results are plain tensors, and fused paths take it
+    )
     origin: Origin
 
     @property
@@ -76,7 +98,9 @@ class MaskedView(Tensor):
         _DATA.__set__(self, value)
 
     def detach(self) -> Tensor:
-        """The memory, with its version counter, outside of autograd: a plain tensor, as nn.Parameter wants it."""
+        """The memory, with its version counter, outside of autograd: a plain tensor, as
+        nn.Parameter wants it.
+        """
         self.origin.expose()
         memory: Tensor = self.as_subclass(Tensor).detach()
         memory.origin = self.origin  # type: ignore[attr-defined]
@@ -91,7 +115,8 @@ class MaskedView(Tensor):
 
 
 class MaskedWeight(MaskedView):
-    """A masked weight as module.weight gives it: a tensor like any other, for which writing is writing to the dense weight.
+    """A masked weight as module.weight gives it: a tensor like any other, for which writing is
+    writing to the dense weight.
 
     grad, hooks and what is set of requires_grad are those of the dense weight.
     """
@@ -142,7 +167,10 @@ class MaskedWeight(MaskedView):
 
     def set_(self, *_: Any, **__: Any) -> NoReturn:
         """Not for masked weights."""
-        raise InputError("a masked weight cannot be given other memory: assign module.weight, or take the masks off first")
+        raise InputError(
+            "a masked weight cannot be given other memory: assign module.weight, or take the masks "
+            "off first"
+        )
 
     resize_ = set_
 

@@ -1,7 +1,7 @@
 """How masks are put on a module and taken off again.
 
-What torch.nn.utils.parametrize leaves open is mended here: state dicts with plain names, torch.save of the whole module, and taking
-masks off a deep copy, which shares its class with the original.
+What torch.nn.utils.parametrize leaves open is mended here: state dicts with plain names, torch.save
+of the whole module, and taking masks off a deep copy, which shares its class with the original.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from nmsolve.torch.training.parametrization import Masked, masked_parameters, or
 
 
 def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
-    """Put a mask on a module's parameter, which stays the same object; `masked` may be on several."""
+    """Put a mask on a module's parameter, which stays the same object; `masked` may be on
+    several.
+    """
     first = not parametrize.is_parametrized(module)
     if first:
         module._dense_order = tuple(module._parameters)  # type: ignore[assignment]
@@ -43,11 +45,14 @@ def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
 def take_off(module: nn.Module) -> None:
     """Take all masks off a module: its own class and parameters again, the parameters as they are.
 
-    torch's remove_parametrizations deletes the property from the class, which deep copies share; this leaves the class alone.
+    torch's remove_parametrizations deletes the property from the class, which deep copies share;
+    this leaves the class alone.
     """
     originals = {name: original(module, name) for name in masked_parameters(module)}
     parameters = _in_order({**originals, **module._parameters}, module._dense_order)
-    module._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
+    module._modules = {
+        name: child for name, child in module._modules.items() if name != "parametrizations"
+    }
     module.__class__ = type(module).__bases__[0]
     module._parameters = parameters
     del module.__dict__["_dense_order"]
@@ -55,15 +60,25 @@ def take_off(module: nn.Module) -> None:
 
 
 def _in_order(parameters: dict[str, Any], order: Any) -> dict[str, Any]:
-    """Parameters in the order in which they were, as far as they still are: optimizers' state dicts count them."""
-    return {name: parameters[name] for name in dict.fromkeys((*order, *parameters)) if name in parameters}
+    """Parameters in the order in which they were, as far as they still are: optimizers' state dicts
+    count them.
+    """
+    return {
+        name: parameters[name]
+        for name in dict.fromkeys((*order, *parameters))
+        if name in parameters
+    }
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """How a module with masks is pickled: as its own class, whose masks are put on again when it is read."""
+    """How a module with masks is pickled: as its own class, whose masks are put on again when it is
+    read.
+    """
     masks = masked_parameters(module)
     state = dict(module.__dict__)
-    state["_modules"] = {name: child for name, child in module._modules.items() if name != "parametrizations"}
+    state["_modules"] = {
+        name: child for name, child in module._modules.items() if name != "parametrizations"
+    }
     tensors = {name: (original(module, name), masked) for name, masked in masks.items()}
     kind = type(module).__bases__[0]
     forward = vars(type(module)).get("forward")  # where the layer is accelerated
@@ -77,7 +92,9 @@ def _copy(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _settled(deepcopy: Callable[[nn.Module, dict[int, Any]], nn.Module]) -> Callable[[nn.Module, dict[int, Any]], nn.Module]:
+def _settled(
+    deepcopy: Callable[[nn.Module, dict[int, Any]], nn.Module],
+) -> Callable[[nn.Module, dict[int, Any]], nn.Module]:
     """copy.deepcopy, of weights that hold what was written into them."""
 
     def settled(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -93,9 +110,9 @@ def _register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
     masks = masked_parameters(module)
     if name in masks and masks[name].mounted:
         raise InputError(
-            f"layer {masks[name].path}: its {name} has a mask, and no other Parameter can take its place: assign a tensor "
-            f"(module.{name} = parameter.detach()) to set its values; to exchange or tie it, take the masks off first: "
-            "nmt.remove_masks_(model)"
+            f"layer {masks[name].path}: its {name} has a mask, and no other Parameter can take its "
+            f"place: assign a tensor (module.{name} = parameter.detach()) to set its values; to "
+            "exchange or tie it, take the masks off first: nmt.remove_masks_(model)"
         )
     nn.Module.register_parameter(module, name, param)
 
@@ -108,7 +125,9 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-def _restore(module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]], Any]) -> None:
+def _restore(
+    module: nn.Module, pickled: tuple[dict[str, Any], dict[str, tuple[nn.Parameter, Masked]], Any]
+) -> None:
     state, tensors, forward = pickled
     module.__dict__.update(state)
     originals = {name: parameter for name, (parameter, _) in tensors.items()}

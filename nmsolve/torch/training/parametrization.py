@@ -1,7 +1,8 @@
 """`Masked`: the parametrization that makes a weight the masked one.
 
-torch.nn.utils.parametrize rather than new module classes: fused paths (attention, nn.TransformerEncoderLayer) read `weight` past
-any forward, and so get the masked one. What is written into it reaches the dense weight: see written.py.
+torch.nn.utils.parametrize rather than new module classes: fused paths (attention,
+nn.TransformerEncoderLayer) read `weight` past any forward, and so get the masked one. What is
+written into it reaches the dense weight: see written.py.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from nmsolve.torch.training.written import Written
 class Progress:
     """What has happened to a mask, in numbers that a checkpoint holds.
 
-    step : optimizer steps taken. refreshes : masks solved after the first. sad : entries that differ between the last two masks.
-    flips : the sum of sad over all refreshes. density_sum : the mask's density summed over the steps.
+    step : optimizer steps taken. refreshes : masks solved after the first. sad : entries that
+    differ between the last two masks. flips : the sum of sad over all refreshes. density_sum : the
+    mask's density summed over the steps.
     """
 
     step: int = 0
@@ -67,23 +69,33 @@ class _ForwardToo(_StraightThrough):
 class Masked(nn.Module):
     """W ↦ M∘W for a parametrized weight.
 
-    mask : bool buffer of the weight's shape, True = keep; every rank of a sharded weight holds all of it. straight_through :
-    whether gradients reach what is dropped. path : the weight's in the model that was sparsified, wherever it is now. run : which
-    call of sparsify_ put it on; copies have it too. written : what is to be brought to the dense weight. mounted : whether it is on
-    a parameter, so that assigning copies. backend : who multiplies, where a layer is accelerated. candidates : LBC's, once it is
-    attached.
+    mask : bool buffer of the weight's shape, True = keep; every rank of a sharded weight holds all
+    of it. straight_through : whether gradients reach what is dropped. path : the weight's in the
+    model that was sparsified, wherever it is now. run : which call of sparsify_ put it on; copies
+    have it too. written : what is to be brought to the dense weight. mounted : whether it is on a
+    parameter, so that assigning copies. backend : who multiplies, where a layer is accelerated.
+    candidates : LBC's, once it is attached.
     """
 
     mask: Tensor
 
     def __init__(
-        self, mask: Tensor, pattern: Pattern, axis: int, padding: str, straight_through: bool, path: str, run: str
+        self,
+        mask: Tensor,
+        pattern: Pattern,
+        axis: int,
+        padding: str,
+        straight_through: bool,
+        path: str,
+        run: str,
     ) -> None:
         super().__init__()
         if mask.is_inference():
             with torch.inference_mode(False):
                 mask = mask.clone()
-        self.register_buffer("mask", mask, persistent=False)  # checkpoints hold it in bits: see checkpoint.py
+        self.register_buffer(
+            "mask", mask, persistent=False
+        )  # checkpoints hold it in bits: see checkpoint.py
         self.pattern = pattern
         self.axis = axis
         self.padding = padding
@@ -98,7 +110,9 @@ class Masked(nn.Module):
         self.candidates: Candidates | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As nn.Module's; what casts everything, as model.type(dtype) does, leaves the mask bool."""
+        """As nn.Module's; what casts everything, as model.type(dtype) does, leaves the mask
+        bool.
+        """
         self.written.settle()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.mask.dtype != torch.bool:
@@ -122,7 +136,9 @@ class Masked(nn.Module):
         if not self.straight_through:
             return weight * mask
         compiling = torch.compiler.is_compiling()
-        if not compiling and torch._C._get_tracing_state() is not None:  # a trace of torch.jit holds no Python functions
+        if (
+            not compiling and torch._C._get_tracing_state() is not None
+        ):  # a trace of torch.jit holds no Python functions
             return torch.where(mask, weight, weight - weight.detach())
         function = _StraightThrough if compiling else _ForwardToo
         masked: Tensor = function.apply(weight, mask)  # type: ignore[no-untyped-call]
@@ -133,19 +149,25 @@ class Masked(nn.Module):
         if not self.mounted:  # the weight itself, when the mask is put on
             return weight
         if weight.shape != self.mask.shape:
-            raise InputError(f"the weight has shape {tuple(self.mask.shape)}; a tensor of shape {tuple(weight.shape)} was assigned")
-        if (weight.requires_grad and not isinstance(weight, MaskedWeight)) or torch._C._functorch.is_functorch_wrapped_tensor(
-            weight
-        ):
             raise InputError(
-                "a masked weight is a copy of what is assigned, without its gradient: assign weight.detach(), or give "
-                "torch.func.functional_call the names of model.named_parameters() (parametrizations.weight.original)"
+                f"the weight has shape {tuple(self.mask.shape)}; a tensor of shape "
+                f"{tuple(weight.shape)} was assigned"
+            )
+        if (
+            weight.requires_grad and not isinstance(weight, MaskedWeight)
+        ) or torch._C._functorch.is_functorch_wrapped_tensor(weight):
+            raise InputError(
+                "a masked weight is a copy of what is assigned, without its gradient: assign "
+                "weight.detach(), or give torch.func.functional_call the names of "
+                "model.named_parameters() (parametrizations.weight.original)"
             )
         return self.written.dense_of(weight)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Models that were pickled by earlier versions lack some of it."""
-        super().__setstate__({"path": "", "run": "", "mounted": False, "written": Written("")} | state)  # type: ignore[no-untyped-call]
+        super().__setstate__(
+            {"path": "", "run": "", "mounted": False, "written": Written("")} | state
+        )  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has handed out nothing yet."""
@@ -162,7 +184,9 @@ class Masked(nn.Module):
 
     @property
     def version(self) -> tuple[int, int]:
-        """Changes whenever the mask does, whoever changes it: a refresh, a checkpoint, a broadcast."""
+        """Changes whenever the mask does, whoever changes it: a refresh, a checkpoint, a
+        broadcast.
+        """
         return id(self.mask), self.mask._version
 
     @property
@@ -198,8 +222,8 @@ def original(module: nn.Module, parameter: str) -> Tensor:
     masked: Masked = lists[parameter][0]
     if parameter in module._parameters:
         raise InputError(
-            f"layer {masked.path}: module._parameters[{parameter!r}] was set beside its mask, where nothing reads it: assign "
-            f"module.{parameter} instead"
+            f"layer {masked.path}: module._parameters[{parameter!r}] was set beside its mask, "
+            f"where nothing reads it: assign module.{parameter} instead"
         )
     if not torch.compiler.is_compiling():
         masked.written.settle(tensor)

@@ -17,10 +17,11 @@ from nmsolve.torch.training.parametrization import Masked, masked_parameters, or
 
 
 def remove_masks_(model: nn.Module, *, zeros: bool = True) -> tuple[str, ...]:
-    """Take all masks off a model, whoever put them on and however far its training has come. In place.
+    """Take all masks off a model, whoever put them on and however far its training has come. In
+    place.
 
-    For a model whose SparseModel is lost (torch.load of a whole model), that was taken apart since, or whose training is given up.
-    `SparseModel.finalize_` does it with all checks.
+    For a model whose SparseModel is lost (torch.load of a whole model), that was taken apart since,
+    or whose training is given up. `SparseModel.finalize_` does it with all checks.
 
     Parameters
     ----------
@@ -37,7 +38,8 @@ def remove_masks_(model: nn.Module, *, zeros: bool = True) -> tuple[str, ...]:
     Raises
     ------
     InputError
-        If weights are sharded, or have parametrizations of others on top of the mask. Nothing is then changed.
+        If weights are sharded, or have parametrizations of others on top of the mask. Nothing is
+        then changed.
 
     Examples
     --------
@@ -73,12 +75,16 @@ def _check(named: Sequence[tuple[str, nn.Module, str]]) -> None:
     for path, module, parameter in named:
         lists: Any = module.parametrizations
         if not all(len(parts) == 1 and isinstance(parts[0], Masked) for parts in lists.values()):
-            raise InputError(f"layer {path} has parametrizations besides its mask, which were added to it later: remove them first")
+            raise InputError(
+                f"layer {path} has parametrizations besides its mask, which were added to it "
+                "later: remove them first"
+            )
         if is_sharded(original(module, parameter)):
             raise InputError(
-                f"layer {path} is sharded, and fully_shard cannot be undone: load the full state dict "
-                "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a model that "
-                "was sparsified with the same plan and not sharded, and finalize_ that one"
+                f"layer {path} is sharded, and fully_shard cannot be undone: load the full state "
+                "dict (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+                "full_state_dict=True) into a model that was sparsified with the same plan and not "
+                "sharded, and finalize_ that one"
             )
 
 
@@ -92,6 +98,8 @@ def _remove(model: nn.Module, masked: Sequence[tuple[nn.Module, str]], zeros: bo
         masked_parameters(module)[parameter].written.close()
     for module in dict.fromkeys(module for module, _ in masked):
         take_off(module)
-    for module in model.modules():  # the model that was sparsified may be inside a wrapper, or be gone
+    for (
+        module
+    ) in model.modules():  # the model that was sparsified may be inside a wrapper, or be gone
         if not any(masked_parameters(part) for part in module.modules()):
             checkpoint.stop_checking(module)

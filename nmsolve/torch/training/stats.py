@@ -15,10 +15,11 @@ from nmsolve.torch.training.layer import Layer
 class LayerStats:
     """A layer's mask over training.
 
-    weights : how many. step : optimizer steps taken. refreshes : masks chosen after the first. density : share that is kept now;
-    mean_density : averaged over the steps. sad : sparse architecture divergence Σ |E_j − E_i| of the last two masks; sad_share : of
-    the weights. flips : the sum of sad over all refreshes. training_flops : multiply-adds of the layer's products so far, relative
-    to dense.
+    weights : how many. step : optimizer steps taken. refreshes : masks chosen after the first.
+    density : share that is kept now; mean_density : averaged over the steps. sad : sparse
+    architecture divergence Σ |E_j − E_i| of the last two masks; sad_share : of the weights. flips :
+    the sum of sad over all refreshes. training_flops : multiply-adds of the layer's products so
+    far, relative to dense.
     """
 
     pattern: Pattern
@@ -41,8 +42,9 @@ class LayerStats:
 class Stats:
     """`LayerStats` of every layer by its path, and their totals. Prints as a table.
 
-    Totals of densities and FLOPs weigh layers by their weights, which is right for layers that see equally many tokens. gone :
-    paths of planned weights that the model has no more, or without a mask.
+    Totals of densities and FLOPs weigh layers by their weights, which is right for layers that see
+    equally many tokens. gone : paths of planned weights that the model has no more, or without a
+    mask.
     """
 
     layers: Mapping[str, LayerStats]
@@ -93,28 +95,57 @@ class Stats:
         return sum(layer.flips for layer in self.layers.values())
 
     def _mean(self, name: str) -> float:
-        return float(sum(getattr(layer, name) * layer.weights for layer in self.layers.values()) / self.weights)
+        return float(
+            sum(getattr(layer, name) * layer.weights for layer in self.layers.values())
+            / self.weights
+        )
 
     def __str__(self) -> str:
-        head = ("layer", "pattern", "weights", "refreshes", "density", "SAD", "SAD %", "flips", "training FLOPs")
-        rows = [(shortened(name), str(layer.pattern), *_numbers(layer)) for name, layer in self.layers.items()]
+        head = (
+            "layer",
+            "pattern",
+            "weights",
+            "refreshes",
+            "density",
+            "SAD",
+            "SAD %",
+            "flips",
+            "training FLOPs",
+        )
+        rows = [
+            (shortened(name), str(layer.pattern), *_numbers(layer))
+            for name, layer in self.layers.items()
+        ]
         refreshes = max(layer.refreshes for layer in self.layers.values())
-        total = (str(self.weights), str(refreshes), f"{self.density:.4f}", str(self.sad), f"{100 * self.sad_share:.3f}")
+        total = (
+            str(self.weights),
+            str(refreshes),
+            f"{self.density:.4f}",
+            str(self.sad),
+            f"{100 * self.sad_share:.3f}",
+        )
         rows += [(shortened(name), "gone", *[""] * 7) for name in self.gone]
         rows.append(("total", "", *total, str(self.flips), f"{self.training_flops:.3f} ×"))
         return table(head, rows, {2, 3, 4, 5, 6, 7})
 
 
 def _numbers(layer: LayerStats) -> tuple[str, ...]:
-    shown = (str(layer.weights), str(layer.refreshes), f"{layer.density:.4f}", str(layer.sad), f"{100 * layer.sad_share:.3f}")
+    shown = (
+        str(layer.weights),
+        str(layer.refreshes),
+        f"{layer.density:.4f}",
+        str(layer.sad),
+        f"{100 * layer.sad_share:.3f}",
+    )
     return (*shown, str(layer.flips), f"{layer.training_flops:.3f} ×")
 
 
 def stats_of(layers: Sequence[Layer], gone: tuple[str, ...], straight_through: bool) -> Stats:
     """Statistics of layers, as their masks are now, beside those that are gone.
 
-    Of a training step's three products, the forward one runs at the mask's density; the input's gradient does for transposable
-    masks; the weight's gradient does unless dropped weights get gradients too (LBC paper, Table 1).
+    Of a training step's three products, the forward one runs at the mask's density; the input's
+    gradient does for transposable masks; the weight's gradient does unless dropped weights get
+    gradients too (LBC paper, Table 1).
     """
     found = {}
     for layer in layers:
@@ -123,7 +154,9 @@ def stats_of(layers: Sequence[Layer], gone: tuple[str, ...], straight_through: b
         progress = masked.progress
         density = masked.density
         mean = progress.density_sum / progress.step if progress.step else density
-        products = mean + (mean if pattern.transposable else 1.0) + (1.0 if straight_through else mean)
+        products = (
+            mean + (mean if pattern.transposable else 1.0) + (1.0 if straight_through else mean)
+        )
         found[layer.path] = LayerStats(
             pattern=pattern,
             weights=masked.mask.numel(),

@@ -1,4 +1,6 @@
-"""What happens at an optimizer's steps: one `Attachment` an optimizer, whose hooks find the layers, call the method and count."""
+"""What happens at an optimizer's steps: one `Attachment` an optimizer, whose hooks find the layers,
+call the method and count.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ from nmsolve.torch.training.methods import Method
 
 @dataclass(slots=True)
 class Step:
-    """A step that is about to be taken, as methods see it: layers with the optimizer's group that each is in.
+    """A step that is about to be taken, as methods see it: layers with the optimizer's group that
+    each is in.
 
-    scale : what gradients are multiplied by, where a gradient scaler leaves unscaling to a fused optimizer; 1 otherwise. first :
-    False when a closure is evaluated again within the step.
+    scale : what gradients are multiplied by, where a gradient scaler leaves unscaling to a fused
+    optimizer; 1 otherwise. first : False when a closure is evaluated again within the step.
     """
 
     attachment: Attachment
@@ -33,11 +36,14 @@ class Step:
 class Attachment:
     """A method at work in the steps of one optimizer.
 
-    In pre-step hooks gradients are unscaled, clipped, accumulated and reduced, which in backward they are not. Where the step is
-    given a closure, gradients exist only once it has run, so the work is done at its end.
+    In pre-step hooks gradients are unscaled, clipped, accumulated and reduced, which in backward
+    they are not. Where the step is given a closure, gradients exist only once it has run, so the
+    work is done at its end.
     """
 
-    def __init__(self, optimizer: Optimizer, layers: Sequence[Layer], waiting: list[Layer], method: Method) -> None:
+    def __init__(
+        self, optimizer: Optimizer, layers: Sequence[Layer], waiting: list[Layer], method: Method
+    ) -> None:
         self.optimizer = optimizer
         self.layers: list[Layer] = []
         self.waiting = waiting
@@ -59,7 +65,9 @@ class Attachment:
             self._check_state(layer)
         self.method.begin(layers, self)
         self.layers += layers
-        self._to_forget = self.method.forgets  # at the first step: the model may be yet to load the masks of this state
+        self._to_forget = (
+            self.method.forgets
+        )  # at the first step: the model may be yet to load the masks of this state
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -67,30 +75,53 @@ class Attachment:
             handle.remove()
 
     def factor(self, layer: Layer, kept: bool) -> Tensor:
-        """This rank's mask as 1 where kept (or where dropped) and 0 elsewhere, in the weight's dtype: faster than bools."""
+        """This rank's mask as 1 where kept (or where dropped) and 0 elsewhere, in the weight's
+        dtype: faster than bools.
+        """
         weight = layer.weight
         version = layer.masked.version
         found = self._factors.get(id(layer))
-        if found is not None and found[0] == version and found[1].dtype == weight.dtype and found[1].device == weight.device:
+        if (
+            found is not None
+            and found[0] == version
+            and found[1].dtype == weight.dtype
+            and found[1].device == weight.device
+        ):
             return found[1]
         mask = layer.masked.mask[first_axis(layer.parameter)]
-        factor = found[1] if found is not None and found[1].dtype == weight.dtype else torch.empty_like(weight)
+        factor = (
+            found[1]
+            if found is not None and found[1].dtype == weight.dtype
+            else torch.empty_like(weight)
+        )
         factor = factor.to(weight.device)
         factor.copy_(mask) if kept else torch.logical_not(mask, out=factor)
         self._factors[id(layer)] = version, factor
         return factor
 
     def forget(self, layer: Layer) -> None:
-        """Zero what a layer's mask drops: in the weight, and in the momenta that would move it or fade to subnormals."""
+        """Zero what a layer's mask drops: in the weight, and in the momenta that would move it or
+        fade to subnormals.
+        """
         mask = layer.masked.mask[first_axis(layer.parameter)]
         layer.weight.mul_(mask)
         for tensor in self.optimizer.state.get(layer.parameter, {}).values():
-            if isinstance(tensor, Tensor) and tensor.shape == layer.parameter.shape and tensor.is_floating_point():
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.shape == layer.parameter.shape
+                and tensor.is_floating_point()
+            ):
                 local(tensor).mul_(mask)
 
     def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
-        """Layers with their groups, found anew: loading makes new groups, FSDP and load_state_dict(assign=True) new parameters."""
-        groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
+        """Layers with their groups, found anew: loading makes new groups, FSDP and
+        load_state_dict(assign=True) new parameters.
+        """
+        groups = {
+            id(parameter): group
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        }
         self.layers = [layer for layer in self.layers if layer.has_mask]
         self.waiting[:] = [layer for layer in self.waiting if layer.has_mask]
         thawed = [layer for layer in self.waiting if id(layer.parameter) in groups]
@@ -101,13 +132,16 @@ class Attachment:
         lost = [layer.path for layer, group in held if group is None]
         if lost:
             raise InputError(
-                f"the weight of {', '.join(lost)} is no longer the tensor that the {type(self.optimizer).__name__} holds, so it "
-                "would not be trained: it was replaced after attach (load_state_dict(assign=True), a new nn.Parameter, "
+                f"the weight of {', '.join(lost)} is no longer the tensor that the "
+                f"{type(self.optimizer).__name__} holds, so it would not be trained: it was "
+                "replaced after attach (load_state_dict(assign=True), a new nn.Parameter, "
                 "fully_shard). Make the optimizer from the model's parameters again, and attach it"
             )
         return held  # type: ignore[return-value]
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def _before(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
         held = self._held()  # may take layers
         self._skipped = False
         if self._to_forget:
@@ -156,16 +190,19 @@ class Attachment:
         for name in ("momentum_buffer", "exp_avg", "square_avg", "sum", "acc_delta"):
             if isinstance(state.get(name), Tensor) and state[name].shape != shape:
                 raise InputError(
-                    f"the optimizer's state for layer {layer.path} {tuple(shape)} has shape {tuple(state[name].shape)}:"
-                    " it was saved with parameters in another order. Masks change that order, so make the optimizer before "
-                    "sparsify_ or after it as in the run that was saved"
+                    f"the optimizer's state for layer {layer.path} {tuple(shape)} has shape "
+                    f"{tuple(state[name].shape)}: it was saved with parameters in another order. "
+                    "Masks change that order, so make the optimizer before sparsify_ or after it "
+                    "as in the run that was saved"
                 )
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
         if self._skipped or (found_inf is not None and float(found_inf) != 0.0):
             return
-        densities = [self.method.density(layer) for layer in self.layers]  # of the masks that the step was taken with
+        densities = [
+            self.method.density(layer) for layer in self.layers
+        ]  # of the masks that the step was taken with
         with torch.no_grad():
             self.method.after(self)
         for layer, density in zip(self.layers, densities, strict=True):
@@ -187,7 +224,9 @@ def _check_shard(layer: Layer) -> None:
         return
     if rows.start % m or rows.stop % m:
         raise InputError(
-            f"layer {layer.path} of shape {entry.shape}: this rank's shard has rows {rows.start} to {rows.stop - 1}, which cuts "
-            f"{'blocks' if entry.pattern.transposable else 'groups'} of pattern {entry.pattern}. Shard over a number of ranks that "
-            f"leaves each a multiple of {m} rows, choose a row-wise pattern for the layer, or leave it out of the plan"
+            f"layer {layer.path} of shape {entry.shape}: this rank's shard has rows {rows.start} "
+            f"to {rows.stop - 1}, which cuts "
+            f"{'blocks' if entry.pattern.transposable else 'groups'} of pattern {entry.pattern}. "
+            f"Shard over a number of ranks that leaves each a multiple of {m} rows, choose a "
+            "row-wise pattern for the layer, or leave it out of the plan"
         )

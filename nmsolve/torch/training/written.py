@@ -1,16 +1,19 @@
 """What was written into module.weight of a weight with a mask, brought to the dense weight.
 
-A parametrization computes module.weight anew at every use, so that a write into what it gave would be lost: `.data.copy_`,
-`.data =`, `clamp_`, nn.init, an adapter that is merged. Everything else that holds weights treats module.weight as the parameter,
-so this does too: entries that were written are set in the dense weight, all others stay as they are.
+A parametrization computes module.weight anew at every use, so that a write into what it gave would
+be lost: `.data.copy_`, `.data =`, `clamp_`, nn.init, an adapter that is merged. Everything else
+that holds weights treats module.weight as the parameter, so this does too: entries that were
+written are set in the dense weight, all others stay as they are.
 
-Tensors share a version counter with their views, which in-place operations advance; once the last handle is let go it is looked
-at, and as long as anything else shares the memory it goes on being looked at, without keeping that memory. What no counter sees,
-memory reached by `.data`, NumPy or a storage, is compared with a copy that is taken before it is handed out. The path of training,
-where layers only multiply by their weights, pays for none of that.
+Tensors share a version counter with their views, which in-place operations advance; once the last
+handle is let go it is looked at, and as long as anything else shares the memory it goes on being
+looked at, without keeping that memory. What no counter sees, memory reached by `.data`, NumPy or a
+storage, is compared with a copy that is taken before it is handed out. The path of training, where
+layers only multiply by their weights, pays for none of that.
 
-What a mask drops reads as zero, so that a zero which is written there looks like no write. Before anything is written, such entries
-are therefore made -0.0, which no write of zeros leaves, and bits are compared.
+What a mask drops reads as zero, so that a zero which is written there looks like no write. Before
+anything is written, such entries are therefore made -0.0, which no write of zeros leaves, and bits
+are compared.
 """
 
 from __future__ import annotations
@@ -48,28 +51,40 @@ class Written:
         self._closed = False
 
     def hand_out(self, masked: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-        """The masked weight as module.weight gives it, now that what was written before has been settled."""
+        """The masked weight as module.weight gives it, now that what was written before has been
+        settled.
+        """
         if is_sharded(masked):  # no class can be derived from it
             memory = _Memory(local(masked.detach()).detach(), weight, mask)
             memory.expose()
             self._reachable.append(memory)
             return masked
-        if type(masked) is not Tensor or masked.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(masked):
+        if (
+            type(masked) is not Tensor
+            or masked.is_meta
+            or torch._C._functorch.is_functorch_wrapped_tensor(masked)
+        ):
             return masked  # within a transformation, which has no memory to write to
         handed = _HandedOut(self, _Memory(masked, weight, mask))
         self._living.append(weakref.ref(handed))
         return handle(masked, handed, MaskedWeight)
 
     def settle(self, weight: Tensor | None = None) -> None:
-        """Bring what was written into module.weight to the dense weight, which is `weight` now (None: as it was then).
+        """Bring what was written into module.weight to the dense weight, which is `weight` now
+        (None: as it was then).
 
         Raises
         ------
         InputError
-            If something was written into values that the dense weight had no longer. It is told once.
+            If something was written into values that the dense weight had no longer. It is told
+            once.
         """
         if self._living:
-            living = [(reference, handed) for reference in self._living if (handed := reference()) is not None]
+            living = [
+                (reference, handed)
+                for reference in self._living
+                if (handed := reference()) is not None
+            ]
             self._living = [reference for reference, _ in living]
             for _, handed in living:
                 self.take(handed.memory, weight)
@@ -78,7 +93,8 @@ class Written:
             for one in observed:
                 self._look_at(one, weight)
         if self._reachable:
-            # Forwards of fully_shard work on gathered weights: the shards, which were handed out, are there again at the step.
+            # Forwards of fully_shard work on gathered weights: the shards, which were handed out,
+            # are there again at the step.
             plain = weight is not None and not is_sharded(weight)
             waiting = [memory for memory in self._reachable if plain and is_sharded(memory.weight)]
             settled = [memory for memory in self._reachable if memory not in waiting]
@@ -90,12 +106,15 @@ class Written:
             raise InputError(problem)
 
     def take(self, memory: _Memory, weight: Tensor | None = None) -> None:
-        """Settle one of them; its error is raised when the weight is used next, for it may be found where nothing can be raised."""
+        """Settle one of them; its error is raised when the weight is used next, for it may be found
+        where nothing can be raised.
+        """
         if not memory.settle(memory.weight if weight is None else weight):
             self.report(
-                "something was written into what its weight had given out earlier, after the dense weight or its mask had "
-                "changed (a step of the optimizer, a checkpoint that was loaded, another write), so it was not taken. Read "
-                "module.weight again before writing to it"
+                "something was written into what its weight had given out earlier, after the dense "
+                "weight or its mask had changed (a step of the optimizer, a checkpoint that was "
+                "loaded, another write), so it was not taken. Read module.weight again before "
+                "writing to it"
             )
 
     def _look_at(self, observed: _Observed, weight: Tensor | None) -> None:
@@ -106,23 +125,31 @@ class Written:
             self._reachable.append(memory)
         elif observed.is_lost:
             self.report(
-                "something was written into a view of its weight that is gone since (as torch.chunk(module.weight, 2) makes "
-                "them), so it could not be taken. Write to module.weight itself, or to views that its methods make"
+                "something was written into a view of its weight that is gone since (as "
+                "torch.chunk(module.weight, 2) makes them), so it could not be taken. Write to "
+                "module.weight itself, or to views that its methods make"
             )
         elif observed.is_there:
             self._observed.append(observed)
 
     def dense_of(self, value: Tensor) -> Tensor:
-        """What assigning module.weight sets the dense weight to; what is written to earlier ones from now on is late.
+        """What assigning module.weight sets the dense weight to; what is written to earlier ones
+        from now on is late.
 
-        Assigning what module.weight gave, as torch.func.functional_call does to put a weight back, restores the dense weight that
-        it was computed from.
+        Assigning what module.weight gave, as torch.func.functional_call does to put a weight back,
+        restores the dense weight that it was computed from.
         """
         origin = getattr(value, "origin", None)
         before: Tensor | None = None
-        if isinstance(origin, _HandedOut) and origin.written is self and origin.memory.is_all_of(value):
+        if (
+            isinstance(origin, _HandedOut)
+            and origin.written is self
+            and origin.memory.is_all_of(value)
+        ):
             before = origin.memory.dense
-        living = [handed.memory for reference in self._living if (handed := reference()) is not None]
+        living = [
+            handed.memory for reference in self._living if (handed := reference()) is not None
+        ]
         for memory in self._reachable + living:
             self.take(memory)
             memory.retire()
@@ -135,7 +162,9 @@ class Written:
                 self.take(memory)
                 if memory.is_exposed and memory.is_shared(but_for=1):
                     self._reachable.append(memory)
-            elif memory.is_shared(but_for=1):  # autograd's view of a weight that a layer has multiplied by, for the most part
+            elif memory.is_shared(
+                but_for=1
+            ):  # autograd's view of a weight that a layer has multiplied by, for the most part
                 self._observed.append(_Observed(memory))
         except Exception as error:  # nobody would see it
             self.report(f"what was written into its weight could not be taken over: {error}")
@@ -161,7 +190,9 @@ class _Memory:
     def __init__(self, tensor: Tensor, weight: Tensor, mask: Tensor) -> None:
         self.weight = weight
         self.is_exposed = False
-        self._dense: Tensor | None = None  # the dense weight's values, once module.weight was assigned
+        self._dense: Tensor | None = (
+            None  # the dense weight's values, once module.weight was assigned
+        )
         self._tensor = tensor
         self._mask = mask
         self._before: Tensor | None = None  # a copy, once it is exposed
@@ -194,10 +225,16 @@ class _Memory:
     def is_all_of(self, value: Tensor) -> bool:
         """Whether a tensor is this memory, as it lies."""
         ours = self._tensor
-        return value.data_ptr() == ours.data_ptr() and value.shape == ours.shape and value.stride() == ours.stride()
+        return (
+            value.data_ptr() == ours.data_ptr()
+            and value.shape == ours.shape
+            and value.stride() == ours.stride()
+        )
 
     def observe(self) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """What goes on being looked at: the tensor, the dense weight, the mask, and how they were."""
+        """What goes on being looked at: the tensor, the dense weight, the mask, and how they
+        were.
+        """
         return self._tensor, self.weight, self._mask, self._state
 
     def restore(self, state: tuple[int, ...]) -> None:
@@ -211,7 +248,9 @@ class _Memory:
         with torch.no_grad():
             memory = self._tensor.detach()
             mask = local(placed_like(self._mask, self.weight))
-            _DATA.__get__(memory).masked_fill_(~mask, -0.0)  # without a new version: to everyone else it is the same number
+            _DATA.__get__(memory).masked_fill_(
+                ~mask, -0.0
+            )  # without a new version: to everyone else it is the same number
             self._before = memory.clone()
         self.is_exposed = True
 
@@ -221,7 +260,9 @@ class _Memory:
             self._tensor.detach().copy_(value.detach())
 
     def settle(self, weight: Tensor) -> bool:
-        """Set what was written in the dense weight, which is `weight` now; False if that holds other values since."""
+        """Set what was written in the dense weight, which is `weight` now; False if that holds
+        other values since.
+        """
         if not self.may_be_written:
             return True
         stale = weight is not self.weight or _state(self.weight, self._mask) != self._state
@@ -230,7 +271,9 @@ class _Memory:
             if self._before is not None:
                 changed = _bits(tensor) != _bits(self._before)
             elif stale:
-                changed = torch.ones((), dtype=torch.bool)  # its counter says so; what it was before is not known
+                changed = torch.ones(
+                    (), dtype=torch.bool
+                )  # its counter says so; what it was before is not known
             else:
                 changed = _bits(tensor) != _bits((dense * self._mask).to(tensor))
             written = bool(changed.any())
@@ -279,13 +322,17 @@ class _Observed:
         storage = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)
         if storage is None:
             return None
-        memory = _Memory(self._counter.new_empty(0).set_(storage, *self._place), self._weight, self._mask)
+        memory = _Memory(
+            self._counter.new_empty(0).set_(storage, *self._place), self._weight, self._mask
+        )
         memory.restore(self._state)
         return memory
 
 
 class _HandedOut:
-    """What all tensors that were handed out of a memory refer to, so that it goes when the last of them does."""
+    """What all tensors that were handed out of a memory refer to, so that it goes when the last of
+    them does.
+    """
 
     def __init__(self, written: Written, memory: _Memory) -> None:
         self.written = written
@@ -298,18 +345,25 @@ class _HandedOut:
 
     def expose(self) -> None:
         """Before memory is handed out past the version counter."""
-        with _disable_current_modes():  # compilers look at memory under modes in which there is none
+        with (
+            _disable_current_modes()
+        ):  # compilers look at memory under modes in which there is none
             self.written.take(self.memory)
             self.memory.expose()
 
     def assign(self, value: Tensor) -> None:
         """`.data = value` on what was handed out: written where it differs."""
         ours = self.memory.tensor
-        if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (ours.shape, ours.dtype, ours.device):
+        if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (
+            ours.shape,
+            ours.dtype,
+            ours.device,
+        ):
             found = _described(value) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
-                f"layer {self.written.path}: the weight is {_described(ours)}; .data = … was given {found}. To put another weight "
-                "in its place, take the masks off first: nmt.remove_masks_(model); model.to(…) converts a model with its masks"
+                f"layer {self.written.path}: the weight is {_described(ours)}; .data = … was given "
+                f"{found}. To put another weight in its place, take the masks off first: "
+                "nmt.remove_masks_(model); model.to(…) converts a model with its masks"
             )
         self.expose()
         self.memory.assign(value)
@@ -321,12 +375,17 @@ class _HandedOut:
 
 
 def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)} on {tensor.device}"
+    return (
+        f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)} on "
+        f"{tensor.device}"
+    )
 
 
 def _bits(tensor: Tensor) -> Tensor:
     """A tensor's bits as integers, which tell 0.0 from -0.0 and a NaN from none."""
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return tensor.view(
+        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    )
 
 
 def _references(tensor: Tensor) -> tuple[int, int]:
