@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet torch # first and from the pinned version alone, so that a CPU build is taken where one is at hand
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 # By themselves, and without what they need, which is there: the torchvision of the package index does not fit a CPU build of torch,
-# and transformers would import it (tests/architectures.py).
+# and transformers would import it (tests/checkpoint/architectures.py).
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/timm timm torchvision
 # Likewise: it asks for a transformers older than 5.
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/compressed-tensors compressed-tensors loguru

@@ -1,17 +1,11 @@
-"""Hypothesis profile, and the repository root on the path for `reference`."""
+"""The Hypothesis profile, and fixtures of several folders."""
 
 import gc
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
 
 # Read when kernels are defined: without a GPU Triton's interpreter runs them.
 if not torch.cuda.is_available():

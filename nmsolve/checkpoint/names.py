@@ -2,7 +2,7 @@
 what is known to be none.
 
 The names are those under which transformers and timm have their nn.Linear and convolutions, in all
-their architectures, and nothing else. `tests/test_checkpoint_architectures.py` compares what they
+their architectures, and nothing else. `tests/checkpoint/test_architectures.py` compares what they
 say with the modules. A name that is not here is not guessed at: its tensor stays dense, and the
 reason says how it is included.
 """

@@ -17,8 +17,10 @@ from threading import Timer
 from benchmarks.gpu.rows import Measurement, Outcome, Place, Row, Skipped
 from benchmarks.processes import ROOT
 
+#: Folders with tests that run on a GPU too.
+FOLDERS = ("tensors", "training", "pruning", "allocation", "dispatch")
 #: Test files that import what such a machine need not have.
-TRAINERS = ("test_torch_hugging_face", "test_torch_lightning")
+TRAINERS = ("test_hugging_face", "test_lightning")
 #: Seconds before the stage's limit at which no further test is begun, and at which pytest is
 #: killed.
 STOP, KILL = 14.0, 5.0
@@ -53,7 +55,8 @@ def measure(place: Place) -> Iterator[Measurement]:
     """All tests; where there is no GPU none is marked."""
     files = [
         path
-        for path in sorted((ROOT / "tests").glob("test_torch_*.py"))
+        for folder in FOLDERS
+        for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))
         if not path.name.startswith(TRAINERS)
     ]
     yield Measurement("tests marked gpu", lambda: run_tests(files, place))

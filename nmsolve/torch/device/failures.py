@@ -55,7 +55,7 @@ def explain(error: BaseException, what: str, device: torch.device) -> NMSolveErr
     Examples
     --------
     >>> error = torch.OutOfMemoryError("CUDA out of memory.")
-    >>> explain(error, "weights of shape (8, 8)", torch.device("cpu")).args[0][:48]
+    >>> explain(error, "weights of shape (8, 8)", torch.device("cpu")).args[0][:49]
     'out of memory on cpu with weights of shape (8, 8)'
     >>> explain(KeyError("x"), "weights of shape (8, 8)", torch.device("cpu")) is None
     True
