@@ -14,8 +14,7 @@ from importlib import import_module
 from types import ModuleType
 
 from nmsolve.api import methods, solve
-from nmsolve.certify import Report, verify
-from nmsolve.counting import Diversity, diversity
+from nmsolve.certificates import Duals
 from nmsolve.elements import bfloat16
 from nmsolve.errors import (
     InputError,
@@ -24,9 +23,10 @@ from nmsolve.errors import (
     PatternError,
     SolverError,
 )
+from nmsolve.feasibility import Report, verify
 from nmsolve.lbc import combinations, remove_lowest, removed_by, survivor_mask
+from nmsolve.mask_diversity import Diversity, diversity
 from nmsolve.pattern import Pattern
-from nmsolve.proof import Duals
 from nmsolve.result import MaskResult, Status
 
 __version__ = "0.1.0"

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nmsolve import solvers
-from nmsolve.blocks import Sheet, sheets
+from nmsolve.blocks import BlockMatrix, block_matrices
+from nmsolve.certificates import objective as kept_score
+from nmsolve.certificates import prove, remainder_score
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
-from nmsolve.proof import objective as kept_score
-from nmsolve.proof import prove, remainder_score
 from nmsolve.result import MaskResult, Status, relative_gap
-from nmsolve.solvers import Run, Tally
+from nmsolve.solvers import Run, TaskResult
 from nmsolve.validate import (
     Scores,
     check_divisible,
@@ -136,12 +136,12 @@ def solve(
         if padding == "dense"
         else np.empty(read.array.shape, np.bool_)
     )
-    tallies: list[Tally] = []
-    for sheet in sheets(read, mask, pattern, padding):
-        tallies += _solve_sheet(sheet, read, module, workers)
+    task_results: list[TaskResult] = []
+    for matrix in block_matrices(read, mask, pattern, padding):
+        task_results += _solve_matrix(matrix, read, module, workers)
     with np.errstate(over="ignore", invalid="ignore"):
         kept = remainder_score(read, pattern, padding)
-    objective = total([kept, *(tally.objective for tally in tallies)])
+    objective = total([kept, *(task_result.objective for task_result in task_results)])
     if not math.isfinite(objective):
         if first_non_finite(read) is not None:  # in the remainder, which no kernel reads
             raise non_finite_error(read, pattern)
@@ -149,13 +149,13 @@ def solve(
             f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale "
             "them down"
         )
-    bounds = [tally.bound for tally in tallies]
+    bounds = [task_result.bound for task_result in task_results]
     bound = None if None in bounds else total([kept, *(b for b in bounds if b is not None)])
-    counts = [tally.open for tally in tallies]
+    counts = [task_result.open for task_result in task_results]
     still_open = None if None in counts else sum(count for count in counts if count is not None)
     stats: dict[str, float] = {}
-    for tally in tallies:
-        for key, value in tally.stats.items():
+    for task_result in task_results:
+        for key, value in task_result.stats.items():
             stats[key] = stats.get(key, 0) + value
 
     potentials = None
@@ -232,48 +232,50 @@ def _status(
     return Status.FEASIBLE if prove(read, mask, pattern, padding).open else Status.OPTIMAL
 
 
-def _solve_sheet(sheet: Sheet, read: Scores, module: str, workers: int) -> list[Tally]:
-    """Every task of a sheet, in order; raises InputError if a score is not finite."""
+def _solve_matrix(matrix: BlockMatrix, read: Scores, module: str, workers: int) -> list[TaskResult]:
+    """Every task of a matrix, in order; raises InputError if a score is not finite."""
     wide = solvers.computed_kind(module, read.kind, read.absolute)
-    in_place = sheet.direct and solvers.reads_in_place(module, read.kind, read.absolute)
+    in_place = matrix.direct and solvers.reads_in_place(module, read.kind, read.absolute)
     kind = read.kind if in_place else wide
-    run = solvers.make(module, sheet.pattern, kind, read.absolute, read.tolerance)
-    source = sheet.source.view(np.uint16) if in_place and kind in ("f16", "bf16") else sheet.source
+    run = solvers.make(module, matrix.pattern, kind, read.absolute, read.tolerance)
+    source = (
+        matrix.source.view(np.uint16) if in_place and kind in ("f16", "bf16") else matrix.source
+    )
 
-    def work(task: tuple[int, int]) -> Tally | None:
+    def work(task: tuple[int, int]) -> TaskResult | None:
         first, last = task
         with np.errstate(
             over="ignore", invalid="ignore"
         ):  # sums that overflow are reported as what they are
             if in_place:
-                return run(source, sheet.mask, first, last)
+                return run(source, matrix.mask, first, last)
             return _solve_staged(
-                sheet, run, first, last, np.float64 if wide == "f8" else np.float32
+                matrix, run, first, last, np.float64 if wide == "f8" else np.float32
             )
 
-    tasks = list(sheet.tasks())
+    tasks = list(matrix.tasks())
     results = _in_threads(work, tasks, workers)
-    tallies = [tally for tally in results if tally is not None]
-    if len(tallies) < len(results):
-        raise non_finite_error(read, sheet.pattern)
-    return tallies
+    task_results = [task_result for task_result in results if task_result is not None]
+    if len(task_results) < len(results):
+        raise non_finite_error(read, matrix.pattern)
+    return task_results
 
 
 def _solve_staged(
-    sheet: Sheet, run: Run, first: int, last: int, dtype: type[np.floating[Any]]
-) -> Tally | None:
-    """One task on a widened copy of its scores; the mask is written in place unless the sheet's
+    matrix: BlockMatrix, run: Run, first: int, last: int, dtype: type[np.floating[Any]]
+) -> TaskResult | None:
+    """One task on a widened copy of its scores; the mask is written in place unless the matrix's
     edge cuts blocks.
     """
-    buffer = sheet.stage(first, last, dtype)
-    unit = sheet.pattern.rows
-    target = sheet.mask[first * unit : last * unit]
-    if sheet.even:
+    buffer = matrix.stage(first, last, dtype)
+    unit = matrix.pattern.rows
+    target = matrix.mask[first * unit : last * unit]
+    if matrix.even:
         return run(buffer, target, 0, last - first)
     padded = np.empty(buffer.shape, np.uint8)
-    tally = run(buffer, padded, 0, last - first)
+    task_result = run(buffer, padded, 0, last - first)
     target[...] = padded[: target.shape[0], : target.shape[1]]
-    return tally
+    return task_result
 
 
 def _in_threads(

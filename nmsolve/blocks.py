@@ -25,7 +25,7 @@ COPY_LIMIT = 2**21
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class BlockMatrix:
     """A matrix whose rows of blocks are solved: source (rows, cols) in any strides, and the mask's
     view for it.
     """
@@ -45,7 +45,7 @@ class Sheet:
 
     @property
     def even(self) -> bool:
-        """Whether blocks tile the sheet without a remainder."""
+        """Whether blocks tile the matrix without a remainder."""
         rows, cols = (int(size) for size in self.source.shape)
         return rows % self.pattern.rows == 0 and cols == self.padded_columns
 
@@ -65,8 +65,10 @@ class Sheet:
     def tasks(self) -> Iterator[tuple[int, int]]:
         """Ranges of block rows, each worth one call of a kernel."""
         unit = self.pattern.rows
-        a_row = self.padded_columns // self.pattern.m
-        step = max(1, TASK_WEIGHTS // (self.padded_columns * unit), -(-TASK_BLOCKS // a_row))
+        blocks_per_row = self.padded_columns // self.pattern.m
+        step = max(
+            1, TASK_WEIGHTS // (self.padded_columns * unit), -(-TASK_BLOCKS // blocks_per_row)
+        )
         for first in range(0, self.block_rows, step):
             yield first, min(self.block_rows, first + step)
 
@@ -90,11 +92,11 @@ def _flat(array: NDArray[Any]) -> NDArray[Any] | None:
         return None
 
 
-def _sheets(
+def _block_matrices(
     source: NDArray[Any], mask: NDArray[Any], kind: str, pattern: Pattern
-) -> Iterator[Sheet]:
+) -> Iterator[BlockMatrix]:
     if source.ndim == 2:
-        yield Sheet(source, mask, kind, pattern)
+        yield BlockMatrix(source, mask, kind, pattern)
         return
     flat_mask = _flat(mask) if source.shape[-2] % pattern.rows == 0 else None
     if flat_mask is not None:
@@ -102,17 +104,17 @@ def _sheets(
         if flat is None and source.size <= COPY_LIMIT:
             flat = np.ascontiguousarray(source).reshape(-1, source.shape[-1])
         if flat is not None:
-            yield Sheet(flat, flat_mask, kind, pattern)
+            yield BlockMatrix(flat, flat_mask, kind, pattern)
             return
     if source.shape[0] == 1:
-        yield from _sheets(source[0], mask[0], kind, pattern)
+        yield from _block_matrices(source[0], mask[0], kind, pattern)
         return
     step = 1
     if flat_mask is not None:
         step = min(source.shape[0] - 1, max(1, COPY_LIMIT // source[0].size))
     for start in range(0, source.shape[0], step):
         piece = slice(start, start + step)
-        yield from _sheets(source[piece], mask[piece], kind, pattern)
+        yield from _block_matrices(source[piece], mask[piece], kind, pattern)
 
 
 def core_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[int, int]:
@@ -125,16 +127,18 @@ def core_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[
     return rows - rows % pattern.rows, cols - cols % pattern.m
 
 
-def sheets(
+def block_matrices(
     scores: Scores, mask: NDArray[np.bool_], pattern: Pattern, padding: str
-) -> Iterator[Sheet]:
+) -> Iterator[BlockMatrix]:
     """The solved part of the scores as matrices, with the matching views of a mask of the scores'
     shape.
     """
     rows, cols = core_shape(scores.array.shape, pattern, padding)
     if rows and cols:
         source = scores.array[..., :rows, :cols]
-        yield from _sheets(source, mask.view(np.uint8)[..., :rows, :cols], scores.kind, pattern)
+        yield from _block_matrices(
+            source, mask.view(np.uint8)[..., :rows, :cols], scores.kind, pattern
+        )
 
 
 def remainders(array: NDArray[Any], pattern: Pattern, padding: str) -> list[NDArray[Any]]:

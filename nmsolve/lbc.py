@@ -72,7 +72,7 @@ def combinations(pattern: Pattern | str) -> NDArray[np.bool_]:
             f"{12 * count / pattern.m:,.0f} bytes a weight); LBC is meant for small m, such as 2:4 "
             "or 4:8"
         )
-    from nmsolve.solvers.combinations import enumerate_candidates
+    from nmsolve.solvers.lbc_kernels import enumerate_candidates
 
     table = np.zeros((count, pattern.m), np.uint8)
     enumerate_candidates(pattern.n, pattern.m, table)
@@ -211,7 +211,7 @@ def remove_lowest(
             f"scores[{g}, {c}] is nan (shape {scores.shape}): the order of candidates is not "
             "defined"
         )
-    from nmsolve.solvers.combinations import drop_lowest
+    from nmsolve.solvers.lbc_kernels import drop_lowest
 
     wide = scores if scores.dtype == np.float64 else scores.astype(np.float32, copy=False)
     drop_lowest(np.ascontiguousarray(wide), alive.view(np.uint8), scores.shape[1] - removed)
@@ -261,7 +261,7 @@ def survivor_mask(alive: NDArray[np.bool_], candidates: NDArray[np.bool_]) -> ND
             f"alive has shape {alive.shape}, for {alive.shape[1]} candidates; the table has "
             f"{candidates.shape[0]}"
         )
-    from nmsolve.solvers.combinations import mark_survivors
+    from nmsolve.solvers.lbc_kernels import mark_survivors
 
     out = np.empty((alive.shape[0], candidates.shape[1]), np.uint8)
     mark_survivors(

@@ -9,10 +9,10 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nmsolve.certify import Report, verify
+from nmsolve.certificates import SUBNORMAL, Duals, objective, prove
 from nmsolve.errors import InputError, SolverError
+from nmsolve.feasibility import Report, verify
 from nmsolve.pattern import Pattern
-from nmsolve.proof import SUBNORMAL, Duals, objective, prove
 from nmsolve.validate import read_scores
 
 #: What a result is of.

@@ -32,7 +32,7 @@ def warned_already():
     """For tests about other things than the warning that there is no GPU, which comes once a
     process.
     """
-    from nmsolve.torch.dispatch.backends import _said
+    from nmsolve.torch.dispatch.availability import _said
 
     _said.update({"no sparse GPU", "masked dense"})
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.processes import ROOT
 from nmsolve.pattern import Pattern
-from nmsolve.torch.device import plain
+from nmsolve.torch.device import torch_engine as plain
 from nmsolve.torch.device.problem import Problem
 
 #: An H200: multiprocessors × schedulers, cycles a second, and bytes a second of a copy, read and

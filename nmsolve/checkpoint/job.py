@@ -14,6 +14,7 @@ import nmsolve
 from nmsolve.api import check_method
 from nmsolve.checkpoint.disk import as_text, copy_whole, naming, sync_file, write_whole
 from nmsolve.checkpoint.folders import CONFIG
+from nmsolve.checkpoint.journal import COPIED, MASKS, PLAN, REST, SOURCE, WEIGHTS, Unfinished
 from nmsolve.checkpoint.masks import MaskFile, lay_out
 from nmsolve.checkpoint.planning import TensorPlan, plan_tensors
 from nmsolve.checkpoint.solving import report_of
@@ -21,9 +22,8 @@ from nmsolve.checkpoint.source import Source, read_source
 from nmsolve.checkpoint.stored import WeightFile, file_size
 from nmsolve.checkpoint.summary import CopiedFile, FileReport, PruneReport
 from nmsolve.checkpoint.target import Target, target_of
-from nmsolve.checkpoint.unfinished import COPIED, MASKS, PLAN, REST, SOURCE, WEIGHTS, Unfinished
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns, to_globs, to_patterns
+from nmsolve.selection import Patterns, to_globs, to_patterns
 
 #: What came of tensors, by name: fields of their `TensorReport`s.
 Outcomes = dict[str, dict[str, Any]]

@@ -259,8 +259,8 @@ def told_by(model: Any, shapes: Shapes) -> dict[str, Told]:
 
 def _planned(model: Any) -> dict[str, Told]:
     """Every parameter with two axes or more, by each of its names, and what the plan says of it."""
-    from nmsolve.torch.modules import filter_groups
-    from nmsolve.torch.plan import plan
+    from nmsolve.torch.weights.layer_kinds import filter_groups
+    from nmsolve.torch.weights.planning import plan
 
     modules, by_module = dict(model.named_modules()), {}
     for layer in plan(model, "1:1"):  # which divides every shape: what is left are reasons of kind

@@ -21,8 +21,8 @@ from nmsolve.checkpoint.scales import Companions
 from nmsolve.checkpoint.stored import UNSOLVED, Stored, WeightFile
 from nmsolve.checkpoint.ties import untie
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns, check_used, matches, to_globs, to_patterns, unchosen
 from nmsolve.pattern import Pattern
+from nmsolve.selection import Patterns, check_used, matches, to_globs, to_patterns, unchosen
 
 PADDINGS = ("skip", "error", "pad", "dense")
 #: That NumPy has, less one: solving needs a view with one more.

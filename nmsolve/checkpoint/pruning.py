@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from nmsolve.bits import pack
 from nmsolve.checkpoint.disk import naming
 from nmsolve.checkpoint.job import Job, Outcomes, decide, publish
+from nmsolve.checkpoint.journal import MASKS, WEIGHTS, Unfinished, Writer
 from nmsolve.checkpoint.planning import TensorPlan
 from nmsolve.checkpoint.ranks import Ranks, ranks
 from nmsolve.checkpoint.resuming import begin
 from nmsolve.checkpoint.solving import apply, outcome, report_of, solve_tensor, total
 from nmsolve.checkpoint.stored import CHUNK, WeightFile, allocate, out_of_memory
 from nmsolve.checkpoint.summary import PruneReport, TensorReport
-from nmsolve.checkpoint.unfinished import MASKS, WEIGHTS, Unfinished, Writer
 from nmsolve.errors import NMSolveError
-from nmsolve.globs import Patterns
+from nmsolve.selection import Patterns
 from nmsolve.validate import thread_count
 
 AnyPath = str | os.PathLike[str]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nmsolve.api import solve
 from nmsolve.bits import pack
-from nmsolve.certify import verify
+from nmsolve.certificates import objective, prove
 from nmsolve.checkpoint.disk import digest_of
 from nmsolve.checkpoint.masks import Masks, mask_files, masks_beside, open_masks
 from nmsolve.checkpoint.output import Output
@@ -30,8 +30,8 @@ from nmsolve.checkpoint.target import Target
 from nmsolve.checkpoint.verification import check_masks, read_tensor
 from nmsolve.elements import nonzero
 from nmsolve.errors import InputError
+from nmsolve.feasibility import verify
 from nmsolve.pattern import Pattern
-from nmsolve.proof import objective, prove
 from nmsolve.result import Status, relative_gap
 from nmsolve.validate import read_scores
 

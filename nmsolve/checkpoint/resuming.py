@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from nmsolve.bits import packed_size, unpack
 from nmsolve.checkpoint.disk import as_text, digest_of, open_file
 from nmsolve.checkpoint.job import Job, Outcomes, moves_of
+from nmsolve.checkpoint.journal import MASKS, WEIGHTS, Unfinished
 from nmsolve.checkpoint.planning import TensorPlan
 from nmsolve.checkpoint.solving import apply, is_outcome, total
 from nmsolve.checkpoint.source import read_file
 from nmsolve.checkpoint.stored import CHUNK, Stored, WeightFile, allocate
 from nmsolve.checkpoint.summary import PruneReport, TensorReport, Times, read_times
 from nmsolve.checkpoint.target import check_vacant
-from nmsolve.checkpoint.unfinished import MASKS, WEIGHTS, Unfinished
 from nmsolve.errors import InputError
 
 #: What is known of a tensor before it is read.

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.certify import Report
-from nmsolve.certify import verify as verify_array
 from nmsolve.checkpoint.folders import holds_weights
 from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
 from nmsolve.checkpoint.names import UNKNOWN
@@ -27,8 +25,10 @@ from nmsolve.checkpoint.summary import PruneReport
 from nmsolve.checkpoint.target import Target
 from nmsolve.elements import nonzero
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns, to_patterns
+from nmsolve.feasibility import Report
+from nmsolve.feasibility import verify as verify_array
 from nmsolve.pattern import Pattern
+from nmsolve.selection import Patterns, to_patterns
 from nmsolve.table import table
 
 

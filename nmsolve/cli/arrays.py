@@ -13,9 +13,9 @@ from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 import nmsolve
+from nmsolve.certificates import objective
 from nmsolve.cli.printing import show, show_aside, stands
 from nmsolve.pattern import Pattern
-from nmsolve.proof import objective
 from nmsolve.result import relative_gap
 from nmsolve.validate import read_scores
 

@@ -23,7 +23,7 @@ from nmsolve.cli.options import (
     threads_option,
 )
 from nmsolve.cli.printing import printable, show, show_aside, stands
-from nmsolve.globs import Patterns
+from nmsolve.selection import Patterns
 from nmsolve.starting import INTERRUPTED
 from nmsolve.validate import PADDINGS
 

@@ -11,8 +11,8 @@ import click
 
 from nmsolve.api import METHODS
 from nmsolve.errors import InputError, PatternError
-from nmsolve.globs import Patterns
 from nmsolve.pattern import Pattern
+from nmsolve.selection import Patterns
 
 FILE = click.Path(path_type=Path)
 PATTERN = "2:4 (row-wise), 2:4T (transposable), '<=2:4T' (at most 2)"

@@ -24,7 +24,7 @@ APART = 2.0**-16
 FINE = 1e-12
 
 
-class Tally(NamedTuple):
+class TaskResult(NamedTuple):
     """What a range of block rows came to; stats are added up.
 
     bound : None where the method offers none. open : how many blocks or groups are not proven
@@ -38,9 +38,10 @@ class Tally(NamedTuple):
     stats: dict[str, float]
 
 
-#: (scores, mask, first block row, last) → Tally, or None if a score is not finite. Scores (rows,
-#: cols) as the solver's kind is stored; mask (rows, cols) uint8 is written for these block rows.
-Run = Callable[[NDArray[Any], NDArray[Any], int, int], Tally | None]
+#: (scores, mask, first block row, last) → TaskResult, or None if a score is not finite. Scores
+#: (rows, cols) as the solver's kind is stored; mask (rows, cols) uint8 is written for these block
+#: rows.
+Run = Callable[[NDArray[Any], NDArray[Any], int, int], TaskResult | None]
 
 OPTIMUM = "the optimum, with a certificate"
 GREEDY = "at least 1/2 of the optimum's kept score, for scores >= 0"

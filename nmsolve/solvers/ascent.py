@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
 from nmsolve.solvers import FINE as EXACT
-from nmsolve.solvers import Run, Tally
+from nmsolve.solvers import Run, TaskResult
 from nmsolve.solvers.apart import bound_above, closes, codes, finish
 from nmsolve.solvers.ascent_lanes import (
     certify_row,
@@ -565,7 +565,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     gap = tolerance / 4
     _compiled(kind, pattern.n, pattern.m, int(pattern.at_most))
 
-    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
+    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> TaskResult | None:
         outcome = solve_range(X, mask, first, last, pattern, absolute, gap)
         if outcome is None:
             return None
@@ -574,6 +574,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
             f"proven_at_level_{level}": int(counts[level]) for level in range(LEVELS)
         }
         stats |= {"augmented": int(counts[LEVELS]), "paths": int(counts[LEVELS + 1])}
-        return Tally(objective, objective + loose, int(counts[LEVELS + 2]), stats)
+        return TaskResult(objective, objective + loose, int(counts[LEVELS + 2]), stats)
 
     return run

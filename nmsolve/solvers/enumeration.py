@@ -24,7 +24,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
-from nmsolve.solvers import Run, Tally
+from nmsolve.solvers import Run, TaskResult
 from nmsolve.solvers.apart import codes, enumerate_exactly
 from nmsolve.solvers.compiled import BUILD, STORAGE, array, kernel, part, specialise
 from nmsolve.solvers.lanes import (
@@ -292,8 +292,8 @@ def enumerate_blocks(
     )
     far, scores = np.zeros(1, np.uint16), np.empty((M * M, LANES))
     block, kept = np.empty((M, M)), np.empty((M, M), np.uint8)
-    a_row = X.shape[1] // M
-    grouped = a_row // LANES * LANES
+    blocks_per_row = X.shape[1] // M
+    grouped = blocks_per_row // LANES * LANES
     for r in range(first, last):
         for c in range(0, grouped, LANES):
             at = r * M * row_stride + c * M
@@ -328,7 +328,7 @@ def enumerate_blocks(
                     block,
                     kept,
                 )
-    rest = a_row - grouped
+    rest = blocks_per_row - grouped
     total = rest * (last - first)
     for start in range(0, total, LANES):
         filled = min(LANES, total - start)
@@ -393,7 +393,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     n, wide = pattern.n, kind == "f8"
     solve = _compiled(kind, n)
 
-    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
+    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> TaskResult | None:
         top, sums = np.zeros(LANES, np.int64 if wide else np.int32), np.zeros(2 * LANES)
         tile, tile_mask = np.zeros((M, M * LANES), X.dtype), np.zeros((M, M * LANES), np.uint8)
         solve(
@@ -417,6 +417,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
         blocks = (last - first) * (X.shape[1] // M)
         objective, best = float(sums[:LANES].sum()), float(sums[LANES:].sum())
         bound, closed = prove(objective, best, wide, tolerance)
-        return Tally(objective, bound, 0 if closed else blocks, {"enumerated": blocks})
+        return TaskResult(objective, bound, 0 if closed else blocks, {"enumerated": blocks})
 
     return run

@@ -21,7 +21,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
-from nmsolve.solvers import Run, Tally
+from nmsolve.solvers import Run, TaskResult
 from nmsolve.solvers.compiled import BUILD, array, kernel, part, specialise
 from nmsolve.solvers.complete import complete, kept_score, read_block, relaxed_optimum, solve_alone
 
@@ -97,7 +97,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
 def approximation(solve: Callable[..., bool], pattern: Pattern, absolute: bool) -> Run:
     """A Run around a kernel of this file's signature."""
 
-    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
+    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> TaskResult | None:
         sums, counts = np.zeros(3), np.zeros(2, np.int64)
         if not solve(
             X,
@@ -115,6 +115,6 @@ def approximation(solve: Callable[..., bool], pattern: Pattern, absolute: bool) 
             return None
         blocks = (last - first) * (X.shape[1] // pattern.m)
         stats = {"blocks": blocks, "completed": int(counts[0]), "solved_exactly": int(counts[1])}
-        return Tally(float(sums[0]), None if sums[2] else float(sums[1]), None, stats)
+        return TaskResult(float(sums[0]), None if sums[2] else float(sums[1]), None, stats)
 
     return run

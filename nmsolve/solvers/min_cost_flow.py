@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nmsolve.errors import MissingDependencyError, SolverError
 from nmsolve.pattern import Pattern
-from nmsolve.solvers import Run, Tally
+from nmsolve.solvers import Run, TaskResult
 
 #: Bits of the largest scaled score. OR-tools multiplies costs by the number of nodes (≤ 129) and
 #: needs the total in 63 bits.
@@ -75,7 +75,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     _flow()
     n, m = pattern.n, pattern.m
 
-    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
+    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> TaskResult | None:
         objective, error = 0.0, 0.0
         for r in range(first * m, last * m, m):
             for c in range(0, X.shape[1], m):
@@ -87,6 +87,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
                 objective += float(S[kept].sum())
                 error += rounding
         blocks = (last - first) * (X.shape[1] // m)
-        return Tally(objective, None, None, {"blocks": blocks, "scaling_error": error})
+        return TaskResult(objective, None, None, {"blocks": blocks, "scaling_error": error})
 
     return run

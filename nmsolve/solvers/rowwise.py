@@ -21,7 +21,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
-from nmsolve.solvers import Run, Tally
+from nmsolve.solvers import Run, TaskResult
 from nmsolve.solvers.compiled import BUILD, STORAGE, array, kernel, specialise
 from nmsolve.solvers.lanes import (
     ELEMENT,
@@ -181,7 +181,7 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
     n, m, at_most, wide = pattern.n, pattern.m, int(pattern.at_most), kind == "f8"
     solve = _compiled(kind, n, m, at_most)
 
-    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> Tally | None:
+    def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> TaskResult | None:
         top, sums, wrong = (
             np.zeros(LANES, np.int64 if wide else np.int32),
             np.zeros(LANES),
@@ -210,6 +210,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
             return None
         groups = (last - first) * rows * (X.shape[1] // m)
         objective = float(sums.sum())
-        return Tally(objective, objective, int(wrong[0]).bit_count(), {"groups": groups})
+        return TaskResult(objective, objective, int(wrong[0]).bit_count(), {"groups": groups})
 
     return run

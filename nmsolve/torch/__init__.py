@@ -19,33 +19,33 @@ except ImportError as _error:
     ) from _error
 
 from nmsolve.torch import scores
-from nmsolve.torch.allocation.allocate import Allocation, allocate
 from nmsolve.torch.allocation.budget import FLOPs, Latency, Params
 from nmsolve.torch.allocation.domino import domino_search
-from nmsolve.torch.allocation.losses import LayerLosses, Losses, Option, losses
+from nmsolve.torch.allocation.exact import Allocation, allocate
+from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option, losses
 from nmsolve.torch.allocation.search import Drop, Search
 from nmsolve.torch.dispatch.accelerate import accelerate_
-from nmsolve.torch.dispatch.backends import backends
-from nmsolve.torch.dispatch.masked_linear import masked_linear
+from nmsolve.torch.dispatch.availability import backends
+from nmsolve.torch.dispatch.masked_product import masked_linear
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import pack, unpack
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from nmsolve.torch.masks import solve
-from nmsolve.torch.plan import LayerPlan, Plan, plan
 from nmsolve.torch.pruning.adam import Adam
 from nmsolve.torch.pruning.adaprune import adaprune_
 from nmsolve.torch.pruning.least_squares import LeastSquares
 from nmsolve.torch.pruning.matching import matching_plan
 from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
 from nmsolve.torch.pruning.sparsegpt import sparsegpt_
-from nmsolve.torch.report import ModelReport, verify
 from nmsolve.torch.result import MaskResult, TensorDuals
 from nmsolve.torch.scores import ModelScores
 from nmsolve.torch.training.lbc import LBC
-from nmsolve.torch.training.methods import SRSTE, STE, Fixed, Method
+from nmsolve.torch.training.method import SRSTE, STE, Fixed, Method
 from nmsolve.torch.training.removal import remove_masks_
 from nmsolve.torch.training.sparsify import SparseModel, sparsify_
 from nmsolve.torch.training.stats import LayerStats, Stats
+from nmsolve.torch.verification import ModelReport, verify
+from nmsolve.torch.weights.planning import LayerPlan, Plan, plan
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.hugging_face import TrainerCallback

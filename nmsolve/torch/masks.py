@@ -16,10 +16,11 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from nmsolve import api, certify
+from nmsolve import api
+from nmsolve import feasibility as certify
 from nmsolve.blocks import core_shape
-from nmsolve.certify import Report
 from nmsolve.errors import InputError
+from nmsolve.feasibility import Report
 from nmsolve.pattern import Pattern
 from nmsolve.result import Status, relative_gap
 from nmsolve.torch.device.failures import explain
@@ -240,7 +241,7 @@ def solve_on_device(
     check_divisible(tuple(given.shape), pattern, padding)
     check_flag(duals, "duals")
     workers = thread_count(threads)
-    from nmsolve.torch.device.pieces import solve_matrices
+    from nmsolve.torch.device.driver import solve_matrices
 
     X = given.reshape(-1, *given.shape[-2:])
     rows, cols = core_shape(tuple(X.shape), pattern, padding)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nmsolve import result as core
-from nmsolve.certify import Report
+from nmsolve.certificates import Duals
 from nmsolve.errors import SolverError
-from nmsolve.proof import Duals
+from nmsolve.feasibility import Report
 from nmsolve.torch.tensors import as_array, as_matrices, check_tensor
 
 

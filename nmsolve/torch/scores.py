@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.table import shortened, table
+from nmsolve.torch.calibration.activations import Use, run_watched, unreached
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
 from nmsolve.torch.calibration.layout import layout_of
-from nmsolve.torch.calibration.uses import Use, run_watched, unreached
-from nmsolve.torch.entries import entry_of
-from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
-from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.report import planned_modules
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.tensors import check_tensor
+from nmsolve.torch.verification import planned_modules
+from nmsolve.torch.weights.entries import entry_of
+from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.planning import plan as make_plan
 
 #: From the model and a calibration item, the scalar that gradients are taken of.
 Loss = Callable[[nn.Module, Any], Tensor]

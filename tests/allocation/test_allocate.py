@@ -11,9 +11,9 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve import InputError, Pattern, PatternError, Status
-from nmsolve.torch.allocation.allocate import Allocation, allocate
 from nmsolve.torch.allocation.budget import FLOPs, Latency, Params
-from nmsolve.torch.allocation.losses import losses
+from nmsolve.torch.allocation.exact import Allocation, allocate
+from nmsolve.torch.allocation.layer_losses import losses
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import nmsolve.torch as nmt
 from nmsolve.errors import InputError
-from nmsolve.torch.allocation import dominoes
+from nmsolve.torch.allocation import domino_run as dominoes
 from nmsolve.torch.allocation.budget import FLOPs, Params
 from nmsolve.torch.allocation.domino import domino_search
 from reference import domino as oracle

@@ -15,8 +15,8 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve import InputError, Pattern, PatternError
-from nmsolve.torch.allocation import losses as module
-from nmsolve.torch.allocation.losses import losses
+from nmsolve.torch.allocation import layer_losses as module
+from nmsolve.torch.allocation.layer_losses import losses
 from reference import brute
 
 

@@ -17,7 +17,8 @@ import pytest
 
 import nmsolve
 from nmsolve import checkpoint
-from nmsolve.checkpoint import disk, job, resuming, unfinished
+from nmsolve.checkpoint import disk, job, resuming
+from nmsolve.checkpoint import journal as unfinished
 from tests.checkpoint.checkpoint_files import contents, weights, write_folder
 
 #: What a process asks of the system to change what is on the disk. A kill falls between two of

@@ -175,12 +175,12 @@ def draw(name, seed, shape):
     return {**FAMILIES, **HALF_FAMILIES}[name](np.random.default_rng(seed), shape)
 
 
-def matrix(blocks, a_row):
-    """Blocks (blocks, rows, m) side by side, `a_row` of them in a row: one matrix."""
+def matrix(blocks, blocks_per_row):
+    """Blocks (blocks, rows, m) side by side, `blocks_per_row` of them in a row: one matrix."""
     count, rows, m = blocks.shape
     return np.ascontiguousarray(
-        blocks.reshape(count // a_row, a_row, rows, m).swapaxes(1, 2)
-    ).reshape(count // a_row * rows, a_row * m)
+        blocks.reshape(count // blocks_per_row, blocks_per_row, rows, m).swapaxes(1, 2)
+    ).reshape(count // blocks_per_row * rows, blocks_per_row * m)
 
 
 def split(array, rows, m):

@@ -38,8 +38,8 @@ from tests.core.families import (
 A_ROW = 19
 
 
-def solve_family(pattern, name, seed, a_row=A_ROW, rows=1):
-    W = matrix(draw(name, seed, (a_row * rows, pattern.rows, pattern.m)), a_row)
+def solve_family(pattern, name, seed, blocks_per_row=A_ROW, rows=1):
+    W = matrix(draw(name, seed, (blocks_per_row * rows, pattern.rows, pattern.m)), blocks_per_row)
     result = nmsolve.solve(W, pattern)
     assert result.status is nmsolve.Status.OPTIMAL
     assert_optimal(result, magnitude(W), pattern, tolerance(W))

@@ -520,11 +520,11 @@ def test_duals_that_are_no_real_numbers_fail(duals, kind):
 
 @pytest.mark.parametrize("number", [1, 2.5, None])
 def test_a_tally_says_what_is_open(number):
-    from nmsolve.solvers import Tally
+    from nmsolve.solvers import TaskResult
 
     with pytest.raises(TypeError, match="open"):
-        Tally(objective=1.0, bound=1.0, stats={})
-    assert Tally(1.0, 1.0, number, {}).open == number
+        TaskResult(objective=1.0, bound=1.0, stats={})
+    assert TaskResult(1.0, 1.0, number, {}).open == number
 
 
 @pytest.mark.parametrize(("still_open", "bound", "status"), [
@@ -539,14 +539,14 @@ def test_optimal_is_what_a_solver_says_and_sums_do_not_contradict(
 ):
     """Greedy's masks, under a planted solver that states this and that of them."""
     from nmsolve import solvers
-    from nmsolve.solvers import Tally, greedy
+    from nmsolve.solvers import TaskResult, greedy
 
     def make(*arguments):
         run = honest(*arguments)
 
         def claim(*task):
             found = run(*task)
-            return Tally(
+            return TaskResult(
                 found.objective, None if bound is None else bound * found.objective, still_open, {}
             )
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nmsolve
-from nmsolve.counting import _asymptotic, count_blocks
+from nmsolve.mask_diversity import _asymptotic, count_blocks
 from reference.brute import blocks
 
 KNOWN = {

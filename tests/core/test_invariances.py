@@ -154,11 +154,11 @@ def test_a_mask_depends_on_its_block_alone(text, name, method):
     rng = np.random.default_rng(11)
     blocks = draw(name, 11, (160, pattern.m, pattern.m))
     alone = [nmsolve.solve(block, text, method=method).mask for block in blocks]
-    for a_row in (1, 5, 8, 20, 160):
+    for blocks_per_row in (1, 5, 8, 20, 160):
         order = rng.permutation(160)
-        result = nmsolve.solve(matrix(blocks[order], a_row), text, method=method)
-        expected = matrix(np.array([alone[k] for k in order]), a_row)
-        assert np.array_equal(result.mask, expected), f"{a_row} blocks a row"
+        result = nmsolve.solve(matrix(blocks[order], blocks_per_row), text, method=method)
+        expected = matrix(np.array([alone[k] for k in order]), blocks_per_row)
+        assert np.array_equal(result.mask, expected), f"{blocks_per_row} blocks a row"
     strangers = draw("column_scaled", 5, (160, pattern.m, pattern.m)).astype(blocks.dtype)
     mixed = np.stack([blocks, strangers], axis=1).reshape(320, pattern.m, pattern.m)
     found = nmsolve.solve(matrix(mixed, 20), text, method=method).mask

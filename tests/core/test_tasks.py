@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nmsolve
-from nmsolve.blocks import TASK_WEIGHTS, Sheet
+from nmsolve.blocks import TASK_WEIGHTS, BlockMatrix
 
 
 def line_counts(mask, pattern):
@@ -26,8 +26,8 @@ def test_several_tasks_are_all_solved(text, dtype, method):
     pattern = nmsolve.Pattern.parse(text)
     rows = 2 * TASK_WEIGHTS // 512 + 24 if method == "exact" else 1048
     W = (np.random.default_rng(5).standard_normal((rows, 512)) * 20).astype(dtype)
-    sheet = Sheet(W, W, "f4", pattern)
-    assert len(list(sheet.tasks())) >= 3
+    matrix = BlockMatrix(W, W, "f4", pattern)
+    assert len(list(matrix.tasks())) >= 3
     result = nmsolve.solve(W, pattern, method=method, threads=2)
     for counts in line_counts(result.mask, pattern):
         assert (counts == pattern.n).all()

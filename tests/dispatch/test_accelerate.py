@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations, prune
 import nmsolve
 from nmsolve.torch.dispatch import accelerate as module
 from nmsolve.torch.dispatch.accelerate import accelerate_
-from nmsolve.torch.dispatch.acceleration import MARGIN
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said, backends
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, _said, backends
+from nmsolve.torch.dispatch.decisions import MARGIN
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from tests.dispatch.layers import CUDA, masked_, mlp, reasons, same, state_of

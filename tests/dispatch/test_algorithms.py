@@ -21,8 +21,8 @@ from nmsolve.torch.dispatch.algorithms import (
     remembered,
     sorted_out,
 )
-from nmsolve.torch.dispatch.backends import Machine
-from nmsolve.torch.dispatch.masked_linear import (
+from nmsolve.torch.dispatch.availability import Machine
+from nmsolve.torch.dispatch.masked_product import (
     masked_linear,
     sparse_linear,
     sparse_linear_grad_input,

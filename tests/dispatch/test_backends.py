@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nmsolve
-from nmsolve.torch.dispatch.backends import (
+from nmsolve.torch.dispatch.availability import (
     Machine,
     _said,
     backends,
@@ -179,7 +179,8 @@ def test_the_version_of_a_loaded_library(tmp_path):
         ["cc", "-shared", "-fPIC", "-Wl,-soname,libcusparseLt.so.0", "-o", path, source], check=True
     )
     code = (
-        "import ctypes; from nmsolve.torch.dispatch.backends import loaded_cusparselt as loaded\n"
+        "import ctypes; from nmsolve.torch.dispatch.availability import loaded_cusparselt as "
+        "loaded\n"
         f"before = loaded(); ctypes.CDLL({str(path)!r}); print(before, loaded())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -325,7 +326,7 @@ if torch.cuda.is_available():
     @pytest.mark.gpu
     def test_a_forked_process_says_why_it_has_no_gpu():
         code = (
-            "import os, torch; from nmsolve.torch.dispatch.backends import backends\n"
+            "import os, torch; from nmsolve.torch.dispatch.availability import backends\n"
             "torch.zeros(1, device='cuda')\n"
             "if os.fork() == 0:\n    print(backends()['triton'].reason, flush=True)\n    "
             "os._exit(0)\nos.wait()"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import nmsolve
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said
-from nmsolve.torch.dispatch.masked_linear import (
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, _said
+from nmsolve.torch.dispatch.masked_product import (
     masked_linear,
     sparse_linear,
     sparse_linear_grad_input,

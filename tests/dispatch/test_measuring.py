@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from nmsolve.torch.dispatch.acceleration import MARGIN, Acceleration, LayerDecision, Timing, choose
 from nmsolve.torch.dispatch.algorithms import recall
-from nmsolve.torch.dispatch.backends import machine_at
+from nmsolve.torch.dispatch.availability import machine_at
+from nmsolve.torch.dispatch.decisions import MARGIN, Acceleration, LayerDecision, Timing, choose
 from nmsolve.torch.dispatch.measuring import Product, Searched, _fastest, measure, wrong_result
 from nmsolve.torch.dispatch.recording import Call, record
 from nmsolve.torch.dispatch.timing import (

@@ -12,8 +12,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from nmsolve.torch.dispatch.algorithms import offered, recall, sorted_out
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, _said, machine_at, why_not
-from nmsolve.torch.dispatch.masked_linear import (
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, _said, machine_at, why_not
+from nmsolve.torch.dispatch.masked_product import (
     masked_linear,
     sparse_linear,
     sparse_linear_grad_input,
@@ -184,7 +184,7 @@ if CUDA:
 import copy, pytest, torch
 from tests.dispatch.layers import sparse_layer
 from nmsolve.torch.dispatch.algorithms import remembered
-from nmsolve.torch.dispatch.backends import machine_at
+from nmsolve.torch.dispatch.availability import machine_at
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 
 def close(ours, theirs):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nmsolve
-from nmsolve.torch.dispatch.backends import _said
+from nmsolve.torch.dispatch.availability import _said
 from nmsolve.torch.dispatch.packed_linear import PackedLinear, packed_product_grad_input
 from nmsolve.torch.dispatch.packing import pack_unchecked
 from tests.dispatch.layers import mask_of, packed_layer, sparse_layer

@@ -11,7 +11,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_
 
 import nmsolve
 from nmsolve.torch.dispatch import packing
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, why_not
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, why_not
 from nmsolve.torch.dispatch.packing import (
     aligned,
     check_round_trip,

@@ -151,7 +151,7 @@ PLANTED = {
     "from .result import MaskResult": "blocks",
     "from . import api": "result",
     "from ..certify import verify": "solvers/greedy",
-    "def f():\n    from nmsolve.certify import verify": "solvers/greedy",
+    "def f():\n    from nmsolve.feasibility import verify": "solvers/greedy",
     "def f():\n    import_module('nmsolve.api')": "blocks",
     "import reference.flow": "certify",
     "from reference import loops": "api",

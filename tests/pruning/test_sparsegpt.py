@@ -16,9 +16,9 @@ import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.torch.calibration.layout import Layout
 from nmsolve.torch.calibration.moments import Moments
-from nmsolve.torch.pruning.alternating import alternating_mask
+from nmsolve.torch.pruning.admm import alternating_mask
+from nmsolve.torch.pruning.obs import surgeon_mask
 from nmsolve.torch.pruning.problem import Problem
-from nmsolve.torch.pruning.surgeon import surgeon_mask
 from reference.pruning import matching_n, surgeon_row
 from tests.training.small_net import Net
 

@@ -27,7 +27,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from nmsolve.pattern import Pattern
-from nmsolve.torch.device import triton as engine
+from nmsolve.torch.device import triton_engine as engine
 from nmsolve.torch.device.problem import Problem
 
 #: (pattern, dtype of X, its shape, compute capability). To the compiler 1 is a constant, and

@@ -14,7 +14,8 @@ import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.pattern import Pattern
 from nmsolve.solvers.ascent import schedule
-from nmsolve.torch.device import plain, problem
+from nmsolve.torch.device import problem
+from nmsolve.torch.device import torch_engine as plain
 from nmsolve.torch.device.problem import Problem
 from tests.core.families import (
     FAMILIES,

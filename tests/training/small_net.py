@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import nmsolve.torch as nmt
-from nmsolve.torch.training.parametrization import Masked
+from nmsolve.torch.weights.masked import Masked
 
 METHODS = {
     "fixed": lambda: nmt.Fixed(),

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import nmsolve
 import nmsolve.torch as nmt
-from nmsolve.torch.training.parametrization import Masked
+from nmsolve.torch.weights.masked import Masked
 
 LOSS = nn.functional.mse_loss
 X, Y = (

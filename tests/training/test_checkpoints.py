@@ -12,7 +12,7 @@ from torch import nn
 
 import nmsolve
 import nmsolve.torch as nmt
-from nmsolve.torch.training.acceleration import use
+from nmsolve.torch.training.packed_products import use
 from tests.checkpoint.snapshots import differing, snapshot
 from tests.training.small_net import ALL, BOTH, METHODS, Net, batch, made, train
 

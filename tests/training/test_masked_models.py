@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nmsolve.torch as nmt
-from nmsolve.torch.training.acceleration import use
+from nmsolve.torch.training.packed_products import use
 from tests.checkpoint.snapshots import differing, snapshot
 from tests.training.small_net import ALL, Net, batch, made, masks_of, train
 

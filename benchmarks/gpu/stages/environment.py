@@ -16,7 +16,7 @@ from benchmarks.gpu.machine import describe, nvidia_smi
 from benchmarks.gpu.rows import Fact, Figure, Measurement, Place
 from benchmarks.gpu.weights import normal
 from benchmarks.processes import ROOT
-from nmsolve.torch.dispatch.backends import loaded_cusparselt
+from nmsolve.torch.dispatch.availability import loaded_cusparselt
 from nmsolve.torch.dispatch.timing import medians_us
 
 #: What nvidia-smi is asked for.

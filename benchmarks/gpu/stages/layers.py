@@ -17,10 +17,10 @@ from benchmarks.gpu.models import TransformerBlock, masked, mlp
 from benchmarks.gpu.rows import Decision, Figure, Layer, Measurement, Place, Row, Skipped
 from benchmarks.gpu.weights import normal, pruned
 from benchmarks.timing import WrongResult
-from nmsolve.torch.dispatch.acceleration import MARGIN
 from nmsolve.torch.dispatch.algorithms import named
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, why_not
-from nmsolve.torch.dispatch.masked_linear import masked_linear
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, why_not
+from nmsolve.torch.dispatch.decisions import MARGIN
+from nmsolve.torch.dispatch.masked_product import masked_linear
 from nmsolve.torch.dispatch.measuring import wrong_result
 from nmsolve.torch.dispatch.packing import pack, pack_unchecked, packed_linear
 from nmsolve.torch.dispatch.timing import call_times, graph_medians_us, medians_us

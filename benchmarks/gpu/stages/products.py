@@ -17,8 +17,8 @@ from benchmarks.gpu.rows import Figure, Measurement, Place, Product, Row, Skippe
 from benchmarks.gpu.weights import normal, pruned
 from benchmarks.timing import WrongResult
 from nmsolve.torch.dispatch.algorithms import offered, sorted_out
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, why_not
-from nmsolve.torch.dispatch.masked_linear import masked_linear
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, why_not
+from nmsolve.torch.dispatch.masked_product import masked_linear
 from nmsolve.torch.dispatch.measuring import wrong_result
 from nmsolve.torch.dispatch.packing import pack, pack_unchecked, packed_linear
 from nmsolve.torch.dispatch.timing import medians_us

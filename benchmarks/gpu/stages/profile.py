@@ -129,7 +129,7 @@ def _event(event: Any) -> Event:
 def _solve(weights: Tensor, pattern: str) -> nmt.MaskResult:
     if weights.is_cuda:
         return nmt.solve(weights, pattern)
-    engine = import_module("nmsolve.torch.device.plain")
+    engine = import_module("nmsolve.torch.device.torch_engine")
     return solve_on_device(
         weights, None, Pattern.parse(pattern), "exact", None, "error", False, engine
     )

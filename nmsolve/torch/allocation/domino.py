@@ -18,14 +18,14 @@ from torch.nn.parameter import is_lazy
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.torch.allocation.budget import FLOPs, Latency, Params
-from nmsolve.torch.allocation.descent import Descent
-from nmsolve.torch.allocation.dominoes import Dominoes, Options, restored, train
+from nmsolve.torch.allocation.domino_run import DominoRun, Options, restored, train
 from nmsolve.torch.allocation.search import Search
+from nmsolve.torch.allocation.searched_weight import SearchedWeight
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
-from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.report import planned_modules
-from nmsolve.torch.training.parametrization import masked_parameters
+from nmsolve.torch.verification import planned_modules
+from nmsolve.torch.weights.masked import masked_parameters
+from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.planning import plan as make_plan
 
 POLICIES = ("fixed_m", "fixed_n")
 
@@ -197,7 +197,7 @@ def domino_search(
             f"{type(train_step).__name__}"
         )
     whole = _searched(model, m, include, exclude)
-    dominoes = Dominoes(_descents(model, whole, m), budget, options)
+    dominoes = DominoRun(_descents(model, whole, m), budget, options)
     if isinstance(budget, Params):
         dominoes.check_budget()
     with restored(model), torch.enable_grad():
@@ -241,16 +241,16 @@ def _searched(
     return whole
 
 
-def _descents(model: nn.Module, whole: Plan, m: int) -> list[Descent]:
+def _descents(model: nn.Module, whole: Plan, m: int) -> list[SearchedWeight]:
     """One for each planned weight, however many layers share it."""
     shared: dict[int, tuple[Tensor, list[LayerPlan]]] = {}
     for entry, module in zip(whole.planned, planned_modules(model, whole), strict=True):
         weight = parameters_of(module)[entry.parameter]
         shared.setdefault(id(weight), (weight, []))[1].append(entry)
-    return [Descent(entries, weight, m) for weight, entries in shared.values()]
+    return [SearchedWeight(entries, weight, m) for weight, entries in shared.values()]
 
 
-def _settled(whole: Plan, layers: list[Descent], policy: str) -> Iterator[LayerPlan]:
+def _settled(whole: Plan, layers: list[SearchedWeight], policy: str) -> Iterator[LayerPlan]:
     """The entries of the plan, with what layers have come to."""
     found = {entry.path: layer for layer in layers for entry in layer.entries}
     for entry in whole.layers:

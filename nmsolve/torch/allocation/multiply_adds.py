@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from nmsolve.errors import InputError
-from nmsolve.torch.calibration.uses import Use, unreached, watched
-from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.calibration.activations import Use, unreached, watched
+from nmsolve.torch.weights.planning import LayerPlan
 
 
 def positions_of(

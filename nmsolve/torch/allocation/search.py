@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nmsolve.torch.allocation.budget import FLOPs, Params
-from nmsolve.torch.plan import LayerPlan, Plan
+from nmsolve.torch.weights.planning import LayerPlan, Plan
 
 
 class Drop(NamedTuple):

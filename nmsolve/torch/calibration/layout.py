@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nmsolve.pattern import Pattern
-from nmsolve.torch.modules import filter_groups
-from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.weights.layer_kinds import filter_groups
+from nmsolve.torch.weights.planning import LayerPlan
 
 
 @dataclass(frozen=True, slots=True)

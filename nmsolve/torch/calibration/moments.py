@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.torch.calibration.activations import Use, run_watched, unreached
 from nmsolve.torch.calibration.inputs import Calibration, check_finite
 from nmsolve.torch.calibration.layout import Layout, layout_of
-from nmsolve.torch.calibration.uses import Use, run_watched, unreached
-from nmsolve.torch.plan import LayerPlan
+from nmsolve.torch.weights.planning import LayerPlan
 
 
 @dataclass(slots=True)

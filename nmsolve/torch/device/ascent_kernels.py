@@ -283,10 +283,18 @@ def _masks(
 
 
 @triton.jit(
-    do_not_specialize=["total", "a_row", "blocks_a_batch", "rows", "cols", "once", "rounds"]
+    do_not_specialize=[
+        "total",
+        "blocks_per_row",
+        "blocks_a_batch",
+        "rows",
+        "cols",
+        "once",
+        "rounds",
+    ]
 )
 def ascend_first(
-    X, words_of_X, mask, U, V, SCALE, OPEN, sums, total, a_row, blocks_a_batch, rows, cols,
+    X, words_of_X, mask, U, V, SCALE, OPEN, sums, total, blocks_per_row, blocks_a_batch, rows, cols,
     batch_stride, row_stride, col_stride,
     once, rounds, margin,
     N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr, LOWER: tl.constexpr,
@@ -309,7 +317,7 @@ def ascend_first(
     part = tl.expand_dims(tl.arange(0, SPLIT), 0) + tl.zeros((BLOCKS, 1), tl.int32)
     inside = block < total
     block_row, across, row, col, origin = place_of(
-        block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M
+        block, blocks_per_row, blocks_a_batch, batch_stride, row_stride, col_stride, M
     )
     by_row, by_column = load_block(
         X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, inside, once,
@@ -349,7 +357,9 @@ def ascend_first(
         largest = tl.maximum(largest, size)
     closed = inside & fine & ~lost & (near > most_of(largest, SPLIT) * margin)
     value = kept_sum(by_row, words, M, K, SPLIT)
-    store_mask(mask, block_row, across, a_row, words, part, inside, once, M, K, PADDED, WIDTH)
+    store_mask(
+        mask, block_row, across, blocks_per_row, words, part, inside, once, M, K, PADDED, WIDTH
+    )
     if COLLECT:
         store_duals(U, V, u, v, block, tl.cast(total, tl.int64), part, inside, once, M, K, PADDED)
         write((SCALE + block,), (scale,), (inside,), once)
@@ -365,7 +375,7 @@ def ascend_first(
     do_not_specialize=[
         "total",
         "count",
-        "a_row",
+        "blocks_per_row",
         "blocks_a_batch",
         "rows",
         "cols",
@@ -374,7 +384,8 @@ def ascend_first(
     ]
 )
 def ascend_rest(
-    X, words_of_X, mask, place, U, V, SCALE, OPEN, sums, delta, total, count, a_row, blocks_a_batch,
+    X, words_of_X, mask, place, U, V, SCALE, OPEN, sums, delta, total, count, blocks_per_row,
+    blocks_a_batch,
     rows, cols, batch_stride,
     row_stride, col_stride, once, sweeps, grain, rounding, tolerance,
     ROUNDS: tl.constexpr, N: tl.constexpr, M: tl.constexpr, UPPER: tl.constexpr,
@@ -402,7 +413,7 @@ def ascend_rest(
     left = index < count
     block = read((place + index,), (left,), once, 0)[0]
     block_row, across, row, col, origin = place_of(
-        block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M
+        block, blocks_per_row, blocks_a_batch, batch_stride, row_stride, col_stride, M
     )
     by_row, by_column = load_block(
         X, words_of_X, origin, row, col, rows, cols, row_stride, col_stride, part, left, once,
@@ -485,7 +496,20 @@ def ascend_rest(
             words, row_counts, column_words, column_counts, fine, _near = _masks(
                 by_row, by_column, u, v, part, N, M, K, SPLIT, PADDED, AT_MOST, BLOCKS
             )
-            store_mask(mask, block_row, across, a_row, words, part, left, once, M, K, PADDED, WIDTH)
+            store_mask(
+                mask,
+                block_row,
+                across,
+                blocks_per_row,
+                words,
+                part,
+                left,
+                once,
+                M,
+                K,
+                PADDED,
+                WIDTH,
+            )
             fine = left & fine
             if any_of(fine):
                 by_row, by_column = load_block(

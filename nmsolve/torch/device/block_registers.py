@@ -167,12 +167,13 @@ def times(values, factor):
 
 @triton.jit
 def store_mask(
-    mask, block_row, batch_col, a_row, words, part, inside, once, M: tl.constexpr, K: tl.constexpr,
+    mask, block_row, batch_col, blocks_per_row, words, part, inside, once, M: tl.constexpr,
+    K: tl.constexpr,
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A lane's rows of the mask as bytes, WIDTH of them (8, 4 or 1) a store. mask: (rows, a_row M)
-    of such units.
+    """A lane's rows of the mask as bytes, WIDTH of them (8, 4 or 1) a store. mask: (rows,
+    blocks_per_row M) of such units.
     """
     pointers = ()
     values = ()
@@ -182,7 +183,7 @@ def store_mask(
         here = inside
         if PADDED:
             here = here & (i < M)
-        unit = ((block_row * M + i).to(tl.int64) * a_row + batch_col) * (M // WIDTH)
+        unit = ((block_row * M + i).to(tl.int64) * blocks_per_row + batch_col) * (M // WIDTH)
         for q in tl.static_range(M // WIDTH):
             bits = words[k] >> (q * WIDTH)
             value = (bits & 1).to(tl.int8)
@@ -231,13 +232,13 @@ def store_duals(
 
 @triton.jit
 def place_of(
-    block, a_row, blocks_a_batch, batch_stride, row_stride, col_stride, M: tl.constexpr
+    block, blocks_per_row, blocks_a_batch, batch_stride, row_stride, col_stride, M: tl.constexpr
 ):  # fmt: skip
     """Of a block: its block row, batches below each other, its number there, row and column in its
     batch, and where X has it.
     """
-    block_row = block // a_row
-    across = block - block_row * a_row
+    block_row = block // blocks_per_row
+    across = block - block_row * blocks_per_row
     batch = block_row // blocks_a_batch
     row = (block_row - batch * blocks_a_batch) * M
     col = across.to(tl.int64) * M

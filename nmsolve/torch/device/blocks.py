@@ -14,14 +14,14 @@ def _entries(mask: Tensor, place: Tensor, m: int) -> tuple[Tensor, Tensor, Tenso
     """Where entries of blocks are in a mask (batch, rows, cols): indices of batch, row and column
     that broadcast to (N, m, m).
     """
-    a_row, rows = mask.shape[2] // m, mask.shape[1]
+    blocks_per_row, rows = mask.shape[2] // m, mask.shape[1]
     line = torch.arange(m, device=place.device)
-    top = place // a_row * m  # as if batches lay below each other
+    top = place // blocks_per_row * m  # as if batches lay below each other
     batch, row = top // rows, top % rows
     return (
         batch[:, None, None],
         row[:, None, None] + line[:, None],
-        (place % a_row * m)[:, None, None] + line,
+        (place % blocks_per_row * m)[:, None, None] + line,
     )
 
 

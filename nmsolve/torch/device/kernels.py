@@ -102,7 +102,7 @@ def _from_ordered(order, ABSOLUTE: tl.constexpr):
 
 @triton.jit
 def keep_groups(
-    X, mask, thresholds, sums, total, a_row, rows_a_batch, cols, batch_stride, row_stride,
+    X, mask, thresholds, sums, total, blocks_per_row, rows_a_batch, cols, batch_stride, row_stride,
     col_stride,
     N: tl.constexpr, M: tl.constexpr, AT_MOST: tl.constexpr, ABSOLUTE: tl.constexpr,
     NETWORK: tl.constexpr,
@@ -132,8 +132,8 @@ def keep_groups(
             if FLAT:
                 score = load(X, group.to(tl.int64) * M + j, inside, ABSOLUTE, COMPUTE)
             else:
-                row = group // a_row
-                col = (group - row * a_row).to(tl.int64) * M + j
+                row = group // blocks_per_row
+                col = (group - row * blocks_per_row).to(tl.int64) * M + j
                 batch = row // rows_a_batch
                 place = (
                     batch.to(tl.int64) * batch_stride
@@ -259,7 +259,8 @@ def _below(score):
 
 @triton.jit
 def enumerate_blocks(
-    X, mask, OPEN, sums, total, a_row, blocks_a_batch, rows, cols, batch_stride, row_stride,
+    X, mask, OPEN, sums, total, blocks_per_row, blocks_a_batch, rows, cols, batch_stride,
+    row_stride,
     col_stride,
     PATTERNS: tl.constexpr, PAIRS: tl.constexpr, FIRST: tl.constexpr, EDGES: tl.constexpr,
     NARROW: tl.constexpr,
@@ -282,8 +283,8 @@ def enumerate_blocks(
     largest = magnitude_bits(tl.zeros((BLOCK,), COMPUTE), COMPUTE)
     again = tl.zeros((BLOCK,), tl.int32)
     block = tl.program_id(0) * TILES * BLOCK + tl.arange(0, BLOCK)
-    block_row = block // a_row
-    across = block - block_row * a_row
+    block_row = block // blocks_per_row
+    across = block - block_row * blocks_per_row
     batch = block_row // blocks_a_batch
     down = block_row - batch * blocks_a_batch
     for _ in range(TILES):
@@ -358,16 +359,18 @@ def enumerate_blocks(
         for i in tl.static_range(4):
             nibble = (code >> (4 * i)) & 15
             word = (nibble | (nibble << 7) | (nibble << 14) | (nibble << 21)) & 0x01010101
-            tl.store(mask + (block_row * 4 + i).to(tl.int64) * a_row + across, word, mask=inside)
+            tl.store(
+                mask + (block_row * 4 + i).to(tl.int64) * blocks_per_row + across, word, mask=inside
+            )
         block += BLOCK
         if NARROW:
-            block_row = block // a_row
-            across = block - block_row * a_row
+            block_row = block // blocks_per_row
+            across = block - block_row * blocks_per_row
             batch = block_row // blocks_a_batch
             down = block_row - batch * blocks_a_batch
         else:  # at most one block row further, which spares the divisions
-            over = across + BLOCK >= a_row
-            across += tl.where(over, BLOCK - a_row, BLOCK)
+            over = across + BLOCK >= blocks_per_row
+            across += tl.where(over, BLOCK - blocks_per_row, BLOCK)
             block_row += over.to(tl.int32)
             down += over.to(tl.int32)
             over = down == blocks_a_batch

@@ -15,15 +15,21 @@ from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.torch.device.failures import explain
-from nmsolve.torch.dispatch.acceleration import Acceleration, LayerDecision, choose
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, Backends, backends, warn_once, why_not
+from nmsolve.torch.dispatch.availability import (
+    SPARSE_BACKENDS,
+    Backends,
+    backends,
+    warn_once,
+    why_not,
+)
+from nmsolve.torch.dispatch.decisions import Acceleration, LayerDecision, choose
 from nmsolve.torch.dispatch.measuring import Product, Searched, measure
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import is_2to4
 from nmsolve.torch.dispatch.recording import Call, record
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from nmsolve.torch.running import undisturbed
-from nmsolve.torch.training.parametrization import masked_parameters
+from nmsolve.torch.weights.masked import masked_parameters
 
 #: In training, a layer with fewer nonzeros was not pruned but initialised so, to zero say; its
 #: zeros are not a mask.

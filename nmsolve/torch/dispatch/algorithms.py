@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nmsolve.torch.device.failures import is_lost
-from nmsolve.torch.dispatch.backends import Machine
+from nmsolve.torch.dispatch.availability import Machine
 from nmsolve.torch.dispatch.packing import operand, padded
 
 #: No more are tried. cuSPARSELt 0.6.2 has 37.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.torch.device.failures import explain, first_line, is_lost
-from nmsolve.torch.dispatch.acceleration import Timing
 from nmsolve.torch.dispatch.algorithms import Memory, fastest, offered, remembered, sorted_out
-from nmsolve.torch.dispatch.backends import machine_at, why_not
+from nmsolve.torch.dispatch.availability import machine_at, why_not
+from nmsolve.torch.dispatch.decisions import Timing
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import pack, pack_unchecked, packed_linear, padded
 from nmsolve.torch.dispatch.recording import Call

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.algorithms import Memory, named, recall
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, machine_at, warn_once, why_not
-from nmsolve.torch.dispatch.masked_linear import autocast, transformed
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, machine_at, warn_once, why_not
+from nmsolve.torch.dispatch.masked_product import autocast, transformed
 from nmsolve.torch.dispatch.packing import is_2to4, pack, packed_linear, unpack, wrap
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 

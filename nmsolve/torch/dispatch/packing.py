@@ -21,10 +21,10 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
-from nmsolve.certify import Report
 from nmsolve.errors import InputError, SolverError
+from nmsolve.feasibility import Report
 from nmsolve.pattern import Pattern
-from nmsolve.torch.dispatch.backends import why_not
+from nmsolve.torch.dispatch.availability import why_not
 
 #: cuSPARSELt's descriptors promise this alignment of every operand, in bytes.
 _ALIGNMENT = 16

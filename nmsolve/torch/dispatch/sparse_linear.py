@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.algorithms import Memory, named
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS
-from nmsolve.torch.dispatch.masked_linear import masked, masked_linear
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS
+from nmsolve.torch.dispatch.masked_product import masked, masked_linear
 from nmsolve.torch.dispatch.packing import is_2to4
-from nmsolve.torch.shards import is_sharded, placed_like
+from nmsolve.torch.weights.sharding import is_sharded, placed_like
 
 
 class SparseLinear(nn.Linear):

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns
+from nmsolve.selection import Patterns
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.plan import Plan
-from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.pruning.adam import Adam
 from nmsolve.torch.pruning.layerwise import prune_layers
 from nmsolve.torch.pruning.least_squares import LeastSquares
 from nmsolve.torch.pruning.problem import Problem
 from nmsolve.torch.pruning.reconstruction import Reconstruction
-from nmsolve.torch.scoring import check_scores, scores_for
+from nmsolve.torch.weights.given_scores import check_scores, scores_for
+from nmsolve.torch.weights.planning import Plan
+from nmsolve.torch.weights.planning import plan as make_plan
 
 _SOLVERS = {"least_squares": LeastSquares(), "adam": Adam()}
 

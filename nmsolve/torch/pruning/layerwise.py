@@ -13,16 +13,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nmsolve.errors import InputError, SolverError
-from nmsolve.globs import Patterns
+from nmsolve.selection import Patterns
 from nmsolve.torch.calibration.inputs import Calibration, Item
-from nmsolve.torch.plan import Plan
-from nmsolve.torch.plan import plan as make_plan
 from nmsolve.torch.pruning.batch_norm import Statistics, estimate_anew, norms_of, put, statistics_of
-from nmsolve.torch.pruning.gathering import Gathered, Layer, explore, gather, layers_of, stages_of
+from nmsolve.torch.pruning.collect import (
+    Gathered,
+    PrunedLayer,
+    explore,
+    gather,
+    layers_of,
+    stages_of,
+)
 from nmsolve.torch.pruning.problem import Problem, Solution
 from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
-from nmsolve.torch.report import verify
 from nmsolve.torch.running import undisturbed
+from nmsolve.torch.verification import verify
+from nmsolve.torch.weights.planning import Plan
+from nmsolve.torch.weights.planning import plan as make_plan
 
 #: From a layer's problem its plain mask; from both, its new weights.
 PlainMask = Callable[[Problem], Tensor]
@@ -83,7 +90,7 @@ def prune_layers(
 
 
 @contextmanager
-def _all_or_nothing(layers: Sequence[Layer], statistics: Statistics) -> Iterator[None]:
+def _all_or_nothing(layers: Sequence[PrunedLayer], statistics: Statistics) -> Iterator[None]:
     """Errors inside leave weights and batch norms as they were."""
     try:
         yield
@@ -96,7 +103,7 @@ def _all_or_nothing(layers: Sequence[Layer], statistics: Statistics) -> Iterator
 
 
 def _prune(
-    layer: Layer, gathered: Gathered, plain_mask: PlainMask, prune: Prune, seconds: float
+    layer: PrunedLayer, gathered: Gathered, plain_mask: PlainMask, prune: Prune, seconds: float
 ) -> LayerReconstruction:
     """Put a layer's new weights in place."""
     began = time.perf_counter()

@@ -11,9 +11,9 @@ from torch import nn
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
-from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.report import planned_modules
+from nmsolve.torch.verification import planned_modules
+from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.planning import plan as make_plan
 
 
 def matching_plan(

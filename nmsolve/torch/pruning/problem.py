@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nmsolve.torch.calibration.layout import Layout
 from nmsolve.torch.calibration.moments import Moments
-from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.training.layer import solve_mask
+from nmsolve.torch.training.masked_layer import solve_mask
+from nmsolve.torch.weights.planning import LayerPlan
 
 
 @dataclass(frozen=True, slots=True)

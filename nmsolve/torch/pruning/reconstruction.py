@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nmsolve.pattern import Pattern
 from nmsolve.table import shortened, table
-from nmsolve.torch.entries import Entries, entry_of
+from nmsolve.torch.weights.entries import Entries, entry_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns
+from nmsolve.selection import Patterns
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.plan import Plan
-from nmsolve.torch.pruning.alternating import alternating_mask
+from nmsolve.torch.pruning.admm import alternating_mask
 from nmsolve.torch.pruning.layerwise import prune_layers
 from nmsolve.torch.pruning.least_squares import LeastSquares
+from nmsolve.torch.pruning.obs import surgeon_mask
 from nmsolve.torch.pruning.problem import Problem, Solution
 from nmsolve.torch.pruning.reconstruction import Reconstruction
-from nmsolve.torch.pruning.surgeon import surgeon_mask
+from nmsolve.torch.weights.planning import Plan
 
 
 def sparsegpt_(

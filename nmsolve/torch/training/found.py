@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from nmsolve.torch.plan import LayerPlan, Plan
-from nmsolve.torch.training.layer import Layer
-from nmsolve.torch.training.parametrization import masked_parameters
+from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.weights.masked import masked_parameters
+from nmsolve.torch.weights.planning import LayerPlan, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Found:
     gone : paths of planned weights that the model has no more, or has without a mask.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[MaskedLayer, ...]
     gone: tuple[str, ...]
 
     @property
@@ -41,7 +41,7 @@ def find(model: nn.Module, plan: Plan, run: str) -> Found:
     planned: dict[str, list[LayerPlan]] = {}  # by the first of those that share a weight
     for entry in plan.planned:
         planned.setdefault(entry.owner, []).append(entry)
-    layers: dict[int, Layer] = {}
+    layers: dict[int, MaskedLayer] = {}
     found: set[str] = set()
     for name, module in model.named_modules():
         for parameter, masked in masked_parameters(module).items():
@@ -61,7 +61,7 @@ def find(model: nn.Module, plan: Plan, run: str) -> Found:
             if id(masked) in layers:
                 layers[id(masked)].tied.append((entry, module))
             else:
-                layers[id(masked)] = Layer(entry, module, masked)
+                layers[id(masked)] = MaskedLayer(entry, module, masked)
     return Found(
         tuple(layers.values()),
         tuple(entry.path for entry in plan.planned if entry.path not in found),

@@ -14,12 +14,12 @@ from torch import Tensor
 from nmsolve.errors import InputError, NMSolveError
 from nmsolve.lbc import combinations, removed_by
 from nmsolve.pattern import Pattern
-from nmsolve.torch.modules import from_groups, groups_of
-from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.shards import is_sharded, least
-from nmsolve.torch.training.candidates import Candidates, bytes_a_weight
-from nmsolve.torch.training.layer import Layer, diverged, exchange, rate_of, together
-from nmsolve.torch.training.methods import Method, check_count
+from nmsolve.torch.training.masked_layer import MaskedLayer, diverged, exchange, rate_of, together
+from nmsolve.torch.training.method import Method, check_count
+from nmsolve.torch.weights.candidates import Candidates, bytes_a_weight
+from nmsolve.torch.weights.layer_kinds import from_groups, groups_of
+from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.weights.sharding import is_sharded, least
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.stepping import Attachment, Step
@@ -156,11 +156,11 @@ class LBC(Method):
     def initial(self, entry: LayerPlan, weight: Tensor, scores: Tensor | None = None) -> Tensor:
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
 
-    def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:
+    def begin(self, layers: Sequence[MaskedLayer], attachment: Attachment) -> None:
         for layer in layers:
             self._candidates(layer)
 
-    def _candidates(self, layer: Layer) -> Candidates:
+    def _candidates(self, layer: MaskedLayer) -> Candidates:
         """A layer's candidates: fresh ones at first, and checked once, for a checkpoint may have
         brought others.
         """
@@ -183,7 +183,7 @@ class LBC(Method):
             found.left = least(found.left, layer.parameter)
         return found
 
-    def before(self, step: Step) -> None:
+    def before_step(self, step: Step) -> None:
         if not step.first:
             return
         for layer, group in step.layers:
@@ -204,8 +204,8 @@ class LBC(Method):
                     self.momentum,
                 )
 
-    def after(self, attachment: Attachment) -> None:
-        due: list[tuple[Layer, Candidates, int]] = []
+    def after_step(self, attachment: Attachment) -> None:
+        due: list[tuple[MaskedLayer, Candidates, int]] = []
         for layer in attachment.layers:
             step, candidates = layer.masked.progress.step + 1, self._candidates(layer)
             count = math.comb(_pattern(layer).m, _pattern(layer).n)
@@ -224,7 +224,7 @@ class LBC(Method):
         for layer in layers:
             attachment.forget(layer)
 
-    def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
+    def refresh(self, layers: Sequence[MaskedLayer], trained: Sequence[MaskedLayer]) -> None:
         parts = []
         for layer in trained:
             candidates = layer.masked.candidates
@@ -234,7 +234,7 @@ class LBC(Method):
                 parts.append(from_groups(candidates.kept(_pattern(layer)), _axis(layer)))
         exchange(layers, parts)
 
-    def _worth(self, layer: Layer) -> Tensor:
+    def _worth(self, layer: MaskedLayer) -> Tensor:
         """What candidates are removed by, weight by weight, (…, m); InputError if any is not
         finite.
         """
@@ -255,7 +255,7 @@ class LBC(Method):
         )  # nothing is of a frozen layer, or where inputs are always zero
         return torch.where(known, groups, _groups(layer, magnitude).to(groups.dtype))
 
-    def unfinished(self, layers: Sequence[Layer]) -> str | None:
+    def unfinished(self, layers: Sequence[MaskedLayer]) -> str | None:
         for layer in layers:
             candidates = layer.masked.candidates
             if candidates is None or candidates.left > 1:
@@ -272,17 +272,17 @@ class LBC(Method):
         return None
 
 
-def _pattern(layer: Layer) -> Pattern:
+def _pattern(layer: MaskedLayer) -> Pattern:
     assert layer.entry.pattern is not None
     return layer.entry.pattern
 
 
-def _axis(layer: Layer) -> int:
+def _axis(layer: MaskedLayer) -> int:
     assert layer.entry.axis is not None
     return layer.entry.axis
 
 
-def _groups(layer: Layer, tensor: Tensor) -> Tensor:
+def _groups(layer: MaskedLayer, tensor: Tensor) -> Tensor:
     return groups_of(tensor, _axis(layer), _pattern(layer).m)
 
 

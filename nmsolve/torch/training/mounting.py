@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
-from nmsolve.torch.training import checkpoint
-from nmsolve.torch.training.parametrization import Masked, masked_parameters, original
+from nmsolve.torch.training import state_dict as checkpoint
+from nmsolve.torch.weights.masked import Masked, masked_parameters, original
 
 
 def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:

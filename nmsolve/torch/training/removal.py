@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from nmsolve.errors import InputError
-from nmsolve.torch.plan import LayerPlan, path_of
-from nmsolve.torch.shards import is_sharded
-from nmsolve.torch.training import checkpoint
+from nmsolve.torch.training import state_dict as checkpoint
 from nmsolve.torch.training.mounting import take_off
-from nmsolve.torch.training.parametrization import Masked, masked_parameters, original
+from nmsolve.torch.weights.masked import Masked, masked_parameters, original
+from nmsolve.torch.weights.planning import LayerPlan, path_of
+from nmsolve.torch.weights.sharding import is_sharded
 
 
 def remove_masks_(model: nn.Module, *, zeros: bool = True) -> tuple[str, ...]:

@@ -15,24 +15,24 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError, SolverError
-from nmsolve.globs import Patterns
-from nmsolve.torch.modules import reduction_axis
-from nmsolve.torch.plan import Plan, parameters_of, path_of
-from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.report import ModelReport, planned_modules, report_on
-from nmsolve.torch.scoring import scores_for
-from nmsolve.torch.shards import is_sharded
+from nmsolve.selection import Patterns
 from nmsolve.torch.tensors import check_weight
-from nmsolve.torch.training import checkpoint
+from nmsolve.torch.training import state_dict as checkpoint
 from nmsolve.torch.training.found import Found, adapted_layers, find
-from nmsolve.torch.training.layer import Layer
-from nmsolve.torch.training.methods import SRSTE, Method
+from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.training.method import SRSTE, Method
 from nmsolve.torch.training.mounting import put_on
 from nmsolve.torch.training.optimizers import stepping
-from nmsolve.torch.training.parametrization import Masked, masked_parameters
 from nmsolve.torch.training.removal import check_removable, remove
 from nmsolve.torch.training.stats import Stats, stats_of
 from nmsolve.torch.training.stepping import Attachment
+from nmsolve.torch.verification import ModelReport, planned_modules, report_on
+from nmsolve.torch.weights.given_scores import scores_for
+from nmsolve.torch.weights.layer_kinds import reduction_axis
+from nmsolve.torch.weights.masked import Masked, masked_parameters
+from nmsolve.torch.weights.planning import Plan, parameters_of, path_of
+from nmsolve.torch.weights.planning import plan as make_plan
+from nmsolve.torch.weights.sharding import is_sharded
 
 
 def sparsify_(
@@ -123,7 +123,7 @@ def sparsify_(
         raise InputError(f"the plan has nothing to do, every weight is skipped:\n{plan}")
     sparse = SparseModel(model, plan, method, plan.scores if scores is None else scores)
     if accelerate:
-        from nmsolve.torch.training.acceleration import accelerate_layers
+        from nmsolve.torch.training.packed_products import accelerate_layers
 
         sparse.acceleration = accelerate_layers(sparse.layers)
     return sparse
@@ -211,7 +211,7 @@ class SparseModel:
         self._versions = {id(layer.masked): _version(layer.parameter) for layer in self.layers}
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[MaskedLayer, ...]:
         """The masked weights that the model has now."""
         return find(self.model, self.plan, self._run).layers
 
@@ -239,7 +239,7 @@ class SparseModel:
                 "attach takes the optimizer that trains the model: sparse.attach(optimizer)"
             )
         raw = [stepping(optimizer) for optimizer in optimizers]
-        held: list[list[Layer]] = [[] for _ in raw]
+        held: list[list[MaskedLayer]] = [[] for _ in raw]
         owners = [
             {id(p) for group in optimizer.param_groups for p in group["params"]}
             for optimizer in raw
@@ -411,7 +411,7 @@ class SparseModel:
             )
         return report_on(found.entries, found.gone)
 
-    def _warn_of_stale_masks(self, layers: Sequence[Layer]) -> None:
+    def _warn_of_stale_masks(self, layers: Sequence[MaskedLayer]) -> None:
         """Training without attach fails nowhere: the masks are those of the first weights, and good
         for nothing.
         """

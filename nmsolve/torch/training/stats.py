@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nmsolve.pattern import Pattern
 from nmsolve.table import shortened, table
-from nmsolve.torch.entries import entry_of
-from nmsolve.torch.training.layer import Layer
+from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.weights.entries import entry_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def _numbers(layer: LayerStats) -> tuple[str, ...]:
     return (*shown, str(layer.flips), f"{layer.training_flops:.3f} ×")
 
 
-def stats_of(layers: Sequence[Layer], gone: tuple[str, ...], straight_through: bool) -> Stats:
+def stats_of(layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_through: bool) -> Stats:
     """Statistics of layers, as their masks are now, beside those that are gone.
 
     Of a training step's three products, the forward one runs at the mask's density; the input's

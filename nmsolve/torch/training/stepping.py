@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError
-from nmsolve.torch.shards import first_axis, local
-from nmsolve.torch.training.layer import Layer
-from nmsolve.torch.training.methods import Method
+from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.training.method import Method
+from nmsolve.torch.weights.sharding import first_axis, local
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Step:
     """
 
     attachment: Attachment
-    layers: list[tuple[Layer, dict[str, Any]]]
+    layers: list[tuple[MaskedLayer, dict[str, Any]]]
     scale: float
     first: bool
 
@@ -42,10 +42,14 @@ class Attachment:
     """
 
     def __init__(
-        self, optimizer: Optimizer, layers: Sequence[Layer], waiting: list[Layer], method: Method
+        self,
+        optimizer: Optimizer,
+        layers: Sequence[MaskedLayer],
+        waiting: list[MaskedLayer],
+        method: Method,
     ) -> None:
         self.optimizer = optimizer
-        self.layers: list[Layer] = []
+        self.layers: list[MaskedLayer] = []
         self.waiting = waiting
         self.method = method
         self._factors: dict[int, tuple[tuple[int, int], Tensor]] = {}
@@ -58,7 +62,7 @@ class Attachment:
             optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
 
-    def _take(self, layers: Sequence[Layer]) -> None:
+    def _take(self, layers: Sequence[MaskedLayer]) -> None:
         """Begin with layers that the optimizer holds."""
         for layer in layers:
             _check_shard(layer)
@@ -74,7 +78,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
 
-    def factor(self, layer: Layer, kept: bool) -> Tensor:
+    def factor(self, layer: MaskedLayer, kept: bool) -> Tensor:
         """This rank's mask as 1 where kept (or where dropped) and 0 elsewhere, in the weight's
         dtype: faster than bools.
         """
@@ -99,7 +103,7 @@ class Attachment:
         self._factors[id(layer)] = version, factor
         return factor
 
-    def forget(self, layer: Layer) -> None:
+    def forget(self, layer: MaskedLayer) -> None:
         """Zero what a layer's mask drops: in the weight, and in the momenta that would move it or
         fade to subnormals.
         """
@@ -113,7 +117,7 @@ class Attachment:
             ):
                 local(tensor).mul_(mask)
 
-    def _held(self) -> list[tuple[Layer, dict[str, Any]]]:
+    def _held(self) -> list[tuple[MaskedLayer, dict[str, Any]]]:
         """Layers with their groups, found anew: loading makes new groups, FSDP and
         load_state_dict(assign=True) new parameters.
         """
@@ -169,7 +173,7 @@ class Attachment:
             return (args[0], then_prepare, *args[2:]), kwargs
         return args, {**kwargs, "closure": then_prepare}
 
-    def _prepare(self, held: list[tuple[Layer, dict[str, Any]]], first: bool) -> None:
+    def _prepare(self, held: list[tuple[MaskedLayer, dict[str, Any]]], first: bool) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) != 0.0:
             self._skipped = True
@@ -177,14 +181,16 @@ class Attachment:
         scale = getattr(self.optimizer, "grad_scale", None)
         ready = [(layer, group) for layer, group in held if layer.parameter.grad is not None]
         with torch.no_grad():
-            self.method.before(Step(self, ready, 1.0 if scale is None else float(scale), first))
+            self.method.before_step(
+                Step(self, ready, 1.0 if scale is None else float(scale), first)
+            )
 
     def _loaded(self, optimizer: Optimizer) -> None:
         for layer in self.layers:
             self._check_state(layer)
         self._to_forget = self.method.forgets
 
-    def _check_state(self, layer: Layer) -> None:
+    def _check_state(self, layer: MaskedLayer) -> None:
         """InputError if what the optimizer holds for a layer is another's."""
         state, shape = self.optimizer.state.get(layer.parameter, {}), layer.parameter.shape
         for name in ("momentum_buffer", "exp_avg", "square_avg", "sum", "acc_delta"):
@@ -204,13 +210,13 @@ class Attachment:
             self.method.density(layer) for layer in self.layers
         ]  # of the masks that the step was taken with
         with torch.no_grad():
-            self.method.after(self)
+            self.method.after_step(self)
         for layer, density in zip(self.layers, densities, strict=True):
             layer.masked.progress.step += 1
             layer.masked.progress.density_sum += density
 
 
-def _check_shard(layer: Layer) -> None:
+def _check_shard(layer: MaskedLayer) -> None:
     """InputError if this rank's part of a weight cuts groups or blocks."""
     entry, parameter = layer.entry, layer.parameter
     assert entry.pattern is not None

@@ -27,11 +27,11 @@ from nmsolve.torch.allocation.multiply_adds import positions_of
 from nmsolve.torch.calibration.inputs import Calibration, Item, run
 from nmsolve.torch.calibration.layout import layout_of
 from nmsolve.torch.calibration.moments import gram_matrices
-from nmsolve.torch.entries import Entries
-from nmsolve.torch.plan import LayerPlan, Plan, parameters_of, plan
 from nmsolve.torch.running import undisturbed
-from nmsolve.torch.scoring import check_scores, scores_for
-from nmsolve.torch.training.layer import solve_mask
+from nmsolve.torch.training.masked_layer import solve_mask
+from nmsolve.torch.weights.entries import Entries
+from nmsolve.torch.weights.given_scores import check_scores, scores_for
+from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of, plan
 
 #: Bytes of Gram matrices that are held at once; more layers than that take further runs over the
 #: calibration.

@@ -16,9 +16,16 @@ from torch import Tensor
 
 from nmsolve import api
 from nmsolve.errors import InputError
-from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.scoring import check_scores
-from nmsolve.torch.training.layer import Layer, Score, rate_of, refresh, scores_of, solve_mask
+from nmsolve.torch.training.masked_layer import (
+    MaskedLayer,
+    Score,
+    rate_of,
+    refresh,
+    scores_of,
+    solve_mask,
+)
+from nmsolve.torch.weights.given_scores import check_scores
+from nmsolve.torch.weights.planning import LayerPlan
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.stepping import Attachment, Step
@@ -64,26 +71,26 @@ class Method:
         """A layer's first mask; scores are given to methods that take them."""
         raise NotImplementedError
 
-    def begin(self, layers: Sequence[Layer], attachment: Attachment) -> None:
+    def begin(self, layers: Sequence[MaskedLayer], attachment: Attachment) -> None:
         """When an optimizer that holds these layers is attached."""
 
-    def before(self, step: Step) -> None:
+    def before_step(self, step: Step) -> None:
         """Before the optimizer's update, with gradients as it will use them."""
 
-    def after(self, attachment: Attachment) -> None:
+    def after_step(self, attachment: Attachment) -> None:
         """After the update. `progress.step` still counts the steps before this one."""
 
-    def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
+    def refresh(self, layers: Sequence[MaskedLayer], trained: Sequence[MaskedLayer]) -> None:
         """Choose masks anew, outside of the steps; of a copy of the model, whose layers as they are
         trained are `trained`.
         """
         raise NotImplementedError
 
-    def density(self, layer: Layer) -> float:
+    def density(self, layer: MaskedLayer) -> float:
         """The share of a layer's mask that is kept, for the count of every step."""
         return layer.masked.density
 
-    def unfinished(self, layers: Sequence[Layer]) -> str | None:
+    def unfinished(self, layers: Sequence[MaskedLayer]) -> str | None:
         """Why masks do not satisfy their patterns yet, with the remedy."""
         return None
 
@@ -108,14 +115,14 @@ class _Solved(Method):
         given = scores_of(entry, weight, None, self.score) if scores is None else scores
         return solve_mask(entry, weight, given, self.solver)
 
-    def density(self, layer: Layer) -> float:
+    def density(self, layer: MaskedLayer) -> float:
         pattern = (
             layer.masked.pattern
         )  # counting every new mask would take a tenth as long as solving it
         known = layer.masked.padding == "error" and not pattern.at_most
         return pattern.density if known else layer.masked.density
 
-    def refresh(self, layers: Sequence[Layer], trained: Sequence[Layer]) -> None:
+    def refresh(self, layers: Sequence[MaskedLayer], trained: Sequence[MaskedLayer]) -> None:
         refresh(layers, self.solver, self.score)
 
 
@@ -151,7 +158,7 @@ class Fixed(_Solved):
     forgets: ClassVar[bool] = True
     takes_scores: ClassVar[bool] = True
 
-    def after(self, attachment: Attachment) -> None:
+    def after_step(self, attachment: Attachment) -> None:
         weights = [layer.weight for layer in attachment.layers]
         if weights:  # else all of them are frozen
             torch._foreach_mul_(
@@ -192,7 +199,7 @@ class STE(_Solved):
         if self.freeze_after is not None:
             check_count(self.freeze_after, "freeze_after", 0)
 
-    def after(self, attachment: Attachment) -> None:
+    def after_step(self, attachment: Attachment) -> None:
         due = [layer for layer in attachment.layers if self._due(layer.masked.progress.step + 1)]
         refresh(due, self.solver, self.score)
 
@@ -257,7 +264,7 @@ class SRSTE(STE):
         if self.decoupled not in (None, True, False):
             raise InputError(f"decoupled must be True, False or None, got {self.decoupled!r}")
 
-    def before(self, step: Step) -> None:
+    def before_step(self, step: Step) -> None:
         if not step.layers or not self.decay:
             return
         attachment = step.attachment

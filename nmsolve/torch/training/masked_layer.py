@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError, NMSolveError
 from nmsolve.torch.masks import solve
-from nmsolve.torch.modules import for_solver, from_solver
-from nmsolve.torch.plan import LayerPlan
-from nmsolve.torch.shards import anywhere, gathered, is_sharded, local
-from nmsolve.torch.training.parametrization import Masked, masked_parameters, original
+from nmsolve.torch.weights.layer_kinds import for_solver, from_solver
+from nmsolve.torch.weights.masked import Masked, masked_parameters, original
+from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.weights.sharding import anywhere, gathered, is_sharded, local
 from nmsolve.validate import thread_count
 
 #: What a mask maximises, from a weight and its gradient (None before the first step).
@@ -24,7 +24,7 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(slots=True, eq=False)
-class Layer:
+class MaskedLayer:
     """A weight with its mask.
 
     entry : its plan. module : whose parameter it is. tied : further modules that hold the same
@@ -63,7 +63,7 @@ class Layer:
         return None if gradient is None else local(gradient)
 
 
-def rate_of(layer: Layer, group: dict[str, Any]) -> float:
+def rate_of(layer: MaskedLayer, group: dict[str, Any]) -> float:
     """The learning rate of an optimizer's group."""
     if group.get("lr") is None:
         raise InputError(
@@ -114,7 +114,7 @@ def scores_of(
     return scores
 
 
-def _solve_all(layers: Sequence[Layer], solver: str, score: str | Score) -> list[Tensor]:
+def _solve_all(layers: Sequence[MaskedLayer], solver: str, score: str | Score) -> list[Tensor]:
     """This rank's parts of the best masks. On a CPU layers side by side, for one of usual size is
     too small for several threads.
     """
@@ -139,7 +139,7 @@ def _solve_all(layers: Sequence[Layer], solver: str, score: str | Score) -> list
     return [futures[i].result() for i in range(len(work))]
 
 
-def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
+def refresh(layers: Sequence[MaskedLayer], solver: str, score: str | Score) -> None:
     """Solve the masks of all these layers anew, and exchange them only if every one could be
     solved, on every rank.
 
@@ -156,7 +156,7 @@ def refresh(layers: Sequence[Layer], solver: str, score: str | Score) -> None:
     exchange(layers, parts)
 
 
-def diverged(layer: Layer, what: str) -> InputError:
+def diverged(layer: MaskedLayer, what: str) -> InputError:
     """The error for a layer that has numbers that are not finite: during training another remedy
     helps than the solver's.
     """
@@ -167,7 +167,7 @@ def diverged(layer: Layer, what: str) -> InputError:
     )
 
 
-def _not_finite(layers: Sequence[Layer]) -> InputError | None:
+def _not_finite(layers: Sequence[MaskedLayer]) -> InputError | None:
     """The error for the first weight that is not finite, if one is."""
     for layer in layers:
         weight = layer.weight
@@ -182,7 +182,7 @@ def _not_finite(layers: Sequence[Layer]) -> InputError | None:
 
 
 @contextmanager
-def together(layers: Sequence[Layer]) -> Iterator[None]:
+def together(layers: Sequence[MaskedLayer]) -> Iterator[None]:
     """Errors inside are errors on every rank: one that raised while others gather would leave them
     waiting.
     """
@@ -200,7 +200,7 @@ def together(layers: Sequence[Layer]) -> Iterator[None]:
         raise failure
 
 
-def exchange(layers: Sequence[Layer], parts: Sequence[Tensor]) -> None:
+def exchange(layers: Sequence[MaskedLayer], parts: Sequence[Tensor]) -> None:
     """Put new masks on layers, of which this rank knows its parts, and count what changed."""
     masks = [gathered(part, layer.parameter) for layer, part in zip(layers, parts, strict=True)]
     for layer, mask in zip(layers, masks, strict=True):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.blocks import core_shape, remainders, sheets
+from nmsolve.blocks import block_matrices, core_shape, remainders
 from nmsolve.elements import widen
 from nmsolve.errors import SolverError
 from nmsolve.pattern import Pattern
@@ -74,10 +74,10 @@ def objective(scores: Scores, mask: NDArray[np.bool_]) -> float:
     """The float64 sum of kept scores."""
     parts = []
     everything = Pattern(1, 1)
-    for sheet in sheets(scores, mask, everything, "error"):
-        for first, last in sheet.tasks():
-            values = _values(scores, sheet.stage(first, last, np.float64))
-            parts.append(float(values[sheet.mask[first:last].astype(bool)].sum()))
+    for matrix in block_matrices(scores, mask, everything, "error"):
+        for first, last in matrix.tasks():
+            values = _values(scores, matrix.stage(first, last, np.float64))
+            parts.append(float(values[matrix.mask[first:last].astype(bool)].sum()))
     return math.fsum(parts)
 
 
@@ -116,9 +116,9 @@ def prove(
     first_open: tuple[tuple[int, ...], float, float] | None = None
     made: list[tuple[Array, Array | None]] = []
     row, unit = 0, pattern.rows
-    for sheet in sheets(scores, np.ascontiguousarray(mask), pattern, padding):
-        for first, last in sheet.tasks():
-            S = _values(scores, sheet.stage(first, last, np.float64))
+    for matrix in block_matrices(scores, np.ascontiguousarray(mask), pattern, padding):
+        for first, last in matrix.tasks():
+            S = _values(scores, matrix.stage(first, last, np.float64))
             if not np.isfinite(S).all():
                 raise non_finite_error(scores, pattern)
             if given is None:
@@ -131,7 +131,7 @@ def prove(
             if collect:
                 made.append((u, v))
             kept = np.zeros(S.shape, bool)
-            part = sheet.mask[first * unit : last * unit].astype(bool)
+            part = matrix.mask[first * unit : last * unit].astype(bool)
             kept[: part.shape[0], : part.shape[1]] = part
             cut = np.zeros(
                 (last - first, S.shape[1] // pattern.m), bool
@@ -303,12 +303,12 @@ def _ascended(S: NDArray[Any], pattern: Pattern, gap: float) -> tuple[Array, Arr
     from nmsolve.solvers.ascent import solve_range
 
     m = pattern.m
-    block_rows, a_row = S.shape[0] // m, S.shape[1] // m
-    u, v = np.zeros((block_rows * a_row, m)), np.zeros((block_rows * a_row, m))
+    block_rows, blocks_per_row = S.shape[0] // m, S.shape[1] // m
+    u, v = np.zeros((block_rows * blocks_per_row, m)), np.zeros((block_rows * blocks_per_row, m))
     solve_range(S, np.zeros(S.shape, np.uint8), 0, block_rows, pattern, False, gap, (u, v))
-    return u.reshape(block_rows, a_row, m).transpose(0, 2, 1).reshape(S.shape[0], a_row), v.reshape(
-        block_rows, S.shape[1]
-    )
+    return u.reshape(block_rows, blocks_per_row, m).transpose(0, 2, 1).reshape(
+        S.shape[0], blocks_per_row
+    ), v.reshape(block_rows, S.shape[1])
 
 
 def _solved_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from nmsolve.table import shortened, table
 from nmsolve.torch.dispatch.algorithms import Memory, named
-from nmsolve.torch.entries import Entries
+from nmsolve.torch.weights.entries import Entries
 
 Decision = Literal["sparse", "masked dense", "dense"]
 #: A sparse layer has to be this much faster than dense to be chosen: less is within what timings

@@ -18,10 +18,10 @@ from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.torch.shards import placed_like
-from nmsolve.torch.training.candidates import Candidates
-from nmsolve.torch.training.masked_weight import MaskedWeight
-from nmsolve.torch.training.written import Written
+from nmsolve.torch.weights.candidates import Candidates
+from nmsolve.torch.weights.masked_weight import MaskedWeight
+from nmsolve.torch.weights.sharding import placed_like
+from nmsolve.torch.weights.written import Written
 
 
 @dataclass(slots=True)

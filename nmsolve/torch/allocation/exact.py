@@ -23,9 +23,9 @@ from nmsolve.torch.allocation.candidates import (
     row_of,
 )
 from nmsolve.torch.allocation.knapsack import choose, reachable
-from nmsolve.torch.allocation.losses import LayerLosses, Losses, Option, losses
+from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option, losses
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.plan import LayerPlan, Plan
+from nmsolve.torch.weights.planning import LayerPlan, Plan
 
 _UNITS = {Params: "kept weights", FLOPs: "multiply-adds", Latency: "in the table's unit"}
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nmsolve.errors import InputError
 from nmsolve.torch.calibration.inputs import Calibration, Item, run, run_all
 from nmsolve.torch.calibration.products import Products
-from nmsolve.torch.plan import LayerPlan, parameters_of
+from nmsolve.torch.weights.planning import LayerPlan, parameters_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Elements of an input that are laid out at once.

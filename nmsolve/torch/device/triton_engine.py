@@ -19,8 +19,8 @@ from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.network import selection_network
 from nmsolve.solvers.ties import COARSE, FINE, HINT, LATTICE, SHRINK, ZEROS, offsets
 from nmsolve.torch.device import ascent_kernels, kernels
-from nmsolve.torch.device.plain import Sums, pair_code, rounding_shift
 from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, extreme_limit
+from nmsolve.torch.device.torch_engine import Sums, pair_code, rounding_shift
 
 #: Weights that one call may solve: duals of 2 / m of their number are its workspace, 256 MiB of
 #: float32 at most.
@@ -96,8 +96,8 @@ def keep_groups(
     """Row-wise n:m of X (batch, rows, cols) into mask (batch, rows, cols rounded up to m)."""
     X = _readable(X, dtype)
     batch, rows, cols = X.shape
-    a_row = mask.shape[2] // m
-    total = batch * rows * a_row
+    blocks_per_row = mask.shape[2] // m
+    total = batch * rows * blocks_per_row
     flat = X.is_contiguous() and cols == mask.shape[2]
     element = HALF.get(X.dtype)
     source = _in_words(X) if flat and m % 4 == 0 and X.dtype in HALF else X
@@ -107,13 +107,13 @@ def keep_groups(
     programs = _programs(total, lanes)
     sums = torch.empty((*programs, 4), dtype=torch.float64, device=X.device)
     thresholds = torch.empty(
-        (batch, rows, a_row) if collect else (1, 1, 1), dtype=dtype, device=X.device
+        (batch, rows, blocks_per_row) if collect else (1, 1, 1), dtype=dtype, device=X.device
     )
     words = m % 4 == 0
     with _on(X):
         kernels.keep_groups[programs](
             source, mask.view(torch.int32) if words else mask.view(torch.int8), thresholds, sums,
-            total, a_row, rows, cols,
+            total, blocks_per_row, rows, cols,
             *X.stride(), N=n, M=m, AT_MOST=at_most, ABSOLUTE=absolute,
             NETWORK=_network(m, (n - 1,)), FLAT=flat,
             ELEMENT=element, WORDS=words, COLLECT=collect, INFINITE=INFINITE[dtype],
@@ -141,8 +141,8 @@ def enumerate_blocks(
     nmsolve.solvers.enumeration).
     """
     X = _readable(X, dtype)
-    a_row, block_rows = mask.shape[2] // 4, mask.shape[1] // 4
-    total = mask.shape[0] * block_rows * a_row
+    blocks_per_row, block_rows = mask.shape[2] // 4, mask.shape[1] // 4
+    total = mask.shape[0] * block_rows * blocks_per_row
     edges = X.shape[1:] != mask.shape[1:]
     source = X if edges or X.dtype not in HALF else _in_words(X)
     lanes = _lanes(X)
@@ -152,9 +152,11 @@ def enumerate_blocks(
     pairs, first = _pairs(n)
     with _on(X):
         kernels.enumerate_blocks[programs](
-            source, mask.view(torch.int32), opened, sums, total, a_row, block_rows, *X.shape[1:],
+            source, mask.view(torch.int32), opened, sums, total, blocks_per_row, block_rows,
+            *X.shape[1:],
             *source.stride(),
-            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges, NARROW=a_row < lanes,
+            PATTERNS=row_patterns(n), PAIRS=pairs, FIRST=first, EDGES=edges,
+            NARROW=blocks_per_row < lanes,
             AGAIN=again,
             INFINITE=INFINITE[dtype], HUGE=HUGE[dtype], APART=APART, ABSOLUTE=absolute,
             ELEMENT=HALF.get(X.dtype),

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, backends, warn_once, why_not
-from nmsolve.torch.dispatch.masked_linear import masked_linear
-from nmsolve.torch.training.layer import Layer
-from nmsolve.torch.training.parametrization import masked_parameters, original
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, backends, warn_once, why_not
+from nmsolve.torch.dispatch.masked_product import masked_linear
+from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.weights.masked import masked_parameters, original
 
 
-def accelerate_layers(layers: Sequence[Layer]) -> dict[str, str]:
+def accelerate_layers(layers: Sequence[MaskedLayer]) -> dict[str, str]:
     """Let each layer multiply by the best backend that can serve it; by path, which, or why none
     does.
 
@@ -35,7 +35,7 @@ def accelerate_layers(layers: Sequence[Layer]) -> dict[str, str]:
     return {layer.path: _accelerate(layer, usable) for layer in layers}
 
 
-def _accelerate(layer: Layer, usable: Sequence[str]) -> str:
+def _accelerate(layer: MaskedLayer, usable: Sequence[str]) -> str:
     weight, pattern = layer.weight, layer.entry.pattern
     assert pattern is not None
     if (
@@ -57,7 +57,7 @@ def _accelerate(layer: Layer, usable: Sequence[str]) -> str:
     return f"{layer.masked.backend}: packed 2:4 products"
 
 
-def use(layer: Layer, backend: str) -> None:
+def use(layer: MaskedLayer, backend: str) -> None:
     """Let a layer multiply by a backend."""
     layer.masked.backend = backend
     type(layer.module).forward = _forward

@@ -12,16 +12,16 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns, check_used, matches, to_globs, to_patterns, unchosen
 from nmsolve.pattern import Pattern
+from nmsolve.selection import Patterns, check_used, matches, to_globs, to_patterns, unchosen
 from nmsolve.table import shortened, table
-from nmsolve.torch.entries import Entries
-from nmsolve.torch.forwards import alters_weight, has_own_forward
-from nmsolve.torch.modules import filter_groups, read_from_above, reduction_axis
-from nmsolve.torch.scoring import check_scores
-from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.tensors import FLOATS
-from nmsolve.torch.training.parametrization import Masked
+from nmsolve.torch.weights.entries import Entries
+from nmsolve.torch.weights.forwards import alters_weight, has_own_forward
+from nmsolve.torch.weights.given_scores import check_scores
+from nmsolve.torch.weights.layer_kinds import filter_groups, read_from_above, reduction_axis
+from nmsolve.torch.weights.masked import Masked
+from nmsolve.torch.weights.sharding import is_sharded
 
 #: Names of the matrices that PEFT's adapters add to a weight.
 _ADAPTER = re.compile(r"(^|\.)(lora|vera|hada|lokr|oft|boft|ia3)_")

@@ -12,23 +12,23 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
+from nmsolve.torch.calibration.activations import Use, unreached, watched
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
 from nmsolve.torch.calibration.layout import Layout, layout_of
 from nmsolve.torch.calibration.moments import Moments
-from nmsolve.torch.calibration.uses import Use, unreached, watched
-from nmsolve.torch.modules import reduction_axis
-from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
 from nmsolve.torch.pruning.batch_norm import BatchNorm, norms_of
-from nmsolve.torch.report import planned_modules
-from nmsolve.torch.shards import is_sharded
 from nmsolve.torch.tensors import check_weight
+from nmsolve.torch.verification import planned_modules
+from nmsolve.torch.weights.layer_kinds import reduction_axis
+from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.sharding import is_sharded
 
 #: Bytes of moments that are gathered in one run where layers do not wait for each other.
 _AT_ONCE = 2**30
 
 
 @dataclass(slots=True, eq=False)
-class Layer:
+class PrunedLayer:
     """A planned weight while its model is pruned.
 
     entries : its own first, then those of layers that share it. own : its storage, which holds what
@@ -63,7 +63,7 @@ class Gathered:
     samples: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
 
-def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
+def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
     """The planned weights, each once.
 
     Raises
@@ -71,7 +71,7 @@ def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
     InputError
         If the plan is another model's, or a weight cannot be replaced, naming the layer.
     """
-    layers: dict[str, Layer] = {}
+    layers: dict[str, PrunedLayer] = {}
     for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True):
         parameter = parameters_of(module)[entry.parameter]
         if parametrize.is_parametrized(module):
@@ -107,14 +107,14 @@ def layers_of(model: nn.Module, plan: Plan) -> list[Layer]:
         if entry.owner in layers:
             layers[entry.owner].entries.append(entry)
         else:
-            layers[entry.owner] = Layer(
+            layers[entry.owner] = PrunedLayer(
                 [entry], layout_of(entry, module), parameter, parameter.data, weight.clone()
             )
     _check_overlaps(model, layers.values())
     return list(layers.values())
 
 
-def _check_overlaps(model: nn.Module, layers: Iterable[Layer]) -> None:
+def _check_overlaps(model: nn.Module, layers: Iterable[PrunedLayer]) -> None:
     """InputError if a planned weight's memory is another tensor's too, which would change with
     it.
     """
@@ -158,7 +158,7 @@ def _check_overlaps(model: nn.Module, layers: Iterable[Layer]) -> None:
 
 
 @contextmanager
-def _dense(layers: Sequence[Layer]) -> Iterator[None]:
+def _dense(layers: Sequence[PrunedLayer]) -> Iterator[None]:
     """The dense model for a while."""
     pruned = [layer for layer in layers if layer.pruned]
     try:
@@ -171,8 +171,8 @@ def _dense(layers: Sequence[Layer]) -> Iterator[None]:
 
 
 def explore(
-    model: nn.Module, layers: Sequence[Layer], items: Calibration, progress: bool | None
-) -> tuple[list[Layer], list[BatchNorm]]:
+    model: nn.Module, layers: Sequence[PrunedLayer], items: Calibration, progress: bool | None
+) -> tuple[list[PrunedLayer], list[BatchNorm]]:
     """The layers in the order in which the model comes to them, and the batch norms that come after
     any of them.
 
@@ -251,11 +251,11 @@ def explore(
     return [by_owner[owner] for owner in order], [norm for norm in norms if norm in after]
 
 
-def stages_of(order: Sequence[Layer], sequential: bool) -> list[list[Layer]]:
+def stages_of(order: Sequence[PrunedLayer], sequential: bool) -> list[list[PrunedLayer]]:
     """Layers whose moments are gathered in one run: those with the same input (query, key, value),
     or as many as memory takes.
     """
-    stages: list[list[Layer]] = []
+    stages: list[list[PrunedLayer]] = []
     size = 0
     for layer in order:
         parts, rows, cols = layer.weight.shape
@@ -283,8 +283,8 @@ def _belongs(wanted: Tensor, given: Tensor) -> bool:
 
 def gather(
     model: nn.Module,
-    stage: Sequence[Layer],
-    layers: Sequence[Layer],
+    stage: Sequence[PrunedLayer],
+    layers: Sequence[PrunedLayer],
     items: Calibration,
     sequential: bool,
     keep_samples: bool,

@@ -10,18 +10,18 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from nmsolve.certify import Report
 from nmsolve.errors import InputError
-from nmsolve.globs import Patterns
+from nmsolve.feasibility import Report
 from nmsolve.pattern import Pattern
+from nmsolve.selection import Patterns
 from nmsolve.table import shortened, table
-from nmsolve.torch.entries import entry_of
 from nmsolve.torch.masks import verify as verify_tensor
-from nmsolve.torch.modules import for_solver
-from nmsolve.torch.plan import LayerPlan, Plan, parameters_of
-from nmsolve.torch.plan import plan as make_plan
-from nmsolve.torch.shards import whole
-from nmsolve.torch.training.parametrization import masked_parameters, original
+from nmsolve.torch.weights.entries import entry_of
+from nmsolve.torch.weights.layer_kinds import for_solver
+from nmsolve.torch.weights.masked import masked_parameters, original
+from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.planning import plan as make_plan
+from nmsolve.torch.weights.sharding import whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

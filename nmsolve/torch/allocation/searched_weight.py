@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError
-from nmsolve.torch.modules import from_groups, groups_of
-from nmsolve.torch.plan import LayerPlan
 from nmsolve.torch.tensors import check_weight
+from nmsolve.torch.weights.layer_kinds import from_groups, groups_of
+from nmsolve.torch.weights.planning import LayerPlan
 
 #: Where no layer is further than this above its target sparsity, redundancy says nothing any more.
 _NEAR = 0.01
 
 
-class Descent:
+class SearchedWeight:
     """A weight that is searched.
 
     The model's own tensor holds what the mask keeps and zeros; all of the weight, with what is

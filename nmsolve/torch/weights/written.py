@@ -30,8 +30,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nmsolve.errors import InputError
-from nmsolve.torch.shards import is_sharded, local, placed_like
-from nmsolve.torch.training.masked_weight import MaskedWeight, handle
+from nmsolve.torch.weights.masked_weight import MaskedWeight, handle
+from nmsolve.torch.weights.sharding import is_sharded, local, placed_like
 
 _DATA: Any = Tensor.data
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.algorithms import Memory, recall
-from nmsolve.torch.dispatch.backends import SPARSE_BACKENDS, machine_at, warn_once, why_not
+from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, machine_at, warn_once, why_not
 from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
 
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from nmsolve.errors import InputError
 from nmsolve.torch.allocation.budget import FLOPs, Params
-from nmsolve.torch.allocation.descent import Descent, penalty_factors
 from nmsolve.torch.allocation.erk import erk_densities
 from nmsolve.torch.allocation.multiply_adds import positions_of
 from nmsolve.torch.allocation.search import Drop
+from nmsolve.torch.allocation.searched_weight import SearchedWeight, penalty_factors
 from nmsolve.torch.calibration.inputs import Item, run
 from nmsolve.torch.running import undisturbed
 
@@ -51,10 +51,12 @@ class Options:
         )
 
 
-class Dominoes:
+class DominoRun:
     """All layers of a search, and what has fallen so far."""
 
-    def __init__(self, layers: list[Descent], budget: Params | FLOPs, options: Options) -> None:
+    def __init__(
+        self, layers: list[SearchedWeight], budget: Params | FLOPs, options: Options
+    ) -> None:
         self.layers = layers
         self.budget = budget
         self.options = options
@@ -101,7 +103,7 @@ class Dominoes:
         self._targets = [1 - density for density in densities]
         self._push()
 
-    def fall(self, step: int) -> bool:
+    def decrease_n(self, step: int) -> bool:
         """Let n fall where layers have voted for it; whether the budget is met, at which the others
         are not asked any more.
         """
@@ -136,7 +138,7 @@ class Dominoes:
 def train(
     model: nn.Module,
     train_step: Callable[[nn.Module], Tensor],
-    dominoes: Dominoes,
+    dominoes: DominoRun,
     example_inputs: Item | None,
     progress: bool | None,
 ) -> int:
@@ -195,7 +197,7 @@ def train(
             bar.update()
             if step % options.check_every == 0:
                 with torch.no_grad():
-                    met = dominoes.fall(step)
+                    met = dominoes.decrease_n(step)
                 bar.set_postfix_str(f"{dominoes.cost:.0f} of {dominoes.budget!r}", refresh=False)
                 if met:
                     return step + 1
@@ -218,7 +220,7 @@ def _append_taken(
     losses.append(_taken(train_step, model, 0))
 
 
-def _check_loss(loss: object, step: int, layers: list[Descent]) -> None:
+def _check_loss(loss: object, step: int, layers: list[SearchedWeight]) -> None:
     """InputError unless backward can start from it, and nobody has gone before."""
     asked = "train_step returns the loss of a batch, a scalar tensor with its graph"
     if not isinstance(loss, Tensor):

@@ -11,7 +11,7 @@ from nmsolve.errors import InputError
 from nmsolve.torch.tensors import check_tensor
 
 if TYPE_CHECKING:
-    from nmsolve.torch.plan import LayerPlan
+    from nmsolve.torch.weights.planning import LayerPlan
 
 
 def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from nmsolve.bits import Order, has_loose_bits, pack, packed_size, unpack
 from nmsolve.errors import InputError
-from nmsolve.torch.shards import cut, placed, whole
-from nmsolve.torch.training.candidates import Candidates
-from nmsolve.torch.training.parametrization import Masked, Progress, masked_parameters, original
+from nmsolve.torch.weights.candidates import Candidates
+from nmsolve.torch.weights.masked import Masked, Progress, masked_parameters, original
+from nmsolve.torch.weights.sharding import cut, placed, whole
 
 PARTS = ("mask", "progress", *Candidates.PARTS)
 
