@@ -3,25 +3,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 SOURCES := nmsolve tests reference benchmarks docs examples
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench gpu figures format clean
+.PHONY: demo kernels test check bench gpu figures format clean
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/nmsolve demo
 
-test: $(STAMP)
+# Kernels are compiled while the rest is installed, and before two workers meet at one of them.
+test: $(DEMO)
+	@$(MAKE) --no-print-directory --jobs 2 kernels $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q
+
+kernels: $(DEMO)
+	@$(BIN)/python -m tests.kernels
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m long -n 0 -q tests
 	@$(MAKE) --no-print-directory test
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile -q tests
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -37,10 +43,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-$(STAMP): pyproject.toml constraints.txt
+# What the demo needs and nothing else, the tests' packages beside it.
+$(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) does not run, or is older than the Python 3.11 that nmsolve needs; name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(STAMP): $(DEMO)
 	$(BIN)/python -m pip install --quiet torch # first and from the pinned version alone, so that a CPU build is taken where one is at hand
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 # By themselves, and without what they need, which is there: the torchvision of the package index does not fit a CPU build of torch,

@@ -139,7 +139,7 @@ def _probe(what: str, pattern: str, samples: int, side: int, layers: int) -> dic
         if what == "sparsegpt_":
             found = nmt.sparsegpt_(model, pattern, inputs)
         elif what == "adaprune_, Adam":
-            found = nmt.adaprune_(model, pattern, inputs, "adam", sequential=False)
+            found = nmt.adaprune_(model, pattern, inputs, update="adam", sequential=False)
         else:
             found = nmt.adaprune_(model, pattern, inputs, sequential="not" not in what)
         return {

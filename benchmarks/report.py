@@ -38,15 +38,12 @@ def _heading(run: dict[str, Any]) -> str:
     return f"""# Benchmarks
 
 {machine["cpu"]}, {machine["cpus"]} CPUs, {machine["memory_gib"]} GiB, {machine["system"]}; SIMD:
-{" ".join(machine["simd"])}.
-Versions: {versions}.
-{machine["date"]}, {run["seconds"]:.0f} s, load average before the run
-{machine["load_before"]}.{quick}
+{" ".join(machine["simd"])}. Versions: {versions}. {machine["date"]}, {run["seconds"]:.0f} s, load
+average before the run {machine["load_before"]}.{quick}
 
 One thread unless a row says otherwise. Mw/s = million weights a second, at the median of
-interleaved repetitions. Every result
-was verified outside the timer: masks against the pattern, objectives and bounds recomputed,
-repetitions equal bit for bit.
+interleaved repetitions. Every result was verified outside the timer: masks against the pattern,
+objectives and bounds recomputed, repetitions equal bit for bit.
 """
 
 
@@ -96,9 +93,8 @@ def _methods(run: dict[str, Any]) -> str:
     text = """## Methods on N(0, 1) scores (`benchmarks/rivals.py`)
 
 Loss: how far below the optimum of exactly n. The bare greedy and cover rules keep at most n;
-nmsolve completes them. Gap: what a
-method itself proves. Slow methods are measured on fewer weights, their loss against the optimum of
-those.
+nmsolve completes them. Gap: what a method itself proves. Slow methods are measured on fewer
+weights, their loss against the optimum of those.
 
 """
     return text + _table(

@@ -28,8 +28,7 @@ from nmsolve.lbc import combinations, remove_lowest, removed_by, survivor_mask
 from nmsolve.mask_diversity import Diversity, diversity
 from nmsolve.pattern import Pattern
 from nmsolve.result import MaskResult, Status
-
-__version__ = "0.1.0"
+from nmsolve.version import __version__ as __version__
 
 __all__ = [
     "Diversity",
@@ -56,7 +55,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`nmsolve.checkpoint` without an import of its own, loaded when it is first used."""
+    """Load `nmsolve.checkpoint` when it is first used, which needs no import of its own."""
     if name == "checkpoint":
         return import_module("nmsolve.checkpoint")
     raise AttributeError(f"module 'nmsolve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the documented names alone, without the modules that hold them."""
+    return [*__all__, "__doc__", "__version__"]

@@ -3,56 +3,66 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nmsolve import solvers
-from nmsolve.blocks import BlockMatrix, block_matrices
+from nmsolve.blocks import block_matrices, check_divisible, remainder_score
+from nmsolve.certificates import Proof
 from nmsolve.certificates import objective as kept_score
-from nmsolve.certificates import prove, remainder_score
+from nmsolve.conclusion import conclude
 from nmsolve.errors import InputError, PatternError
 from nmsolve.pattern import Pattern
-from nmsolve.result import MaskResult, Status, relative_gap
-from nmsolve.solvers import Run, TaskResult
+from nmsolve.proofs import prove
+from nmsolve.result import MaskResult
+from nmsolve.solvers import METHODS, Run, guarantees, serving, solver_for
+from nmsolve.stopwatch import Stopwatch
+from nmsolve.threads import in_threads
+from nmsolve.totals import Totals
 from nmsolve.validate import (
-    Scores,
-    check_divisible,
     check_flag,
-    first_non_finite,
     non_finite_error,
     read_scores,
     thread_count,
 )
 
-METHODS = ("auto", "exact", "greedy", "cover", "min_cost_flow")
-
 
 def methods(pattern: Pattern | str) -> dict[str, str]:
-    """The methods that can serve a pattern, each with its guarantee.
+    """Return the methods that can serve a pattern, each with its guarantee.
+
+    Parameters
+    ----------
+    pattern : Pattern or str
+        Such as "4:8T".
+
+    Returns
+    -------
+    dict of str to str
+        What `solve` takes as `method`, and what is known of its masks.
+
+    Raises
+    ------
+    PatternError
+        If the pattern does not exist.
 
     Examples
     --------
     >>> methods("4:8T")["greedy"]
     "at least 1/2 of the optimum's kept score, for scores >= 0"
     """
-    return solvers.guarantees(Pattern.of(pattern))
+    return guarantees(Pattern.of(pattern))
 
 
 def solve(
     weights: ArrayLike,
     pattern: Pattern | str,
     scores: ArrayLike | None = None,
+    *,
     method: str = "auto",
     at_most: bool | None = None,
     threads: int | None = None,
     padding: str = "error",
-    *,
     duals: bool = False,
 ) -> MaskResult:
     r"""Find the best n:M mask of a matrix, and prove that it is the best.
@@ -83,8 +93,8 @@ def solve(
         What to do if blocks do not tile the matrix: refuse; solve as if zeros followed and crop the
         mask; keep the remainder.
     duals : bool
-        Also return the potentials that prove the bound (8 bytes a row and block, and a column and
-        block).
+        Also return the potentials that prove the bound: 8 bytes per row and per column of each
+        block.
 
     Returns
     -------
@@ -122,80 +132,61 @@ def solve(
     >>> result.verify(W).ok
     True
     """
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
     pattern = Pattern.of(pattern, at_most)
     check_method(method, pattern)
     read = read_scores(weights, scores, pattern)
+    solver = solver_for(method, pattern, absolute=read.absolute)
+    in_place = solver.reads_in_place(read.kind, read.absolute)
+    wide = solver.computes_in(read.kind, read.absolute)
+
+    kernels: dict[str, Run] = {}
+
+    def kernel(kind: str) -> Run:
+        if kind not in kernels:
+            stopwatch.stop()
+            kernels[kind] = solver.make(pattern, kind, read.absolute, read.tolerance)
+            stopwatch.go()
+        return kernels[kind]
+
     check_divisible(read.array.shape, pattern, padding)
     workers = thread_count(threads)
     check_flag(duals, "duals")
-
-    module = solvers.module_for(method, pattern, read.absolute)
-    mask = (
-        np.ones(read.array.shape, np.bool_)
-        if padding == "dense"
-        else np.empty(read.array.shape, np.bool_)
-    )
-    task_results: list[TaskResult] = []
-    for matrix in block_matrices(read, mask, pattern, padding):
-        task_results += _solve_matrix(matrix, read, module, workers)
+    new = np.ones if padding == "dense" else np.empty
+    mask: NDArray[np.bool_] = new(read.array.shape, np.bool_)
     with np.errstate(over="ignore", invalid="ignore"):
-        kept = remainder_score(read, pattern, padding)
-    objective = total([kept, *(task_result.objective for task_result in task_results)])
-    if not math.isfinite(objective):
-        if first_non_finite(read) is not None:  # in the remainder, which no kernel reads
-            raise non_finite_error(read, pattern)
-        raise InputError(
-            f"the {read.name} of shape {read.array.shape} are too large for a float64 sum; scale "
-            "them down"
-        )
-    bounds = [task_result.bound for task_result in task_results]
-    bound = None if None in bounds else total([kept, *(b for b in bounds if b is not None)])
-    counts = [task_result.open for task_result in task_results]
-    still_open = None if None in counts else sum(count for count in counts if count is not None)
-    stats: dict[str, float] = {}
-    for task_result in task_results:
-        for key, value in task_result.stats.items():
-            stats[key] = stats.get(key, 0) + value
+        totals = Totals(remainder_score(read, pattern, padding))
+    for matrix in block_matrices(read, mask, pattern, padding):
+        solve_task = matrix.reader(kernel, in_place=in_place, wide=wide)
+        tasks = list(matrix.tasks())
+        for result in in_threads(solve_task, tasks, workers):
+            totals.add(result)
+        if totals.refused:
+            break
+    if totals.refused or not math.isfinite(totals.objective):
+        raise non_finite_error(read, pattern, too_large=not totals.refused)
 
-    potentials = None
-    if duals or method == "min_cost_flow":
-        proof = prove(read, mask, pattern, padding, collect=duals)
-        bound, potentials = proof.bound, proof.duals
-        if still_open is not None or method == "min_cost_flow":
-            still_open = max(still_open or 0, proof.open)
-    status = _status(objective, bound, still_open, read, mask, pattern, padding)
-    if still_open is not None:
-        stats["unproven"] = still_open
-    if bound is not None:
-        bound = max(bound, objective)
-    seconds = time.perf_counter() - started
-    stats |= {
-        "threads": workers,
-        "seconds": seconds,
-        "weights_per_second": read.array.size / seconds,
-    }
-    return MaskResult(
+    def duals_prove(*, collect: bool = False) -> Proof:
+        return prove(read, mask, pattern, padding, collect=collect, stopwatch=stopwatch)
+
+    proof = duals_prove(collect=duals) if duals or (solver.exact and not solver.proves) else None
+    return conclude(
+        totals,
+        proof,
+        solver,
         mask=mask,
-        status=status,
-        objective=objective,
-        bound=bound,
-        gap=None if bound is None else relative_gap(objective, bound),
-        method="exact" if method == "auto" else method,
-        stats=stats,
+        duals=None if proof is None else proof.duals,
+        tolerance=read.tolerance,
+        magnitude=lambda: kept_score(replace(read, absolute=True), mask),
+        recheck=duals_prove,
+        method=method,
         pattern=pattern,
         padding=padding,
         scored=read.name,
-        duals=potentials,
+        size=read.array.size,
+        threads=workers,
+        stopwatch=stopwatch,
     )
-
-
-def total(parts: list[float]) -> float:
-    """The exact sum, rounded once; not finite if it, or a part, is too large for a float."""
-    try:
-        return math.fsum(parts)
-    except (OverflowError, ValueError):  # ValueError: −inf + inf
-        return math.inf
 
 
 def check_method(method: str, pattern: Pattern) -> None:
@@ -204,87 +195,8 @@ def check_method(method: str, pattern: Pattern) -> None:
     """
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    serving = solvers.guarantees(pattern)
-    if method not in serving:
+    if not serving(method, pattern):
         raise PatternError(
             f"method {method!r} cannot serve pattern {pattern}, only transposable ones such as "
-            f"'2:4T'; for {pattern} use one of {', '.join(map(repr, serving))}"
+            f"'2:4T'; for {pattern} use one of {', '.join(map(repr, guarantees(pattern)))}"
         )
-
-
-def _status(
-    objective: float, bound: float | None, still_open: int | None, read: Scores,
-    mask: NDArray[np.bool_], pattern: Pattern,
-    padding: str,
-) -> Status:  # fmt: skip
-    """OPTIMAL where the solver says of every block that it is proven, and the sums do not
-    contradict it.
-    """
-    if bound is None or still_open is None or still_open > 0:
-        return Status.FEASIBLE
-    gap = bound - objective
-    if gap <= read.tolerance * abs(objective) or gap <= read.tolerance * kept_score(
-        replace(read, absolute=True), mask
-    ):
-        return (
-            Status.OPTIMAL
-        )  # scores of both signs may cancel in the sum: what counts is the magnitude kept
-    return Status.FEASIBLE if prove(read, mask, pattern, padding).open else Status.OPTIMAL
-
-
-def _solve_matrix(matrix: BlockMatrix, read: Scores, module: str, workers: int) -> list[TaskResult]:
-    """Every task of a matrix, in order; raises InputError if a score is not finite."""
-    wide = solvers.computed_kind(module, read.kind, read.absolute)
-    in_place = matrix.direct and solvers.reads_in_place(module, read.kind, read.absolute)
-    kind = read.kind if in_place else wide
-    run = solvers.make(module, matrix.pattern, kind, read.absolute, read.tolerance)
-    source = (
-        matrix.source.view(np.uint16) if in_place and kind in ("f16", "bf16") else matrix.source
-    )
-
-    def work(task: tuple[int, int]) -> TaskResult | None:
-        first, last = task
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # sums that overflow are reported as what they are
-            if in_place:
-                return run(source, matrix.mask, first, last)
-            return _solve_staged(
-                matrix, run, first, last, np.float64 if wide == "f8" else np.float32
-            )
-
-    tasks = list(matrix.tasks())
-    results = _in_threads(work, tasks, workers)
-    task_results = [task_result for task_result in results if task_result is not None]
-    if len(task_results) < len(results):
-        raise non_finite_error(read, matrix.pattern)
-    return task_results
-
-
-def _solve_staged(
-    matrix: BlockMatrix, run: Run, first: int, last: int, dtype: type[np.floating[Any]]
-) -> TaskResult | None:
-    """One task on a widened copy of its scores; the mask is written in place unless the matrix's
-    edge cuts blocks.
-    """
-    buffer = matrix.stage(first, last, dtype)
-    unit = matrix.pattern.rows
-    target = matrix.mask[first * unit : last * unit]
-    if matrix.even:
-        return run(buffer, target, 0, last - first)
-    padded = np.empty(buffer.shape, np.uint8)
-    task_result = run(buffer, padded, 0, last - first)
-    target[...] = padded[: target.shape[0], : target.shape[1]]
-    return task_result
-
-
-def _in_threads(
-    work: Callable[[tuple[int, int]], Any], tasks: list[tuple[int, int]], workers: int
-) -> list[Any]:
-    """Results in the order of tasks. A pool lives for one call, so nothing is left to break across
-    a fork.
-    """
-    if workers == 1 or len(tasks) == 1:
-        return [work(task) for task in tasks]
-    with ThreadPoolExecutor(min(workers, len(tasks))) as pool:
-        return list(pool.map(work, tasks))

@@ -14,12 +14,12 @@ Order = Literal["little", "big"]
 
 
 def packed_size(entries: int) -> int:
-    """Bytes of a mask: a bit an entry, whole bytes."""
+    """Return the bytes of a mask: one bit per entry, whole bytes."""
     return -(-entries // 8)
 
 
 def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Bits in C order, the lowest of a byte first; those after the last entry are 0.
+    """Return a mask's bits in C order, the lowest of a byte first; after the last entry come zeros.
 
     Examples
     --------
@@ -32,15 +32,15 @@ def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def unpack(
     packed: NDArray[np.uint8], shape: tuple[int, ...], order: Order = "little"
 ) -> NDArray[np.bool_]:
-    """The inverse of `pack`: bool of this shape."""
+    """Return the mask that was packed, a bool array of this shape."""
     return (
         np.unpackbits(packed, count=math.prod(shape), bitorder=order).view(np.bool_).reshape(shape)
     )
 
 
 def has_loose_bits(packed: NDArray[np.uint8], entries: int, order: Order = "little") -> bool:
-    """Whether bits after the last entry are set, which no mask has: it is damaged, or in another
-    order.
+    """Return whether bits after the last entry are set, which no mask has: it is damaged, or in
+    another order.
     """
     beyond = entries % 8
     if not beyond:

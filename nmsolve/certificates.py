@@ -1,5 +1,5 @@
-"""What duals prove about a mask, block by block (group by group). Plain NumPy: nothing here trusts
-a solver.
+"""Evaluate what duals prove about a mask, block by block (group by group). Plain NumPy: nothing
+here asks or trusts a solver; `proofs` finds duals where none are given.
 
 The certificate of a block is a pair of duals. For *any* u, v (≥ 0 for at most)
 
@@ -12,46 +12,85 @@ evaluating it proves a bound wherever the duals come from. Row-wise groups have 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.blocks import block_matrices, core_shape, remainders
-from nmsolve.elements import widen
+from nmsolve.blocks import block_matrices, padded_shape, remainder_score
 from nmsolve.errors import SolverError
 from nmsolve.pattern import Pattern
 from nmsolve.solvers import APART, FINE
 from nmsolve.validate import Scores, non_finite_error
 
+
+class Shaped(Protocol):
+    """An array of any library.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    """
+
+    @property
+    def shape(self) -> Any:
+        """Sizes of its axes."""
+
+
+if TYPE_CHECKING:  # the default of a type variable: an annotation without brackets means NumPy's
+    from typing_extensions import TypeVar
+
+    Array = TypeVar("Array", bound=Shaped, default=NDArray[Any])
+else:
+    from typing import TypeVar
+
+    Array = TypeVar("Array", bound=Shaped)
+
 #: Scores and duals down here are rounded to multiples of this.
 SUBNORMAL = 5e-324
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Duals:
-    """Potentials of every group or block, float64.
+class Duals(Generic[Array]):
+    """Potentials of every group or block, float64. Shapes are of the padded matrix, or of the
+    solved part for padding="dense".
 
-    rows : (..., rows, cols / m), one a row of a block (row-wise: a group). columns : (..., rows /
-    m, cols), one a column of a block; None for row-wise patterns. Shapes of the padded matrix, or
-    of the solved part for padding="dense".
+    Attributes
+    ----------
+    rows : (..., rows, cols / m) array
+        One per row of a block; row-wise, per group.
+    columns : (..., rows / m, cols) array or None
+        One per column of a block; None for row-wise patterns.
     """
 
-    rows: NDArray[np.float64]
-    columns: NDArray[np.float64] | None
+    rows: Array
+    columns: Array | None
+
+
+#: (scores (rows, cols) of whole blocks, their first row) → u (rows, cols / m), v (rows / m, cols).
+DualsOf = Callable[[Floats, int], tuple[Floats, Floats | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What duals prove.
+    """The proof that duals give of a mask.
 
-    bound : no mask of the pattern scores more. rounding : what float64 may have lost of it. open :
-    blocks (groups) whose mask they do not prove within tolerance. first : the first of these, as
-    its index, the score it keeps and how much more might be possible. duals : those that were made,
-    if they were asked for.
+    Attributes
+    ----------
+    bound : float
+        No mask of the pattern scores more.
+    rounding : float
+        The most that float64 may have lost of the bound.
+    open : int
+        Blocks (groups) whose mask is not proven within tolerance.
+    first : (index, float, float) or None
+        The first of these: its index, the score it keeps, and how much more might be possible.
+    duals : Duals or None
+        Those that were used, if they were asked for.
     """
 
     bound: float
@@ -71,136 +110,46 @@ class Proof:
 
 
 def objective(scores: Scores, mask: NDArray[np.bool_]) -> float:
-    """The float64 sum of kept scores."""
+    """Return the sum of kept scores, in float64."""
     parts = []
     everything = Pattern(1, 1)
     for matrix in block_matrices(scores, mask, everything, "error"):
         for first, last in matrix.tasks():
-            values = _values(scores, matrix.stage(first, last, np.float64))
-            parts.append(float(values[matrix.mask[first:last].astype(bool)].sum()))
+            kept = matrix.mask[first:last].astype(bool)
+            parts.append(float(matrix.scores(first, last)[kept].sum()))
     return math.fsum(parts)
 
 
-def _values(scores: Scores, staged: Array) -> Array:
-    return np.abs(staged, out=staged) if scores.absolute else staged
+class CertifiedBlocks:
+    """Whole blocks, their mask, and how much of it duals prove.
 
-
-def remainder_score(scores: Scores, pattern: Pattern, padding: str) -> float:
-    """What the entries outside the solved part are worth; padding="dense" keeps them all."""
-    parts = remainders(scores.array, pattern, padding)
-    return math.fsum(
-        float(_values(scores, widen(part, scores.kind).astype(np.float64)).sum()) for part in parts
-    )
-
-
-def prove(
-    scores: Scores,
-    mask: NDArray[np.bool_],
-    pattern: Pattern,
-    padding: str,
-    duals: Duals | None = None,
-    collect: bool = False,
-) -> Proof:
-    """What `duals` prove about a mask that satisfies the pattern; without, what duals prove that
-    are made here.
-
-    A block is proven if no mask of it scores more, up to the tolerance of `Scores` times the
-    magnitude that it keeps (or its least score that is not zero, if that is more); up to `FINE`
-    times that if it is apart (`APART`). A row-wise group, for which nothing has to be rounded, is
-    proven exactly or not at all.
-    """
-    shape = scores.array.shape
-    rows, cols = _solved_shape(shape, pattern, padding)
-    given = None if duals is None else _flat_duals(duals, shape, pattern, padding)
-    bounds, roundings, still_open = [remainder_score(scores, pattern, padding)], [0.0], 0
-    first_open: tuple[tuple[int, ...], float, float] | None = None
-    made: list[tuple[Array, Array | None]] = []
-    row, unit = 0, pattern.rows
-    for matrix in block_matrices(scores, np.ascontiguousarray(mask), pattern, padding):
-        for first, last in matrix.tasks():
-            S = _values(scores, matrix.stage(first, last, np.float64))
-            if not np.isfinite(S).all():
-                raise non_finite_error(scores, pattern)
-            if given is None:
-                u, v = _potentials(S, pattern, scores)
-            else:
-                u = given[0][row : row + S.shape[0]]
-                v = None if given[1] is None else given[1][row // unit : (row + S.shape[0]) // unit]
-            if pattern.at_most:
-                u, v = np.maximum(u, 0.0), None if v is None else np.maximum(v, 0.0)
-            if collect:
-                made.append((u, v))
-            kept = np.zeros(S.shape, bool)
-            part = matrix.mask[first * unit : last * unit].astype(bool)
-            kept[: part.shape[0], : part.shape[1]] = part
-            cut = np.zeros(
-                (last - first, S.shape[1] // pattern.m), bool
-            )  # blocks that the edge cuts: their own mask is not known
-            cut[-1, :] |= part.shape[0] < S.shape[0]
-            cut[:, -1] |= part.shape[1] < S.shape[1]
-            task = _Task(S, kept, cut, pattern)
-            bound, rounding, gap = task.evaluate(u, v)
-            allowed = task.tolerances(scores.tolerance)
-            wrong = ~(gap <= allowed)
-            if wrong.any():
-                gap[wrong] = task.second_look(wrong, gap[wrong])
-                wrong = ~(gap <= allowed)
-            if wrong.any():
-                if first_open is None:
-                    i, g = (int(k) for k in np.argwhere(wrong)[0])
-                    batch, inside = divmod(row + i * unit, rows)
-                    index = (
-                        *(int(k) for k in np.unravel_index(batch, shape[:-2])),
-                        inside,
-                        g * pattern.m,
-                    )
-                    first_open = index, float(task.objective[i, g]), float(gap[i, g])
-                still_open += int(np.count_nonzero(wrong))
-            bounds.append(bound)
-            roundings.append(rounding)
-            row += S.shape[0]
-    u_all = v_all = None
-    if collect:
-        u_all = np.concatenate([np.zeros((0, cols // pattern.m)), *(u for u, _ in made)])
-        v_all = np.concatenate([np.zeros((0, cols)), *(v for _, v in made if v is not None)])
-    collected = None
-    if u_all is not None and v_all is not None:
-        columns = v_all.reshape((*shape[:-2], rows // unit, cols)) if pattern.transposable else None
-        collected = Duals(
-            rows=u_all.reshape((*shape[:-2], rows, cols // pattern.m)), columns=columns
-        )
-    return Proof(
-        bound=math.fsum(bounds),
-        rounding=math.fsum(roundings),
-        open=still_open,
-        first=first_open,
-        duals=collected,
-    )
-
-
-class _Task:
-    """Scores S and mask (rows, cols) of whole blocks, and what is known of each block, in arrays
-    (block rows, blocks a row).
+    Attributes
+    ----------
+    S : (rows, cols) float64 array
+        Scores.
+    kept : (rows, cols) bool array
+        The mask.
+    cut : (block rows, blocks per row) bool array
+        Blocks that the edge of the matrix cuts: their own mask is not known.
+    pattern : Pattern
+    objective : (block rows, blocks per row) float64 array
+        What the mask keeps of each block.
     """
 
     def __init__(
-        self, S: Array, kept: NDArray[np.bool_], cut: NDArray[np.bool_], pattern: Pattern
+        self, S: Floats, kept: NDArray[np.bool_], cut: NDArray[np.bool_], pattern: Pattern
     ) -> None:
         self.S, self.kept, self.cut, self.pattern = S, kept, cut, pattern
-        self.objective = self._over_blocks(np.where(kept, S, 0.0))
+        self.objective: Floats = self._grouped(np.where(kept, S, 0.0)).sum(axis=(1, 3))
 
     def _grouped(self, array: NDArray[Any]) -> NDArray[Any]:
-        """(rows, cols) as (block rows, rows of one, blocks a row, m)."""
+        """Return (rows, cols) as (block rows, rows of one, blocks per row, m)."""
         unit, m = self.pattern.rows, self.pattern.m
         return array.reshape(array.shape[0] // unit, unit, array.shape[1] // m, m)
 
-    def _over_blocks(self, array: NDArray[Any]) -> NDArray[Any]:
-        total: NDArray[Any] = self._grouped(array).sum(axis=(1, 3))
-        return total
-
-    def evaluate(self, u: Array, v: Array | None) -> tuple[float, float, Array]:
-        """The bound that u (rows, cols / m), v (rows / m, cols) prove, what float64 may have lost
-        of it, and every block's gap.
+    def evaluate(self, u: Floats, v: Floats | None) -> tuple[float, float, Floats]:
+        """Return the bound that u (rows, cols / m), v (rows / m, cols) prove, what float64 may have
+        lost of it, and the gap of each block.
 
         bound − objective is the sum of what contradicts the signs of r = S − u − v. These are
         computed in twice the precision of float64, or duals as large as 1e20 would lose S.
@@ -228,8 +177,8 @@ class _Task:
         gap = np.where(self.cut, bound - self.objective - rounding, gap)
         return float(bound.sum()), float(rounding.sum()), gap
 
-    def tolerances(self, tolerance: float) -> Array:
-        """The gap up to which each block counts as proven.
+    def tolerances(self, tolerance: float) -> Floats:
+        """Return the gap up to which each block counts as proven.
 
         A block is apart (`APART`) where what some row keeps is nothing beside its largest score.
         """
@@ -243,84 +192,125 @@ class _Task:
         apart = ((rows > 0) & (rows < limit[:, None])).any(axis=1)
         least = np.where(sizes > 0, sizes, np.inf).min(axis=(1, 3))
         least = np.where(np.isfinite(least), least, 0.0)
-        allowed: Array = (
+        allowed: Floats = (
             np.where(apart, min(tolerance, FINE), tolerance) * np.maximum(size, least) + floor
         )
         return allowed
 
-    def second_look(self, wrong: NDArray[np.bool_], gap: Array) -> Array:
-        """Smaller gaps of the blocks that are `wrong`, if there are any: from duals that are as
-        good as float64 has them.
-        """
-        if not self.pattern.transposable or self.pattern.n == self.pattern.m:
-            return gap
-        from nmsolve.solvers.apart import codes
-
+    def chosen(self, which: NDArray[np.bool_]) -> CertifiedBlocks:
+        """Return some of the blocks of a transposable pattern, below each other."""
         m = self.pattern.m
-        places = np.argwhere(wrong)
-        blocks = [(slice(i * m, (i + 1) * m), slice(g * m, (g + 1) * m)) for i, g in places]
-        S, kept = (
-            np.concatenate([self.S[b] for b in blocks]),
-            np.concatenate([self.kept[b] for b in blocks]),
-        )
-        chosen = _Task(S, kept, self.cut[wrong][:, None], self.pattern)
-        u, v = _ascended(S, self.pattern, FINE / 4)
-        if self.pattern.at_most:
-            u, v = np.maximum(u, 0.0), np.maximum(v, 0.0)
-        found = np.minimum(gap, chosen.evaluate(u, v)[2].ravel())
-        masks = codes(self.pattern.n, m)
-        if len(masks) and not self.pattern.at_most:  # few enough to be tried
-            which = (masks[:, None] >> np.arange(16) & 1).astype(bool)
-            for k, block in enumerate(S.reshape(-1, 16)):
-                best = max(math.fsum(block[mask]) for mask in which)
-                found[k] = min(
-                    found[k], max(0.0, best - math.fsum(block[kept[k * m : k * m + m].ravel()]))
-                )
-        return found
+        places = np.argwhere(which)
+        parts = [(slice(i * m, (i + 1) * m), slice(g * m, (g + 1) * m)) for i, g in places]
+        S = np.concatenate([self.S[part] for part in parts])
+        kept = np.concatenate([self.kept[part] for part in parts])
+        return CertifiedBlocks(S, kept, self.cut[which][:, None], self.pattern)
 
 
-def _potentials(S: Array, pattern: Pattern, scores: Scores) -> tuple[Array, Array | None]:
-    """Duals of a matrix (rows, cols) of whole blocks. Where they come from does not matter to what
-    they prove.
+def certify(
+    scores: Scores,
+    mask: NDArray[np.bool_],
+    pattern: Pattern,
+    padding: str,
+    *,
+    duals_of: DualsOf,
+    tighten: Callable[[CertifiedBlocks], Floats],
+    collect: bool,
+) -> Proof:
+    """Return what duals prove about a mask that satisfies the pattern.
+
+    A block is proven if no mask of it scores more, up to the tolerance of `Scores` times the
+    magnitude that it keeps (or its least score that is not zero, if that is more); up to `FINE`
+    times that if it is apart (`APART`). A row-wise group, for which nothing has to be rounded, is
+    proven exactly or not at all.
+
+    Parameters
+    ----------
+    scores, mask, pattern, padding
+        As they were solved; the mask has the scores' shape.
+    duals_of : callable
+        Gives u, v of (rows, cols) scores of whole blocks, from this row on of all.
+    tighten : callable
+        Gives the gaps of blocks of which those do not prove enough.
+    collect : bool
+        Return the duals too.
+
+    Raises
+    ------
+    InputError
+        If a score is not finite.
     """
-    n, m = pattern.n, pattern.m
-    grouped = S.reshape(S.shape[0], -1, m)
-    if not pattern.transposable or n == m:
-        u = np.partition(grouped, m - n, axis=2)[:, :, m - n]
-        u = np.maximum(u, 0.0) if pattern.at_most else u
-        if not pattern.transposable:
-            return u, None
-        if pattern.at_most:
-            u = np.zeros_like(u)
-        return u, np.zeros((S.shape[0] // m, S.shape[1]))
-    from nmsolve.solvers import computed_kind
+    shape, unit = scores.array.shape, pattern.rows
+    bounds, roundings, still_open = [remainder_score(scores, pattern, padding)], [0.0], 0
+    first_open: tuple[tuple[int, ...], float, float] | None = None
+    used: list[tuple[Floats, Floats | None]] = []
+    rows, cols = padded_shape(shape, pattern, padding)
+    row = 0
+    for matrix in block_matrices(scores, np.ascontiguousarray(mask), pattern, padding):
+        for first, last in matrix.tasks():
+            S = matrix.scores(first, last)
+            if not np.isfinite(S).all():
+                raise non_finite_error(scores, pattern)
+            u, v = duals_of(S, row)
+            if pattern.at_most:
+                u, v = np.maximum(u, 0.0), None if v is None else np.maximum(v, 0.0)
+            if collect:
+                used.append((u, v))
+            kept = np.zeros(S.shape, bool)
+            part = matrix.mask[first * unit : last * unit].astype(bool)
+            kept[: part.shape[0], : part.shape[1]] = part
+            cut = np.zeros((last - first, S.shape[1] // pattern.m), bool)
+            cut[-1, :] |= part.shape[0] < S.shape[0]
+            cut[:, -1] |= part.shape[1] < S.shape[1]
+            blocks = CertifiedBlocks(S, kept, cut, pattern)
+            bound, rounding, gap = blocks.evaluate(u, v)
+            allowed = blocks.tolerances(scores.tolerance)
+            wrong = ~(gap <= allowed)
+            if wrong.any() and pattern.transposable:
+                gap[wrong] = np.minimum(gap[wrong], tighten(blocks.chosen(wrong)))
+                wrong = ~(gap <= allowed)
+            if wrong.any():
+                if first_open is None:
+                    i, g = (int(k) for k in np.argwhere(wrong)[0])
+                    batch, inside = divmod(row + i * unit, rows)
+                    index = (
+                        *(int(k) for k in np.unravel_index(batch, shape[:-2])),
+                        inside,
+                        g * pattern.m,
+                    )
+                    first_open = index, float(blocks.objective[i, g]), float(gap[i, g])
+                still_open += int(np.count_nonzero(wrong))
+            bounds.append(bound)
+            roundings.append(rounding)
+            row += S.shape[0]
+    return Proof(
+        bound=math.fsum(bounds),
+        rounding=math.fsum(roundings),
+        open=still_open,
+        first=first_open,
+        duals=_joined(used, (*shape[:-2], rows, cols), pattern) if collect else None,
+    )
 
-    narrow = computed_kind("ascent", scores.kind, scores.absolute) == "f4"
-    return _ascended(S.astype(np.float32) if narrow else S, pattern, scores.tolerance / 4)
 
+def given_duals(
+    duals: Duals, shape: tuple[int, ...], whole: tuple[int, int], pattern: Pattern
+) -> DualsOf:
+    """Return the function that reads duals off given ones.
 
-def _ascended(S: NDArray[Any], pattern: Pattern, gap: float) -> tuple[Array, Array]:
-    from nmsolve.solvers.ascent import solve_range
+    Parameters
+    ----------
+    duals : Duals
+    shape : tuple of int
+        Of the scores.
+    whole : tuple of int
+        Rows and columns of a matrix's whole blocks.
 
-    m = pattern.m
-    block_rows, blocks_per_row = S.shape[0] // m, S.shape[1] // m
-    u, v = np.zeros((block_rows * blocks_per_row, m)), np.zeros((block_rows * blocks_per_row, m))
-    solve_range(S, np.zeros(S.shape, np.uint8), 0, block_rows, pattern, False, gap, (u, v))
-    return u.reshape(block_rows, blocks_per_row, m).transpose(0, 2, 1).reshape(
-        S.shape[0], blocks_per_row
-    ), v.reshape(block_rows, S.shape[1])
-
-
-def _solved_shape(shape: tuple[int, ...], pattern: Pattern, padding: str) -> tuple[int, int]:
-    """Rows and columns of the matrix that duals belong to: padded up, or cut to the solved part."""
-    rows, cols = core_shape(shape, pattern, padding)
-    return -(-rows // pattern.rows) * pattern.rows, -(-cols // pattern.m) * pattern.m
-
-
-def _flat_duals(
-    duals: Duals, shape: tuple[int, ...], pattern: Pattern, padding: str
-) -> tuple[Array, Array | None]:
-    rows, cols = _solved_shape(shape, pattern, padding)
+    Raises
+    ------
+    SolverError
+        If they are not finite real numbers of the shapes that belong to the pattern.
+    """
+    rows, cols = whole
     expected = [(*shape[:-2], rows, cols // pattern.m)]
     found = [duals.rows]
     if pattern.transposable:
@@ -337,14 +327,34 @@ def _flat_duals(
         )
     batch = math.prod(shape[:-2])
     flat = [part.astype(np.float64, copy=False) for part in found]
-    return flat[0].reshape(batch * rows, cols // pattern.m), flat[1].reshape(
-        batch * rows // pattern.rows, cols
-    ) if flat[1:] else None
+    unit = pattern.rows
+    u = flat[0].reshape(batch * rows, cols // pattern.m)
+    v = flat[1].reshape(batch * rows // unit, cols) if flat[1:] else None
+
+    def read(S: Floats, row: int) -> tuple[Floats, Floats | None]:
+        last = row + S.shape[0]
+        return u[row:last], None if v is None else v[row // unit : last // unit]
+
+    return read
 
 
-def _less(x: Array, y: Array) -> tuple[Array, Array]:
-    """x − y, and what rounding took from it (Knuth, The Art of Computer Programming, vol. 2, 4.2.2,
-    Theorem B).
+def _joined(
+    parts: list[tuple[Floats, Floats | None]], shape: tuple[int, ...], pattern: Pattern
+) -> Duals:
+    """Return the duals of all tasks as those of an array of whole blocks."""
+    *batch, rows, cols = shape
+    m, unit = pattern.m, pattern.rows
+    u = np.concatenate([np.zeros((0, cols // m)), *(u for u, _ in parts)])
+    v = np.concatenate([np.zeros((0, cols)), *(v for _, v in parts if v is not None)])
+    return Duals(
+        rows=u.reshape((*batch, rows, cols // m)),
+        columns=v.reshape((*batch, rows // unit, cols)) if pattern.transposable else None,
+    )
+
+
+def _less(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return x − y, and what rounding took from it (Knuth, The Art of Computer Programming, vol. 2,
+    4.2.2, Theorem B).
     """
     with np.errstate(
         over="ignore", invalid="ignore"

@@ -1,4 +1,4 @@
-"""What stored elements are worth: NumPy's own, bfloat16, and the floats and integers of a byte or
+"""The values of stored elements: NumPy's own, bfloat16, and the floats and integers of a byte or
 less that ml_dtypes names.
 
 Those are told by their names, so that ml_dtypes is not imported. A byte has 256 values, and float32
@@ -43,24 +43,29 @@ _INTEGERS = {
     "int4": (4, True),
     "uint4": (4, False),
 }
+#: Told at once: putting a type's name together takes as long as solving a thousand weights.
+_PLAIN = {np.dtype(f"f{size}"): kind for size, kind in ((2, "f16"), (4, "f4"), (8, "f8"))}
 SMALL_FLOATS = frozenset({*_FORMATS, POWERS})
 _SMALL = SMALL_FLOATS | frozenset(_INTEGERS)
 
 
 def as_type(name: str) -> np.dtype[Any]:
-    """A type that says what bytes are: view them (uint8) as it. Arrays of ml_dtypes' type of this
-    name are taken too.
+    """Return a type that says what bytes are: view them (uint8) as it. Arrays of ml_dtypes' type of
+    this name are taken too.
     """
     assert name in _SMALL
     return np.dtype([(name, np.uint8)])
 
 
 def kind_of(dtype: np.dtype[Any]) -> str | None:
-    """How elements are stored; None if they are no numbers, or some that are not solved.
+    """Return how elements are stored; None if they are no numbers, or some that are not solved.
 
     "f16", "f4", "f8" and "bf16"; "i4" and "i8" for integers whose values float32 and float64 hold
     exactly (64-bit integers: to 53 bits); the names of `as_type`.
     """
+    plain = _PLAIN.get(dtype)
+    if plain is not None:
+        return plain
     name = dtype.name
     if dtype.names is not None:
         alone = (
@@ -79,13 +84,18 @@ def kind_of(dtype: np.dtype[Any]) -> str | None:
 
 
 def is_float(kind: str | None) -> bool:
-    """Whether elements of a kind are floating-point numbers."""
+    """Return whether elements of a kind are floating-point numbers."""
     return kind in ("f4", "f8", "f16", "bf16") or kind in SMALL_FLOATS
 
 
+def tolerance(kind: str) -> float:
+    """Return the relative gap up to which a mask of scores of a kind counts as optimal."""
+    return 1e-6 if kind in ("f4", "f16", "bf16") or kind in SMALL_FLOATS else 1e-12
+
+
 def as_stored(array: NDArray[Any], kind: str) -> NDArray[Any]:
-    """A view of an array whose elements NumPy computes with: their bits, where it does not know
-    what they are worth.
+    """Return a view of an array whose elements NumPy computes with: their bits, where it does not
+    know their values.
     """
     if kind == "bf16":
         return array.view(np.dtype(np.uint16).newbyteorder("=" if array.dtype.isnative else "S"))
@@ -93,8 +103,8 @@ def as_stored(array: NDArray[Any], kind: str) -> NDArray[Any]:
 
 
 def widen(stored: NDArray[Any], kind: str) -> NDArray[Any]:
-    """Elements as `as_stored` gives them, as numbers of NumPy: float32 for bfloat16 and for what
-    has a byte or less.
+    """Return elements, as `as_stored` gives them, as numbers of NumPy: float32 for bfloat16 and for
+    those of a byte or less.
     """
     if kind == "bf16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
@@ -102,8 +112,8 @@ def widen(stored: NDArray[Any], kind: str) -> NDArray[Any]:
 
 
 def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where elements of any kind are not zero; −0 is, NaN is not. No scratch memory but a few
-    thousand elements'.
+    """Return where elements of any kind are not zero; −0 is, NaN is not. Works on a few thousand
+    elements at a time.
     """
     kind = kind_of(array.dtype)
     found: NDArray[np.bool_]
@@ -125,7 +135,7 @@ def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
 
 @cache
 def values(kind: str) -> NDArray[np.float32]:
-    """What each of the 256 codes of a byte is worth."""
+    """Return the value of each of the 256 codes of a byte."""
     code = np.arange(256)
     found: NDArray[np.float32]
     if kind in _INTEGERS:
@@ -143,7 +153,7 @@ def values(kind: str) -> NDArray[np.float32]:
 def _floats(
     code: NDArray[Any], exponent_bits: int, fraction_bits: int, bias: int, special: str
 ) -> NDArray[np.float32]:
-    """(−1)^sign × 1.fraction × 2^(exponent − bias), and 0.fraction × 2^(1 − bias) where the
+    """Return (−1)^sign × 1.fraction × 2^(exponent − bias), and 0.fraction × 2^(1 − bias) where the
     exponent is 0.
     """
     width = exponent_bits + fraction_bits

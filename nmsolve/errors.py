@@ -25,3 +25,9 @@ class SolverError(NMSolveError, RuntimeError):
     """Something went wrong inside: a solver failed, or a result does not stand up to
     verification.
     """
+
+
+class ElsewhereError(SolverError):
+    """Another process of the same run failed; its own message says why, so that this one need
+    not.
+    """

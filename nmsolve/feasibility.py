@@ -1,5 +1,5 @@
-"""Whether a mask satisfies a pattern. Plain NumPy: nothing here trusts a solver; what a mask is
-provably worth: `proof`.
+"""Check that a mask satisfies a pattern. Plain NumPy: nothing here trusts a solver. What a mask is
+provably worth is evaluated by `certificates`.
 """
 
 from __future__ import annotations
@@ -9,20 +9,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nmsolve.blocks import core_shape, remainders
+from nmsolve.blocks import check_divisible, core_shape, remainder_parts
 from nmsolve.elements import kind_of, nonzero
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.validate import check_divisible, to_array
+from nmsolve.validate import to_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `verify` found. True in a condition if the mask satisfies the pattern.
+    """The findings of `verify`. True in a condition if the mask satisfies the pattern.
 
-    violations : groups (of a transposable pattern: rows and columns of blocks) that keep a wrong
-    number. groups : how many there are. first : where the first is, as (index of its first entry)
-    and the number it keeps. density : share of entries kept.
+    Attributes
+    ----------
+    ok : bool
+        Whether it does.
+    pattern : Pattern
+    shape : tuple of int
+        Of the mask.
+    groups : int
+        How many groups there are; of a transposable pattern, rows and columns of blocks.
+    violations : int
+        How many of these keep a wrong number.
+    first : ((int, ...), int) or None
+        The first violation: the index of its first entry, and the number that it keeps.
+    density : float
+        Share of entries kept.
     """
 
     ok: bool
@@ -52,7 +64,7 @@ class Report:
 def verify(
     mask: ArrayLike, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error"
 ) -> Report:
-    """Whether a mask, or an array of weights, satisfies a pattern.
+    """Check that a mask, or an array of weights, satisfies a pattern.
 
     Parameters
     ----------
@@ -94,9 +106,7 @@ def verify(
         )
     if array.dtype == np.bool_:
         kept, exactly = array, not pattern.at_most
-    elif (
-        kind_of(array.dtype) or array.dtype.kind == "f"
-    ):  # long doubles too: only solving them is not exact
+    elif kind_of(array.dtype) or array.dtype.kind == "f":  # long doubles too, which are not solved
         kept, exactly = nonzero(array), False
     else:
         raise InputError(
@@ -112,8 +122,7 @@ def verify(
         count, whole = _group_counts(core, axis, pattern)
         wrong = count > pattern.n
         if exactly:
-            # A group cut off by the edge, or that shares a block with padding, may keep fewer than
-            # n.
+            # A group that the edge cuts, or that shares a block with padding, may keep fewer.
             wrong |= (count < pattern.n) & whole
         groups += count.size
         violations += int(np.count_nonzero(wrong))
@@ -123,7 +132,7 @@ def verify(
             index[axis] *= pattern.m
             first = tuple(index), int(count[at])
     if padding == "dense" and array.dtype == np.bool_:
-        for part in remainders(kept, pattern, padding):
+        for part in remainder_parts(kept, pattern, padding):
             missing = int(part.size - np.count_nonzero(part))
             violations += missing
             groups += part.size
@@ -141,8 +150,8 @@ def verify(
 def _group_counts(
     kept: NDArray[np.bool_], axis: int, pattern: Pattern
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Entries kept by each group along an axis, and which groups lie in no block that the edge
-    cuts.
+    """Return the entries kept by each group along an axis, and which groups lie in no block that
+    the edge cuts.
     """
     m, size, other = pattern.m, kept.shape[axis], kept.shape[-3 - axis]
     if kept.size == 0:

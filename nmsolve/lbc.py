@@ -2,11 +2,15 @@
 and the mask of the survivors.
 
 A group of m weights has C(m, n) candidate sets Θ of n weights, each with a learned score. Over
-training the lowest-scored candidates are removed for good, until one is left (Alg. 1); a weight is
-kept while any surviving candidate contains it (Eq. 8).
+training the candidates with the lowest scores are removed for good, until one is left (Alg. 1); a
+weight is kept while any surviving candidate contains it (Eq. 8).
 
 The released code lets removed candidates come back: it marks them by a zero score, which momentum
-changes again. Here what is alive is a mask of its own, and removal is permanent.
+changes again. Here a mask of its own says which are alive, and removal is permanent.
+
+References
+----------
+Zhang, Lin, Wu, Lin, Yang, Ji, "Learning Best Combination for Efficient N:M Sparsity", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ TABLE_LIMIT = 2**30
 
 
 def combinations(pattern: Pattern | str) -> NDArray[np.bool_]:
-    """The C(m, n) candidates that LBC enumerates for a group (Eq. 2).
+    """Return the C(m, n) candidates that LBC enumerates for a group (Eq. 2).
 
     Parameters
     ----------
@@ -40,7 +44,7 @@ def combinations(pattern: Pattern | str) -> NDArray[np.bool_]:
     Returns
     -------
     (C(m, n), m) bool array
-        One candidate a row, True = in the set, in lexicographic order of the kept indices.
+        One candidate per row, True = in the set, in lexicographic order of the kept indices.
 
     Raises
     ------
@@ -79,8 +83,8 @@ def combinations(pattern: Pattern | str) -> NDArray[np.bool_]:
     return table.view(np.bool_)
 
 
-def removed_by(candidates: int, t: float, start: float, end: float, power: float = 3.0) -> int:
-    """How many of a group's candidates are gone by epoch t (Eq. 6, summed up).
+def removed_by(candidates: int, t: float, *, start: float, end: float, power: float = 3.0) -> int:
+    """Return how many of a group's candidates are gone by epoch t (Eq. 6, summed up).
 
         ⌈(C − 1) (1 − (1 − (t − start) / (end − start))^power)⌉,   0 before start, C − 1 from end on
 
@@ -89,7 +93,7 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
     candidates : int
         C(m, n).
     t, start, end : float
-        Epochs (or steps); start < end. The paper starts at 0 and ends at half of training.
+        In epochs (or steps); start < end. The paper starts at 0 and ends at half of training.
     power : float
         3 in the paper; the released code uses 4 for DeiT.
 
@@ -143,7 +147,7 @@ def removed_by(candidates: int, t: float, start: float, end: float, power: float
 def remove_lowest(
     scores: NDArray[Any], alive: NDArray[np.bool_], removed: int
 ) -> NDArray[np.bool_]:
-    """Remove the lowest-scored candidates of every group until `removed` of them are gone (Alg. 1,
+    """Remove the lowest-scored candidates of each group until `removed` of them are gone (Alg. 1,
     lines 7 and 8).
 
     Parameters
@@ -158,7 +162,8 @@ def remove_lowest(
 
     Returns
     -------
-    alive
+    (groups, C) bool array
+        `alive` itself.
 
     Raises
     ------
@@ -168,8 +173,8 @@ def remove_lowest(
 
     Notes
     -----
-    Of equal scores the candidate later in lexicographic order goes first. Scratch memory is one
-    group's.
+    Of equal scores the candidate later in lexicographic order goes first. Beyond the arguments,
+    memory for one group is needed.
 
     Examples
     --------
@@ -219,12 +224,13 @@ def remove_lowest(
 
 
 def survivor_mask(alive: NDArray[np.bool_], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which weights any surviving candidate contains (Eq. 8, with what is alive in place of scores
+    """Return which weights any surviving candidate contains (Eq. 8, with `alive` in place of scores
     that are not zero).
 
     Parameters
     ----------
     alive : (groups, C) bool array
+        As `remove_lowest` leaves it.
     candidates : (C, m) bool array
         As from `combinations`.
 
@@ -243,10 +249,8 @@ def survivor_mask(alive: NDArray[np.bool_], candidates: NDArray[np.bool_]) -> ND
     >>> survivor_mask(np.array([[True, False, False, True, False, False]]), combinations("2:4"))
     array([[ True,  True,  True, False]])
     """
-    alive, candidates = (
-        to_array(alive, "alive", "a survivor mask"),
-        to_array(candidates, "candidates", "a survivor mask"),
-    )
+    alive = to_array(alive, "alive", "a survivor mask")
+    candidates = to_array(candidates, "candidates", "a survivor mask")
     if (
         alive.dtype != np.bool_
         or candidates.dtype != np.bool_

@@ -22,8 +22,8 @@ from nmsolve.validate import check_flag
 #: Transposable blocks are counted exactly while the states of a half-filled block, times its rows,
 #: are at most this many: m ≤ 16.
 STATES = 150_000
-#: Counts are given as integers up to this many bits (Python prints no longer ones); the logarithm
-#: is given always.
+#: Counts are given as integers up to this many bits, the longest that Python prints; the logarithm
+#: is always given.
 COUNT_BITS = 14_000
 
 #: Rows filled so far → for each c, how many columns hold c entries.
@@ -32,12 +32,27 @@ State = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diversity:
-    """How many masks a constraint allows.
+    """The number of masks that a constraint allows.
 
-    log2 : its binary logarithm. bits_per_weight : log2 over the number of weights. count : the
-    number itself, None if it is too long or not known exactly. exact : whether log2 comes from an
-    exact count; else log2_error bounds its error. paper_log2 : what the paper's formula gives,
-    another number for transposable patterns (None for at most: not covered).
+    Attributes
+    ----------
+    constraint : str
+        The pattern, or the unstructured constraint, in words.
+    shape : tuple of int
+        Of the tensor.
+    log2 : float
+        Binary logarithm of the number.
+    bits_per_weight : float
+        log2 over the number of weights.
+    count : int or None
+        The number itself; None if it is too long or not known exactly.
+    exact : bool
+        Whether log2 comes from an exact count.
+    log2_error : float
+        Bound on the error of log2; 0 if it is exact.
+    paper_log2 : float or None
+        The paper's formula, another number for transposable patterns; None for at most, which it
+        does not cover.
     """
 
     constraint: str
@@ -94,12 +109,20 @@ def diversity(
 
     Notes
     -----
-    Transposable blocks are counted by a dynamic program over rows whose state is the multiset of
-    column sums, met in the middle; up to m = 16. Beyond, log2 is asymptotic: exactly n, C(m,
-    n)^(2m) / C(m², mn) · exp(−1/2 + 1/(2m)), the first factor after Canfield, Greenhill and McKay
-    (J. Combin. Theory A 115, 2008), with an error below 1/(4m) nats; at most n, its analogue summed
-    over the number of entries, within 1/4 nat. Both errors are those seen on every exact count, not
-    proven.
+    Transposable blocks are counted exactly up to m = 16, by a dynamic program over rows, from both
+    ends to the middle, whose state is the multiset of column sums. Beyond, log2 is asymptotic. For
+    exactly n it is that of
+
+        C(m, n)^(2m) / C(m², mn) · exp(−1/2 + 1/(2m)),
+
+    with an error below 1/(4m) nats; for at most n, of its analogue summed over the number of
+    entries, within 1/4 nat. Both errors are the largest seen on all exact counts, not proven.
+
+    References
+    ----------
+    Hubara et al., NeurIPS 2021, section 3 (the paper's formula). Canfield, Greenhill, McKay,
+    "Asymptotic enumeration of dense 0-1 matrices with specified line sums", J. Combin. Theory A
+    115, 2008 (the first factor).
 
     Examples
     --------
@@ -151,6 +174,7 @@ def diversity(
 
 
 def _sizes(shape: tuple[int, ...], pattern: Pattern) -> tuple[int, ...]:
+    """Return a shape as plain integers; InputError unless it has two axes or more, none empty."""
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except (TypeError, ValueError):
@@ -165,6 +189,7 @@ def _sizes(shape: tuple[int, ...], pattern: Pattern) -> tuple[int, ...]:
 def _power(
     name: str, sizes: tuple[int, ...], each: int, times: int, paper: int | None
 ) -> Diversity:
+    """Return the diversity of `times` units that allow `each` masks on their own."""
     log2 = math.log2(each) * times
     count = each**times if log2 < COUNT_BITS else None
     return _result(
@@ -180,6 +205,7 @@ def _result(
     error: float,
     paper: float | None,
 ) -> Diversity:
+    """Return a diversity by its logarithm."""
     return Diversity(
         constraint=name,
         shape=sizes,
@@ -193,22 +219,24 @@ def _result(
 
 
 def _up_to(total: int, k: int) -> int:
+    """Return the number of choices of at most k of `total`."""
     return sum(math.comb(total, j) for j in range(k + 1))
 
 
 def _unstructured(total: int, kept: int, at_most: bool) -> tuple[float, int | None]:
-    """log2 and, if it is short enough, the number of choices of (at most) `kept` of `total`."""
+    """Return log2 of the number of choices of (at most) `kept` of `total`; the number too if it is
+    short enough.
+    """
     if total <= COUNT_BITS:
         count = _up_to(total, kept) if at_most else math.comb(total, kept)
         return math.log2(count), count
     log2 = _log2_choose(total, kept)
-    # terms fall away from the largest, at 'kept' or at total / 2, geometrically or like a normal
-    # density
+    # Terms fall away from the largest, at `kept` or at total / 2, geometrically or like a normal
+    # density.
     if at_most:
         peak = min(kept, total // 2)
-        step = max(
-            1, math.isqrt(total) // 100
-        )  # terms change slowly on this scale, so that one stands for `step` of them
+        # They change slowly on the scale of `step`, so that one stands for so many.
+        step = max(1, math.isqrt(total) // 100)
         spread = range(min(kept, peak + 4000 * step), max(0, peak - 4000 * step), -step)
         top = _log2_choose(total, peak)
         # No term is larger than that of the peak; of logarithms beyond 2^53 rounding may say so.
@@ -219,10 +247,12 @@ def _unstructured(total: int, kept: int, at_most: bool) -> tuple[float, int | No
 
 
 def _log2_choose(total: int, k: int) -> float:
+    """Return log2 C(total, k), in constant time."""
     return (math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)) / math.log(2)
 
 
 def _countable(n: int, m: int, at_most: bool) -> bool:
+    """Return whether blocks are counted exactly: see `STATES`."""
     if at_most:
         return n == m or math.comb(m + n, n) * m <= STATES // 8
     return n == m or _half_states(min(n, m - n), m) * (m // 2) <= STATES
@@ -230,7 +260,7 @@ def _countable(n: int, m: int, at_most: bool) -> bool:
 
 @cache
 def _half_states(n: int, m: int) -> int:
-    """Multisets of m column sums ≤ n that total n * (m // 2)."""
+    """Return the number of multisets of m column sums ≤ n that total n * (m // 2)."""
     total = n * (m // 2)
     ways = [[0] * (total + 1) for _ in range(m + 1)]
     ways[0][0] = 1
@@ -243,8 +273,8 @@ def _half_states(n: int, m: int) -> int:
 
 @cache
 def count_blocks(n: int, m: int, at_most: bool) -> int:
-    """The number of 0/1 matrices of side m whose rows and columns all sum to n (at most: to n or
-    less).
+    """Return the number of 0/1 matrices of side m whose rows and columns all sum to n; at most: to
+    n or less.
     """
     if at_most:
         return 2 ** (m * m) if n == m else sum(_filled(n, m, m, True).values())
@@ -264,7 +294,7 @@ def count_blocks(n: int, m: int, at_most: bool) -> int:
 
 
 def _filled(n: int, m: int, rows: int, at_most: bool) -> dict[State, int]:
-    """Matrices with `rows` rows by the multiset of their column sums."""
+    """Return the number of matrices with `rows` rows for each multiset of their column sums."""
     layer: dict[State, int] = {(m,) + (0,) * n: 1}
     for _ in range(rows):
         following: dict[State, int] = {}
@@ -277,8 +307,8 @@ def _filled(n: int, m: int, rows: int, at_most: bool) -> dict[State, int]:
 
 
 def _add_row(state: State, entries: int) -> Iterator[tuple[State, int]]:
-    """Every way to put a row's entries into columns that have room, with the number of choices of
-    columns.
+    """Yield every way to put a row's entries into columns that have room, with the number of
+    choices of columns.
     """
     room = [sum(state[c:-1]) for c in range(len(state))]
 
@@ -305,7 +335,7 @@ def _add_row(state: State, entries: int) -> Iterator[tuple[State, int]]:
 
 @cache
 def _asymptotic(n: int, m: int, at_most: bool) -> tuple[float, float]:
-    """log2 of the number of blocks, and the error seen on exact counts."""
+    """Return log2 of the number of blocks, and the error seen on exact counts."""
     if not at_most:
         nats = (
             (2 * m * _log2_choose(m, n) - _log2_choose(m * m, m * n)) * math.log(2) - 0.5 + 0.5 / m

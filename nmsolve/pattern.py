@@ -1,11 +1,11 @@
-"""What a mask must satisfy: `Pattern`."""
+"""The constraint on a mask: `Pattern`."""
 
 from __future__ import annotations
 
 import operator
 import re
 import reprlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nmsolve.errors import PatternError
 
@@ -17,9 +17,9 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """n of every m entries are kept.
+    """A constraint: n of every m entries are kept.
 
-    Parameters
+    Attributes
     ----------
     n : int
         Entries **kept** of every m; 1 ≤ n ≤ m.
@@ -47,8 +47,8 @@ class Pattern:
 
     n: int
     m: int
-    transposable: bool = False
-    at_most: bool = False
+    transposable: bool = field(default=False, kw_only=True)
+    at_most: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("n", "m"):
@@ -86,9 +86,8 @@ class Pattern:
         """
         match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            given = (
-                repr(text) if isinstance(text, str) else reprlib.repr(text)
-            )  # a list of tensors would fill the screen
+            # Not in full unless it is text: a list of tensors would fill the screen.
+            given = repr(text) if isinstance(text, str) else reprlib.repr(text)
             raise PatternError(
                 f"cannot read the pattern {given}; write '2:4', '2:4T' (transposable) or '<=2:4T' "
                 "(at most)"
@@ -96,13 +95,13 @@ class Pattern:
         return cls(
             int(match["n"]),
             int(match["m"]),
-            match["transposable"] is not None,
-            match["at_most"] is not None,
+            transposable=match["transposable"] is not None,
+            at_most=match["at_most"] is not None,
         )
 
     @classmethod
     def of(cls, pattern: Pattern | str, at_most: bool | None = None) -> Pattern:
-        """A pattern from either spelling; `at_most` overrides the pattern's own unless None."""
+        """Return a pattern from either spelling; `at_most`, unless None, overrides its own."""
         parsed = pattern if isinstance(pattern, Pattern) else cls.parse(pattern)
         if at_most is None:
             return parsed

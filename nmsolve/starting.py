@@ -26,8 +26,9 @@ interrupted = False
 def leave(
     signum: int = signal.SIGINT, frame: FrameType | None = None, *, last: str = ""
 ) -> NoReturn:
-    """End the process here and now, as a kill would, which every file on the disk survives. last :
-    for the terminal.
+    """End the process here and now, as a kill would, which every file on the disk survives.
+
+    last : text for the terminal.
     """
     if sys.stderr is not None:  # without one, descriptor 2 may be a file of ours
         try:
@@ -39,7 +40,7 @@ def leave(
 
 
 def is_command() -> bool:
-    """Whether this process was started as `nmsolve` or `python -m nmsolve`."""
+    """Return whether this process was started as `nmsolve` or `python -m nmsolve`."""
     first: str = (getattr(sys, "argv", None) or [""])[0]
     if first != "-m":  # which it is while a package is imported whose __main__ is to run
         return os.path.basename(first) == "nmsolve"
@@ -50,18 +51,17 @@ def is_command() -> bool:
 
 
 def end() -> None:
-    """What is called last of all: after it comes Python's own end, in which Ctrl-C would kill, with
+    """Do the last thing of all: after it comes Python's own end, in which Ctrl-C would kill, with
     another exit code.
     """
-    # Python may kill itself with SIGINT, if it has met that in code which was compiled from text
+    # Python may kill itself with SIGINT, if it has met that in code that was compiled from text
     if interrupted:
         os._exit(INTERRUPTED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-if (
-    is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):  # jobs in the background ignore it
+# jobs in the background ignore it
+if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     try:
         signal.signal(signal.SIGINT, leave)
         atexit.register(end)  # first, and so called last

@@ -10,35 +10,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nmsolve.elements import SMALL_FLOATS, as_stored, kind_of, widen
+from nmsolve.elements import as_stored, kind_of, tolerance, widen
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-
-PADDINGS = ("error", "pad", "dense")
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What is maximised: an array (..., rows, cols), how its elements are stored, and whether signs
-    are dropped.
+    """The array that is maximised.
 
-    kind: as `elements.kind_of` tells it; the array is as `elements.as_stored` views it, so that
-    `elements.widen` gives its numbers.
+    Attributes
+    ----------
+    array : (..., rows, cols) array
+        As `elements.as_stored` views it, so that `elements.widen` gives its numbers.
+    kind : str
+        How its elements are stored, as `elements.kind_of` tells it.
+    absolute : bool
+        Whether signs are dropped.
+    name : {"weights", "scores"}
+        The argument of `solve` that it was.
+    tolerance : float
+        The relative gap up to which a mask counts as optimal.
     """
 
     array: NDArray[Any]
     kind: str
     absolute: bool
     name: str
-
-    @property
-    def tolerance(self) -> float:
-        """The relative gap up to which a mask counts as optimal."""
-        return 1e-6 if self.kind in ("f4", "f16", "bf16") or self.kind in SMALL_FLOATS else 1e-12
+    tolerance: float
 
 
 def to_array(values: ArrayLike, name: str, purpose: str) -> NDArray[Any]:
-    """Any array-like as an array; InputError for what NumPy cannot read and for masked arrays."""
+    """Return an array-like as an array; InputError if NumPy cannot read it or if it is masked."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise InputError(
             f"{name} is a masked array of shape {values.shape}, and {purpose} has no meaning for "
@@ -59,6 +62,7 @@ def check_flag(value: object, name: str) -> None:
 
 
 def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any], str]:
+    """Return an array-like as it is stored, and its kind; InputError if it cannot be solved."""
     array = to_array(values, name, f"pattern {pattern}")
     if array.dtype == object:
         raise InputError(
@@ -93,7 +97,7 @@ def _array(values: ArrayLike, name: str, pattern: Pattern) -> tuple[NDArray[Any]
 
 
 def read_scores(weights: ArrayLike, scores: ArrayLike | None, pattern: Pattern) -> Scores:
-    """The scores to maximise: |weights|, or `scores` as they are (signs kept).
+    """Return the scores to maximise: |weights|, or `scores` as they are (signs kept).
 
     Raises
     ------
@@ -103,36 +107,18 @@ def read_scores(weights: ArrayLike, scores: ArrayLike | None, pattern: Pattern) 
     """
     array, kind = _array(weights, "weights", pattern)
     if scores is None:
-        return Scores(array, kind, True, "weights")
+        return Scores(array, kind, True, "weights", tolerance(kind))
     given, given_kind = _array(scores, "scores", pattern)
     if given.shape != array.shape:
         raise InputError(
             f"scores have shape {given.shape}, weights {array.shape}: pattern {pattern} needs one "
             "score a weight"
         )
-    return Scores(given, given_kind, False, "scores")
-
-
-def check_divisible(shape: tuple[int, ...], pattern: Pattern, padding: str) -> None:
-    """Raise InputError if the shape leaves a remainder that `padding` does not allow."""
-    if not isinstance(padding, str) or padding not in PADDINGS:
-        raise InputError(
-            f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}"
-        )
-    if padding != "error":
-        return
-    for axis, size, unit in ((-2, shape[-2], pattern.rows), (-1, shape[-1], pattern.m)):
-        if size % unit:
-            what = "rows" if axis == -2 else "columns"
-            raise InputError(
-                f"shape {shape} has {size} {what}, not a multiple of {unit}: pattern {pattern} "
-                f"leaves {size % unit} {what} from index {size - size % unit} on; pass "
-                "padding='pad' (solve as if zeros followed) or padding='dense' (keep them)"
-            )
+    return Scores(given, given_kind, False, "scores", tolerance(given_kind))
 
 
 def first_non_finite(scores: Scores) -> tuple[int, ...] | None:
-    """The index of the first NaN or infinity in C order, or None."""
+    """Return the index of the first NaN or infinity in C order, or None."""
     array = scores.array
     step = max(1, 2**20 // max(1, array[0].size))
     for start in range(0, array.shape[0], step):
@@ -148,28 +134,38 @@ def first_non_finite(scores: Scores) -> tuple[int, ...] | None:
     return None
 
 
-def non_finite_error(scores: Scores, pattern: Pattern) -> InputError:
-    """The error for scores that are not all finite, naming the first that is not."""
+def non_finite_error(scores: Scores, pattern: Pattern, *, too_large: bool = False) -> InputError:
+    """Return the error for scores that are not all finite, naming the first that is not; for those
+    that are, whose sum was not, if `too_large`.
+    """
     index = first_non_finite(scores)
-    if index is None:
-        return InputError(
-            f"{scores.name} changed while pattern {pattern} was being solved: a value was not "
-            "finite"
+    if index is not None:
+        return non_finite_message(
+            scores.name, index, value_at(scores, index), scores.array.shape, pattern
         )
-    return non_finite_message(
-        scores.name, index, value_at(scores, index), scores.array.shape, pattern
+    if too_large:
+        return too_large_error(scores.name, scores.array.shape)
+    return InputError(
+        f"{scores.name} changed while pattern {pattern} was being solved: a value was not finite"
+    )
+
+
+def too_large_error(name: str, shape: tuple[int, ...]) -> InputError:
+    """Return the error for finite scores whose sum is not."""
+    return InputError(
+        f"the {name} of shape {shape} are too large for a float64 sum; scale them down"
     )
 
 
 def value_at(scores: Scores, index: tuple[int, ...]) -> float:
-    """One score, as a number."""
+    """Return one score, as a number."""
     return float(widen(np.asarray([scores.array[index]], scores.array.dtype), scores.kind)[0])
 
 
 def non_finite_message(
     name: str, index: tuple[int, ...], value: float, shape: tuple[int, ...], pattern: Pattern
 ) -> InputError:
-    """The error for a score that is NaN or infinite, given where the first is."""
+    """Return the error for a score that is NaN or infinite, given where the first is."""
     place = ", ".join(map(str, index))
     return InputError(
         f"{name}[{place}] is {value}: pattern {pattern} on shape {shape} needs finite values; "
@@ -178,7 +174,7 @@ def non_finite_message(
 
 
 def thread_count(threads: int | None) -> int:
-    """How many threads to use: as asked, or every processor this process may run on."""
+    """Return how many threads to use: as asked, or every processor this process may run on."""
     if threads is None:
         return (
             len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""The Hypothesis profile, and fixtures of several folders."""
+"""The Hypothesis profile, how tests share two cores, and fixtures of several folders."""
 
 import gc
 import os
@@ -6,6 +6,13 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.ranks import Ranks
+
+# Models this small spend their time on waking threads, of which each of two workers would have as
+# many as there are cores; and so do the processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Read when kernels are defined: without a GPU Triton's interpreter runs them.
 if not torch.cuda.is_available():
@@ -37,14 +44,16 @@ def warned_already():
     _said.update({"no sparse GPU", "masked dense"})
 
 
-@pytest.fixture(scope="module")
-def quick():
-    """Models this small spend their time on waking threads, and trainers on collecting garbage
-    among all that is imported.
+@pytest.fixture(scope="session")
+def on_two_ranks():
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: trainers and Hypothesis, which collect garbage again and
+    again, need not look through it.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)

@@ -95,7 +95,7 @@ def measure(settings: Settings, device: torch.device) -> Iterator[Refresh]:
             settings,
             device,
             plan=pattern,
-            method=nmt.STE(update_every=settings.every, solver=solver),
+            method=nmt.STE(update_every=settings.every, mask_method=solver),
         )
         assert trainer.sparse is not None
         with trainer.attached():

@@ -39,21 +39,15 @@ def _heading(run: dict[str, Any]) -> str:
     quick = " This was a --quick run: a small model, few steps." if settings["quick"] else ""
     return f"""# Training benchmarks
 
-{where}.
-Versions: {versions}.
-{machine["date"]}, {run["seconds"]:.0f} s.{quick}
+{where}. Versions: {versions}. {machine["date"]}, {run["seconds"]:.0f} s.{quick}
 
 {settings["layers"]} × nn.TransformerEncoderLayer({settings["width"]}, {settings["heads"]} heads,
-feed-forward 4 ×, norm_first, no
-dropout), {settings["batch"]} × {settings["length"]} = {settings["tokens"]} tokens a step,
-{settings["dtype"]}, torch on
-{run["threads"]} threads. A step is forward, backward and optimizer step, AdamW as torch chooses to
-run it unless a row says
+feed-forward 4 ×, norm_first, no dropout), {settings["batch"]} × {settings["length"]} =
+{settings["tokens"]} tokens a step, {settings["dtype"]}, torch on {run["threads"]} threads. A step
+is forward, backward and optimizer step, AdamW as torch chooses to run it unless a row says
 otherwise. Cases take turns of {settings["steps"]} steps, {settings["rounds"]} rounds, in reverse
-order every other time; a turn
-counts by its median step, and differences are medians over rounds, with quartiles. Hooks are timed
-where they run, inside
-optimizer.step().
+order every other time; a turn counts by its median step, and differences are medians over rounds,
+with quartiles. Hooks are timed where they run, inside optimizer.step().
 """
 
 
@@ -92,17 +86,14 @@ def _refresh(run: dict[str, Any]) -> str:
     return f"""## A refresh of all masks
 
 {first["layers"]} weights of {first["weights"]:,} entries in all, attention's in_proj included;
-nmt.STE. Shares are of the dense
-step. "Refresh" is what it adds to the hooks (solving, exchanging masks, counting what changed),
-"by whole steps" what it adds to
-whole steps, "masked forward and backward" what a masked step without a refresh takes more than a
-dense one. "By least times": the
+nmt.STE. Shares are of the dense step. "Refresh" is what it adds to the hooks (solving, exchanging
+masks, counting what changed), "by whole steps" what it adds to whole steps, "masked forward and
+backward" what a masked step without a refresh takes more than a dense one. "By least times": the
 least of the rounds instead of their medians, which a machine that others use disturbs less.
 
-{_results(run["refresh"], columns)}
-Quoted, not measured here: the transposable-masks paper reports, for ResNet-50 on its own hardware,
-4:8T masks refreshed every 40
-steps, by its own solvers: {quoted}.
+{_results(run["refresh"], columns)} Quoted, not measured here: the transposable-masks paper reports,
+for ResNet-50 on its own hardware, 4:8T masks refreshed every 40 steps, by its own solvers:
+{quoted}.
 """
 
 

@@ -27,13 +27,13 @@ from examples.study.store import Store
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "pruning"
 PARTS = {"conversion": (CONVERSIONS, convert), "allocation": (SCHEMES, allocate)}
 TINY = {
-    "conversion": ((Conversion("2:4"), Conversion("2:4T"), Conversion(None)), convert),
+    "conversion": ((Conversion("2:4T"), Conversion(None)), convert),
     "allocation": (
         tuple(Scheme(way, "params", 4) for way in ("uniform", "exact, score", "exact, loss")),
         allocate,
     ),
 }
-TINY_STEPS, TINY_SEEDS, TINY_TASKS = 4, 2, ("resnet",)
+TINY_STEPS, TINY_SEEDS, TINY_TASKS = 4, 1, ("resnet",)
 
 
 def main() -> None:

@@ -93,11 +93,13 @@ def _apply(method: str, model: nn.Module, plan: nmt.Plan, inputs: list[Tensor]) 
     if method == "second order":
         found = nmt.sparsegpt_(model, plan, inputs)
     elif method == "AdaPrune, Adam":  # as in the paper: every layer for itself
-        found = nmt.adaprune_(model, plan, inputs, "adam", sequential=False)
+        found = nmt.adaprune_(model, plan, inputs, update="adam", sequential=False)
     elif method == "AdaPrune, activations":
-        found = nmt.adaprune_(model, plan, inputs, scores="activation")
+        found = nmt.adaprune_(model, plan, inputs, criterion="activation")
     elif method == "masked, norms anew":  # so much damping that nothing moves
-        found = nmt.adaprune_(model, plan, inputs, nmt.LeastSquares(damping=1e12), sequential=False)
+        found = nmt.adaprune_(
+            model, plan, inputs, update=nmt.LeastSquares(damping=1e12), sequential=False
+        )
     else:
         found = nmt.adaprune_(model, plan, inputs, sequential="not" not in method)
     return sum(layer.after for layer in found)

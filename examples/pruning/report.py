@@ -36,15 +36,12 @@ def _head(outcomes: Sequence[Outcome]) -> str:
     return f"""# Pruning trained models, on small models
 
 Made by `python -m examples.pruning`. {hardware(outcomes)} Seeds {", ".join(seeds)}; a seed draws
-the dense model's initial
-weights, the order of its data and the calibration inputs, the same for every method. `python -m
-examples.pruning --report`
-makes this page again from the JSON beside it.
+the dense model's initial weights, the order of its data and the calibration inputs, the same for
+every method. `python -m examples.pruning --report` makes this page again from the JSON beside it.
 
 Figures are mean ± standard deviation over seeds, of the test part. Sentences call a loss lower or
-higher if that passes a
-paired t-test at {LEVEL} after Holm's correction for the comparisons that the sentence makes. These
-models are tiny and their
+higher if that passes a paired t-test at {LEVEL} after Holm's correction for the comparisons that
+the sentence makes. These models are tiny and their
 data easy: what is found here is about them. First and last layers stay dense."""
 
 
@@ -52,20 +49,15 @@ def _about_conversion() -> str:
     return f"""## Another mask without retraining
 
 Dense models, trained as in [the training study](../README.md), converted to a pattern with
-{SAMPLES} inputs of the training
-part, in batches of {BATCH}, and no label. *masked* leaves weights and batch norms as they are; all
-others get new statistics
-for the norms. *AdaPrune, Adam* is the paper's: 1000 steps on batches of {BATCH}, every layer for
-itself. *AdaPrune* is
-`nmt.adaprune_` as it is: least squares, with inputs from the pruned layers before; *not
-sequential* is least squares on
-Adam's problem; *activations* chooses masks by |W|·‖x‖. *second order* is `nmt.sparsegpt_`.
-*matching* converts a model of
-which {UNSTRUCTURED:.0%} of the weights had been pruned without structure, and which had been
-trained on, to the n:{GROUP}
-that `nmt.matching_plan` chooses for each layer. *Error of layers* is ‖Y − XVᵀ‖² / ‖Y‖², summed
-over layers, each with the
-inputs that the method gives it; *kept* is what is not zero. Seconds are of one thread, medians
+{SAMPLES} inputs of the training part, in batches of {BATCH}, and no label. *masked* leaves weights
+and batch norms as they are; all others get new statistics for the norms. *AdaPrune, Adam* is the
+paper's: 1000 steps on batches of {BATCH}, every layer for itself. *AdaPrune* is `nmt.adaprune_` as
+it is: least squares, with inputs from the pruned layers before; *not sequential* is least squares
+on Adam's problem; *activations* chooses masks by |W|·‖x‖. *second order* is `nmt.sparsegpt_`.
+*matching* converts a model of which {UNSTRUCTURED:.0%} of the weights had been pruned without
+structure, and which had been trained on, to the n:{GROUP} that `nmt.matching_plan` chooses for each
+layer. *Error of layers* is ‖Y − XVᵀ‖² / ‖Y‖², summed over layers, each with the inputs that the
+method gives it; *kept* is what is not zero. Seconds are of one thread, medians
 over seeds."""
 
 
@@ -88,19 +80,14 @@ def _about_allocation() -> str:
     return f"""## A pattern for each layer
 
 Plans under one budget, that of the uniform plan, over the layers that have groups of {M}. *domino*
-is `nmt.domino_search`
-with λ = {DECAY:g} and a check every {CHECK} iterations: ten times the paper's λ and a tenth of its
-interval, so that weights
-shrink as much between checks in a tenth of the iterations. *η off* sets η = 1, *fixed n* rewrites
-the plan found as 1:m, β
-are the supplement's. *exact* is `nmt.allocate` on {powers}, which minimises the score that masks
-lose (*score*), the
-squared error of the layers' outputs on the calibration as a share of them (*error*; *mixed*: on
-{mixed}),
-or the rise of the calibration's loss when one layer alone is pruned by AdaPrune (*loss*). Every
-plan is shown masked, after
-AdaPrune, and after SR-STE retraining from the dense weights, {STEPS:g} × the steps at {RATE:g} ×
-the learning rate. Search
+is `nmt.domino_search` with λ = {DECAY:g} and a check every {CHECK} iterations: ten times the
+paper's λ and a tenth of its interval, so that weights shrink as much between checks in a tenth of
+the iterations. *η off* sets η = 1, *fixed n* rewrites the plan found as 1:m, β are the
+supplement's. *exact* is `nmt.allocate` on {powers}, which minimises the score that masks lose
+(*score*), the squared error of the layers' outputs on the calibration as a share of them (*error*;
+*mixed*: on {mixed}), or the rise of the calibration's loss when one layer alone is pruned by
+AdaPrune (*loss*). Every plan is shown masked, after AdaPrune, and after SR-STE retraining from the
+dense weights, {STEPS:g} × the steps at {RATE:g} × the learning rate. Search
 times include measuring what is minimised; they are medians over seeds."""
 
 

@@ -41,32 +41,25 @@ def _head(outcomes: Sequence[Outcome], command: str) -> str:
     return f"""# Training methods, compared on small models
 
 Made by `{command}`: {count} runs, {seconds / 60:.0f} minutes of training on one thread each.
-{hardware(outcomes)}
-Seeds {seeds}; a seed draws initial weights and the order of the data, the same for every method
-and pattern.
-`python -m examples.study --report` makes this page again from the JSON beside it.
+{hardware(outcomes)} Seeds {seeds}; a seed draws initial weights and the order of the data, the same
+for every method and pattern. `python -m examples.study --report` makes this page again from the
+JSON beside it.
 
 Figures are mean ± standard deviation over seeds. Differences are taken seed by seed; p is of a
-paired t-test, in tables not
-corrected for the number of comparisons. Sentences call a difference what passes at {LEVEL} after
-Holm's correction for the
-comparisons that the sentence makes. These models are tiny and their data easy: what is found here
-is about them.
+paired t-test, in tables not corrected for the number of comparisons. Sentences call a difference
+what passes at {LEVEL} after Holm's correction for the comparisons that the sentence makes. These
+models are tiny and their data easy: what is found here is about them.
 
 * *Training FLOPs* are of the whole model, relative to dense: forward, gradient of the input,
-gradient of the weight, each at the
-  mask's density where the method lets it (`SparseModel.stats`); layers without a mask and the
-  scores of attention count as dense.
-  They are counted, not timed: on a processor masked products are dense products, and *seconds* are
-  what that took, masks included.
+  gradient of the weight, each at the mask's density where the method lets it (`SparseModel.stats`);
+  layers without a mask and the scores of attention count as dense. They are counted, not timed: on
+  a processor masked products are dense products, and *seconds* are what that took, masks included.
 * *Entries that changed a weight*: SAD, Σ |E_j − E_i| between consecutive masks, summed over all
-steps, over the number of masked
-  weights.
+  steps, over the number of masked weights.
 * All configurations take equally many steps. *Fixed* trains dense for the first half, masks once,
-and trains what is kept for the
-  second, by the same schedule twice. *STE* and *SR-STE* choose masks at every step, transposable
-  ones too. *LBC* removes
-  candidates from the first step to half of training.
+  and trains what is kept for the second, by the same schedule twice. *STE* and *SR-STE* choose
+  masks at every step, transposable ones too. *LBC* removes candidates from the first step to half
+  of training.
 * First and last layers stay dense under every pattern, so that all patterns are compared on the
 same weights."""
 
@@ -89,8 +82,8 @@ def _task(folder: Path, outcome: Outcome, comparisons: Comparisons) -> Iterator[
     yield f"""## {task.title}
 
 {settings["data"]}. {settings["steps"]} steps of {settings["batch"]} examples;
-{_optimizer(outcome)}, warm-up over a twentieth of
-the steps, then a cosine to 0. λ of SR-STE {settings["decay"]:g}. Settings were chosen on the
+{_optimizer(outcome)}, warm-up over a twentieth of the steps, then a cosine to 0. λ of SR-STE
+{settings["decay"]:g}. Settings were chosen on the
 validation part, with other seeds."""
     yield "### Methods"
     yield tables.methods(outcome, comparisons)

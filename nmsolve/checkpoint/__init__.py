@@ -12,8 +12,9 @@ np.int64(256)
 """
 
 from nmsolve.checkpoint.masks import Masks, open_masks
-from nmsolve.checkpoint.pruning import Progress, prune, solve
+from nmsolve.checkpoint.pruning import prune, solve
 from nmsolve.checkpoint.reporting import report
+from nmsolve.checkpoint.share import Progress
 from nmsolve.checkpoint.summary import PruneReport, TensorReport
 from nmsolve.checkpoint.verification import TensorCheck, Verification, verify
 
@@ -30,3 +31,8 @@ __all__ = [
     "solve",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the documented names alone, without the modules that hold them."""
+    return __all__

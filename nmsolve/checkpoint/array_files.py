@@ -14,7 +14,6 @@ from typing import IO, Any
 
 from numpy.lib import format as npy
 
-from nmsolve.checkpoint.disk import open_file
 from nmsolve.checkpoint.stored import (
     CHUNK,
     FlatFile,
@@ -25,6 +24,7 @@ from nmsolve.checkpoint.stored import (
     check_name,
     file_size,
 )
+from nmsolve.disk import open_file
 from nmsolve.errors import InputError
 
 #: Bytes of a header, many times those of one with 64 axes.
@@ -34,7 +34,7 @@ UNNAMED = "arr_0"
 
 
 def read_npy(path: Path, name: str) -> FlatFile:
-    """What a .npy file holds: one array.
+    """Read what a .npy file holds, but for its values: one array.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def read_npy(path: Path, name: str) -> FlatFile:
 
 
 def read_npz(path: Path, name: str) -> Archive:
-    """What a .npz archive holds: named arrays.
+    """Read what a .npz archive holds, but for its values: named arrays.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def read_npz(path: Path, name: str) -> Archive:
                 start += info.file_size
     except (
         zipfile.BadZipFile,
-        RuntimeError,
+        RuntimeError,  # encrypted
         NotImplementedError,
         EOFError,
         ValueError,
@@ -105,9 +105,7 @@ def read_npz(path: Path, name: str) -> Archive:
             isinstance(error, OSError) and error.filename is not None
         ):
             raise
-        raise InputError(
-            f"{path} is not a whole .npz archive: {error}"
-        ) from error  # RuntimeError: encrypted
+        raise InputError(f"{path} is not a whole .npz archive: {error}") from error
     return Archive(
         path=path,
         name=name,
@@ -121,7 +119,19 @@ def read_npz(path: Path, name: str) -> Archive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A .npy in an archive: how it is stored there, and its place in the body, header first."""
+    """A .npy in an archive.
+
+    Attributes
+    ----------
+    name : str
+        Of its array.
+    info : zipfile.ZipInfo
+        How it is stored there.
+    start, size : int
+        The bytes that it has in the body, its header first.
+    header : int
+        Bytes of that header.
+    """
 
     name: str
     info: zipfile.ZipInfo
@@ -132,7 +142,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive(WeightFile):
-    """A .npz, whose body is its members one after the other, uncompressed."""
+    """A .npz, whose body is its members one after the other, uncompressed.
+
+    Attributes
+    ----------
+    members : tuple of Member
+    """
 
     members: tuple[Member, ...] = ()
 
@@ -162,9 +177,8 @@ class _MemberStream:
         self.file = open_file(path)
         try:
             archive = zipfile.ZipFile(self.file)
-            self.stream: Any = archive.open(
-                member.info
-            )  # typed as IO[bytes], which knows no readinto
+            # typed as IO[bytes], which knows no readinto
+            self.stream: Any = archive.open(member.info)
             self.stream.read(member.header)
         except Exception as error:
             self.file.close()
@@ -177,7 +191,7 @@ class _MemberStream:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> Exception:
-        """What a decompressor raises depends on the compression, and on the bytes."""
+        """Return the error to raise: what a decompressor raises depends on the bytes."""
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             return error
         return InputError(f"{self.where} is damaged: {error}")
@@ -197,14 +211,13 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
 
 
 def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[Stored, bytes]:
-    """An array's place, given where its .npy begins in the body, and the bytes before its data."""
+    """Return an array, given where its .npy begins in the body, and the bytes before its data."""
     where = f"{path}" if name == UNNAMED else f"{path}: array {name!r}"
     try:
         before = _Recorded(file)
         version = npy.read_magic(before)
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # of headers that Python 2 wrote, or that hold what Python warns of
+        # of headers that Python 2 wrote, or that hold what Python warns of
+        with warnings.catch_warnings(action="ignore"):
             shape, fortran, dtype = _READERS[version](before)
         size = byte_size(shape, dtype)
         if size < 0 or min(shape, default=0) < 0:
@@ -226,13 +239,12 @@ def _read_header(file: IO[bytes], path: Path, name: str, start: int) -> tuple[St
             f"{where} holds Python objects, pickled, and loading those runs code; save an array of "
             "numbers"
         )
-    element = dtype if dtype.kind in "fiu" and dtype.itemsize <= 8 else None
     header = bytes(before.read_so_far)
-    at = start + len(header)
     label = dtype.str if dtype.names is None else str(dtype)
-    return Stored(
-        name=name, dtype=label, element=element, shape=shape, start=at, size=size, fortran=fortran
-    ), header
+    tensor = Stored(name=name, dtype=label, shape=shape, start=start + len(header), size=size)
+    if dtype.kind in "fiu" and dtype.itemsize <= 8:
+        tensor = tensor.of_numbers(dtype, fortran=fortran)
+    return tensor, header
 
 
 class _Recorded:

@@ -1,5 +1,5 @@
-"""A run that is not finished: a folder with parts of files, journals of what is done, and how it
-becomes the checkpoint.
+"""A run that is not finished: a folder with parts of files, journals of what is done (`writer`
+writes both), and how it becomes the checkpoint.
 
 Whatever a kill interrupts, one of three states is on disk, and `--resume` goes on from each:
 
@@ -13,34 +13,33 @@ Whatever a kill interrupts, one of three states is on disk, and `--resume` goes 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nmsolve.checkpoint.disk import digest_of, naming, read_json, sync_folder, write_at, write_whole
+from nmsolve.disk import digest_of, naming, read_json, sync_folder, write_at, write_whole
 from nmsolve.errors import InputError
 
 RUN, LOCK, PUBLISH = "run.json", "lock", "publish.json"
+#: Kinds of files that are made in the folder of a run, each in a folder of its own.
 WEIGHTS, MASKS, COPIED, REST = "weights", "masks", "copied", "rest"
-#: Work is synced to disk, and then journalled, after so many bytes or seconds: what a kill can
-#: cost.
-SYNC_BYTES, SYNC_SECONDS = 2**28, 2.0
-#: Under which a run notes size, time and header of each file that it reads.
-SOURCE = "files of the source"
-#: Under which it notes what is planned for each tensor.
-PLAN = "plan"
+#: Keys of the note of a run: size, time and header of each file that it reads; the plan of each
+#: tensor.
+SOURCE, PLAN = "files of the source", "plan"
 #: Files as they were made, and their places.
 Moves = Sequence[tuple[Path, Path]]
 
 
 class Unfinished:
-    """The folder of a run, held against other runs while this object is open."""
+    """The folder of a run.
+
+    Attributes
+    ----------
+    path : Path
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +93,7 @@ class Unfinished:
         write_whole(self.path / RUN, json.dumps(run))
 
     def differences(self, run: Mapping[str, Any]) -> list[str]:
-        """In what a run that began here differs from another."""
+        """Return in what a run that began here differs from another."""
         began = read_json(self.path / RUN, "a note of a run")
         if not isinstance(began, dict):
             return [f"{self.path / RUN} is damaged"]
@@ -102,21 +101,19 @@ class Unfinished:
         for key, now in json.loads(json.dumps(run)).items():
             then = began.get(key)
             if isinstance(then, dict) and isinstance(now, dict) and key in (SOURCE, PLAN):
-                names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)][
-                    :3
-                ]
+                other = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
                 found += [
                     f"{name} has changed since"
                     if key == SOURCE
                     else f"{name}: {then.get(name)} then, {now.get(name)} now"
-                    for name in names
+                    for name in other[:3]
                 ]
             elif then != now:
                 found.append(f"{key}: {then!r} then, {now!r} now")
         return found
 
     def body(self, kind: str, name: str) -> Path:
-        """The part of a file of weights or masks."""
+        """Return the part of a file of weights or masks."""
         return self.path / kind / name
 
     def prepare(self, kind: str, name: str, size: int, pieces: Iterable[tuple[int, bytes]]) -> None:
@@ -139,12 +136,12 @@ class Unfinished:
                 os.close(descriptor)
 
     def holds(self, kind: str, name: str, start: int, size: int, expected: str) -> bool:
-        """Whether a part has, from an offset on, bytes of this SHA-256."""
+        """Return whether a part has, from an offset on, bytes of this SHA-256."""
         path = self.body(kind, name)
         return path.exists() and digest_of(path, start, size) == expected
 
     def done(self) -> dict[str, dict[str, Any]]:
-        """What the journals say: tensor name → what came of it."""
+        """Return what the journals say: tensor name → its outcome."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.path.glob("journal-*.jsonl")):
             for line in path.read_bytes().split(b"\n"):
@@ -156,7 +153,7 @@ class Unfinished:
         return found
 
     def journal(self, rank: int) -> Path:
-        """A new journal's path: one that a kill has cut short is never appended to."""
+        """Return a new journal's path: one that a kill has cut short is never appended to."""
         number = len(list(self.path.glob(f"journal-{rank}-*.jsonl")))
         return self.path / f"journal-{rank}-{number}.jsonl"
 
@@ -196,17 +193,12 @@ class Unfinished:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(made, place)
         top = self.path.parent
-        for folder in {
-            folder
-            for _, place in moves
-            for folder in place.parents
-            if folder == top or top in folder.parents
-        }:
-            sync_folder(folder)
-        last = (
-            RUN,
-            PUBLISH,
-        )  # in this order: a kill in between leaves a run that knows how far it was
+        folders = {folder for _, place in moves for folder in place.parents}
+        for folder in folders:
+            if folder == top or top in folder.parents:
+                sync_folder(folder)
+        # in this order: a kill in between leaves a run that knows how far it was
+        last = (RUN, PUBLISH)
         for entry in sorted(self.path.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -222,69 +214,3 @@ class Unfinished:
             [str(made.relative_to(self.path)), str(place.relative_to(self.path.parent))]
             for made, place in moves
         ]
-
-
-class Writer:
-    """Writes tensors into the parts of files, and journals those that have reached the disk."""
-
-    def __init__(self, unfinished: Unfinished, rank: int) -> None:
-        self._unfinished = unfinished
-        self._open: dict[Path, int] = {}
-        self._pending: list[dict[str, Any]] = []
-        self._bytes = 0
-        self._synced = time.monotonic()
-        self._hashing = ThreadPoolExecutor(1)
-        self._journal = os.open(
-            unfinished.journal(rank),
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
-            0o666,
-        )
-
-    def write(
-        self, kind: str, name: str, start: int, data: memoryview, hashed: hashlib._Hash
-    ) -> None:
-        """Bytes of a part, from an offset on, which are hashed meanwhile."""
-        path = self._unfinished.body(kind, name)
-        if path not in self._open:
-            if len(self._open) >= 2:  # a file of weights and its masks; tensors come file by file
-                self.sync()
-                self._close_parts()
-            self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        hashing = self._hashing.submit(hashed.update, data)
-        write_at(self._open[path], data, start)
-        # Sends the pages on their way while the next tensor is solved, so that a sync finds most of
-        # them written.
-        os.posix_fadvise(self._open[path], start, len(data), os.POSIX_FADV_DONTNEED)
-        self._bytes += len(data)
-        hashing.result()
-
-    def finished(self, tensor: str, outcome: Mapping[str, Any]) -> None:
-        """Journal a tensor, with the next sync."""
-        self._pending.append({"tensor": tensor, **outcome})
-        if self._bytes >= SYNC_BYTES or time.monotonic() - self._synced >= SYNC_SECONDS:
-            self.sync()
-
-    def sync(self) -> None:
-        """Bring all that is finished to the disk, and only then name it in the journal."""
-        with naming(
-            f"bringing {self._unfinished.path} to the disk; resume=True (--resume) goes on"
-        ):
-            for descriptor in self._open.values():
-                os.fdatasync(descriptor)
-            lines = "".join(json.dumps(entry) + "\n" for entry in self._pending).encode()
-            if lines:
-                write_at(self._journal, memoryview(lines), None)
-                os.fdatasync(self._journal)
-        self._pending.clear()
-        self._bytes, self._synced = 0, time.monotonic()
-
-    def close(self) -> None:
-        """Let go of all files; what was not synced is not journalled."""
-        self._close_parts()
-        os.close(self._journal)
-        self._hashing.shutdown()
-
-    def _close_parts(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()

@@ -1,5 +1,16 @@
 """Masks on disk: bit-packed, in .safetensors files beside the weights. `docs/format.md` specifies
 the bytes.
+
+The way of a mask, from a solver to its file:
+
+1. `solving.solve_tensor` gives a tensor to `nmsolve.solve` as matrices, and returns the mask in the
+   tensor's own shape.
+2. `share.Share` drops weights by it (`solving.apply`), packs it (`nmsolve.bits.pack`, a bit per
+   entry), and hands both to a `writer.Writer`.
+3. The writer puts the bits where `lay_out`, here, has reserved a place before the run began: in a
+   file of the run's folder (`journal.Unfinished`). After a sync a journal names the tensor.
+4. When all are whole, `publishing.publish` renames the file to `places.Places.masks`.
+5. `open_masks`, here, reads it; `verification` counts its groups, `reporting` shows its corner.
 """
 
 from __future__ import annotations
@@ -9,28 +20,37 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.bits import has_loose_bits, packed_size, unpack
-from nmsolve.checkpoint.folders import MASKS
-from nmsolve.checkpoint.planning import TensorPlan, indivisible
+from nmsolve.checkpoint.places import MASKS_FORMAT as FORMAT
+from nmsolve.checkpoint.places import Places
+from nmsolve.checkpoint.planning import PlannedTensor
 from nmsolve.checkpoint.safetensors_file import LENGTH, read_safetensors
-from nmsolve.checkpoint.source import MASKS_FORMAT as FORMAT
-from nmsolve.checkpoint.stored import FlatFile, Stored, allocate, out_of_memory
+from nmsolve.checkpoint.source import Source
+from nmsolve.checkpoint.stored import FlatFile, Stored, StoredNumbers, allocate, out_of_memory
 from nmsolve.errors import InputError, PatternError
+from nmsolve.geometry import PADDINGS, Geometry
 from nmsolve.pattern import Pattern
 
 VERSION = "1"
-SUFFIX = ".masks.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskFile:
-    """Where each mask goes in a file of masks, and the bytes before the first.
+    """The layout of a file of masks.
 
-    places : tensor name → offset in the file. header : the file's first bytes. size : of the file.
+    Attributes
+    ----------
+    places : mapping of str to int
+        Tensor name → offset in the file.
+    header : bytes
+        The file's first.
+    size : int
+        Bytes of the file.
     """
 
     places: Mapping[str, int]
@@ -38,17 +58,13 @@ class MaskFile:
     size: int
 
 
-def lay_out(plans: Sequence[TensorPlan]) -> MaskFile | None:
-    """The file of the masks of the planned tensors of one file of weights, in the order in which
-    they are there; None for none.
-    """
+def lay_out(plans: Sequence[PlannedTensor]) -> MaskFile | None:
+    """Lay out the masks of one file of weights, in the order of its tensors; None for no mask."""
     described: dict[str, object] = {}
     entries: dict[str, object] = {}
     offsets: dict[str, int] = {}
     offset = 0
     for plan in plans:
-        if plan.pattern is None:
-            continue
         name, shape = plan.tensor.name, plan.tensor.shape
         described[name] = {
             "shape": list(shape),
@@ -78,8 +94,20 @@ def _compact(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What a file of masks says of one: the tensor's shape, its pattern, the axis that groups lie
-    along, the padding.
+    """A mask in a file, and what the file says about it.
+
+    Attributes
+    ----------
+    file : FlatFile
+    stored : Stored
+        The packed mask.
+    shape : tuple of int
+        Of the tensor.
+    pattern : Pattern
+    axis : int
+        The tensor's axis that groups lie along.
+    padding : {"error", "pad", "dense"}
+        As for `nmsolve.solve`.
     """
 
     file: FlatFile
@@ -93,7 +121,10 @@ class Described:
 class Masks(Mapping[str, NDArray[np.bool_]]):
     """Masks of a checkpoint by tensor name; each is read from disk when it is asked for.
 
-    described : tensor name → shape, pattern, axis, padding.
+    Attributes
+    ----------
+    described : mapping
+        Tensor name → `.shape` of the tensor, `.pattern`, `.axis` that groups lie along, `.padding`.
     """
 
     def __init__(self, described: Mapping[str, Described]) -> None:
@@ -123,7 +154,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
 
 
 def open_masks(path: str | Path) -> Masks:
-    """The masks that `prune` wrote.
+    """Open the masks that `prune` or `solve` wrote.
 
     Parameters
     ----------
@@ -140,6 +171,10 @@ def open_masks(path: str | Path) -> Masks:
     ------
     InputError
         If there are no masks, or files of masks are damaged.
+    OSError
+        If the system refuses to read.
+    MissingDependencyError
+        If safetensors is not installed.
 
     Examples
     --------
@@ -157,7 +192,7 @@ def open_masks(path: str | Path) -> Masks:
     if not files:
         raise InputError(
             f"{path} has no masks beside it; `nmsolve prune` writes them, as "
-            f"{masks_beside(Path(path))}"
+            f"{Places.of(Path(path)).all_masks}"
         )
     described: dict[str, Described] = {}
     for file in files:
@@ -171,26 +206,39 @@ def open_masks(path: str | Path) -> Masks:
     return Masks(described)
 
 
-def masks_beside(path: Path) -> Path:
-    """Where the masks of a checkpoint are: a folder in a folder, a file beside a file."""
-    return path / MASKS if path.is_dir() else path.with_name(path.stem + SUFFIX)
-
-
 def mask_files(path: Path) -> list[Path]:
-    """The files of masks of a checkpoint, or the one that this path is."""
+    """Return the files of masks of a checkpoint, or the one that this path is."""
+    beside = Places.of(path).all_masks
     if path.is_dir():
-        return sorted((path / MASKS).rglob("*.safetensors"))
+        return sorted(beside.rglob("*.safetensors"))
     if (
         path.suffix.lower() == ".safetensors"
         and dict(read_safetensors(path, path.name).metadata).get("format") == FORMAT
     ):
         return [path]
     path.stat()
-    beside = masks_beside(path)
     return [beside] if beside.exists() else []
 
 
+def check_masks(source: Source, masks: Masks) -> None:
+    """Raise InputError for masks that are not of this checkpoint's tensors."""
+    tensors = {tensor.name: tensor for file in source.files for tensor in file.tensors}
+    for name, entry in masks.described.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise InputError(
+                f"{source.path} does not hold tensor {name!r}, for which there is a mask in "
+                f"{entry.file.path}"
+            )
+        if entry.shape != tensor.shape or not isinstance(tensor, StoredNumbers):
+            raise InputError(
+                f"{source.path}: tensor {name!r} is {tensor.dtype} {tensor.shape}, and its mask in "
+                f"{entry.file.path} has shape {entry.shape}"
+            )
+
+
 def _describe(file: FlatFile) -> dict[str, Described]:
+    """Return the masks that a file holds, by name, as its metadata describe them."""
     metadata = dict(file.metadata)
     if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
         raise InputError(
@@ -203,38 +251,7 @@ def _describe(file: FlatFile) -> dict[str, Described]:
         if set(entries) != {tensor.name for tensor in file.tensors}:
             raise ValueError("its metadata names other tensors than it holds")
         for stored in file.tensors:
-            entry = entries[stored.name]
-            shape = tuple(int(size) for size in entry["shape"])
-            pattern, axis, padding = (
-                Pattern.parse(entry["pattern"]),
-                int(entry["axis"]),
-                str(entry["padding"]),
-            )
-            if (
-                min(shape) < 1
-                or stored.dtype != "U8"
-                or stored.shape != (packed_size(math.prod(shape)),)
-            ):
-                raise ValueError(
-                    f"mask {stored.name!r} is {stored.dtype} {stored.shape}, for a tensor of shape "
-                    f"{shape}"
-                )
-            if (
-                not 0 <= axis < len(shape)
-                or len(shape) < 2
-                or padding not in ("error", "pad", "dense")
-            ):
-                raise ValueError(
-                    f"mask {stored.name!r} has axis {axis} of shape {shape}, padding {padding!r}"
-                )
-            if indivisible(shape, axis, pattern, padding):
-                raise ValueError(
-                    f"mask {stored.name!r} of shape {shape}: "
-                    f"{indivisible(shape, axis, pattern, padding)}"
-                )
-            described[stored.name] = Described(
-                file=file, stored=stored, shape=shape, pattern=pattern, axis=axis, padding=padding
-            )
+            described[stored.name] = _described(file, stored, entries[stored.name])
     except (
         ValueError,
         KeyError,
@@ -246,3 +263,22 @@ def _describe(file: FlatFile) -> dict[str, Described]:
     ) as error:
         raise InputError(f"{file.path} is a damaged file of masks: {error}") from error
     return described
+
+
+def _described(file: FlatFile, stored: Stored, entry: Mapping[str, Any]) -> Described:
+    """Return what metadata say of a mask; any error if they cannot."""
+    name, shape = stored.name, tuple(int(size) for size in entry["shape"])
+    pattern = Pattern.parse(entry["pattern"])
+    axis, padding = int(entry["axis"]), str(entry["padding"])
+    if min(shape) < 1 or stored.dtype != "U8" or stored.shape != (packed_size(math.prod(shape)),):
+        raise ValueError(
+            f"mask {name!r} is {stored.dtype} {stored.shape}, for a tensor of shape {shape}"
+        )
+    if not 0 <= axis < len(shape) or len(shape) < 2 or padding not in PADDINGS:
+        raise ValueError(f"mask {name!r} has axis {axis} of shape {shape}, padding {padding!r}")
+    unfit = Geometry(shape, axis).unfit(pattern, padding)
+    if unfit is not None:
+        raise ValueError(f"mask {name!r} of shape {shape}: {unfit}")
+    return Described(
+        file=file, stored=stored, shape=shape, pattern=pattern, axis=axis, padding=padding
+    )

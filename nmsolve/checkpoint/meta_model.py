@@ -1,4 +1,4 @@
-"""What a checkpoint's own model says of its tensors: built without memory from config.json, and
+"""A checkpoint's own model, asked about its tensors: built without memory from config.json, and
 planned by `nmsolve.torch.plan`.
 
 That happens in a process of its own, so that nothing is downloaded whatever a configuration asks
@@ -22,11 +22,11 @@ from typing import Any
 
 from nmsolve.checkpoint.folders import CONFIG
 from nmsolve.errors import InputError
+from nmsolve.geometry import DEPTHWISE
 from nmsolve.pattern import Pattern
 
 #: Seconds; no model takes a tenth of it.
 PATIENCE = 600
-DEPTHWISE = "depthwise: every filter sees one input channel"
 #: Settings under which nothing is looked for on a network, and no process group is joined.
 _ALONE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -51,12 +51,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What a model tells about a tensor.
+    """A model's word on a tensor.
 
-    axis : that products reduce over; None if there is none, or none is known. reason : why it stays
-    dense, if it does. firm : whether that holds even for a tensor that the user names. rows :
-    blocks must not reach across a multiple of this many rows; 1 if rows are not in the model's
-    order. depthwise : whether every filter sees one input channel.
+    Attributes
+    ----------
+    axis : int or None
+        The axis that products reduce over; None if there is none, or none is known.
+    reason : str or None
+        Why it stays dense, if it does.
+    firm : bool
+        Whether that holds even for a tensor that the user names.
+    rows : int
+        Blocks must not reach across a multiple of this many rows; 1 if rows are not in the model's
+        order.
+    depthwise : bool
+        Whether every filter sees one input channel.
     """
 
     axis: int | None
@@ -66,7 +75,7 @@ class Told:
     depthwise: bool = False
 
     def unfit(self, pattern: Pattern) -> str | None:
-        """Why a weight cannot have a pattern, as far as that is not seen from its shape."""
+        """Return why a weight cannot have a pattern, as far as that is not seen from its shape."""
         if self.depthwise and pattern.m > 1:
             return DEPTHWISE
         if pattern.transposable and self.rows % pattern.m:
@@ -78,8 +87,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A model's answer. by : its class and library. told : by tensor, without those that it does
-    not have, or not as they are.
+    """A model's answer.
+
+    Attributes
+    ----------
+    by : str
+        Its class and library.
+    told : mapping of str to Told
+        By tensor, without those that it does not have, or not as they are.
     """
 
     by: str
@@ -87,8 +102,8 @@ class Answer:
 
 
 def ask(folder: Path, settings: Mapping[str, Any], shapes: Shapes) -> Answer | str:
-    """What the model that a folder's config.json describes says of tensors of these shapes; or why
-    it cannot be asked.
+    """Return what the model that a folder's config.json describes says of tensors of these shapes;
+    or why it cannot be asked.
 
     settings : what config.json says.
 
@@ -172,8 +187,8 @@ def main() -> None:
 
 
 def answer_of(settings: Mapping[str, Any], shapes: Shapes) -> Answer:
-    """The answer of the model that a configuration describes; whatever the libraries raise, if they
-    cannot build it.
+    """Return the answer of the model that a configuration describes; raise whatever the libraries
+    do if they cannot build it.
     """
     import torch
 
@@ -231,8 +246,8 @@ def _of_timm(settings: Mapping[str, Any]) -> Any:
 
 
 def told_by(model: Any, shapes: Shapes) -> dict[str, Told]:
-    """What `nmsolve.torch.plan` says of a model's parameters, by the names that a checkpoint's
-    tensors have on the disk.
+    """Return what `nmsolve.torch.plan` says of a model's parameters, by the names that a
+    checkpoint's tensors have on the disk.
     """
     planned = _planned(model)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -259,17 +274,16 @@ def told_by(model: Any, shapes: Shapes) -> dict[str, Told]:
 
 def _planned(model: Any) -> dict[str, Told]:
     """Every parameter with two axes or more, by each of its names, and what the plan says of it."""
-    from nmsolve.torch.weights.layer_kinds import filter_groups
+    from nmsolve.torch.weights.layer_plan import PlannedWeight
+    from nmsolve.torch.weights.planned import layout_of
     from nmsolve.torch.weights.planning import plan
 
     modules, by_module = dict(model.named_modules()), {}
     for layer in plan(model, "1:1"):  # which divides every shape: what is left are reasons of kind
         module = modules[layer.name]
-        if layer.pattern is not None:
-            assert layer.axis is not None
-            groups = filter_groups(module)
-            rows = layer.shape[1 - layer.axis] // groups
-            told = Told(axis=layer.axis, rows=rows, depthwise=groups > 1 and layer.shape[1] == 1)
+        if isinstance(layer, PlannedWeight):
+            layout = layout_of(layer, module)
+            told = Told(axis=layer.axis, rows=layout.rows, depthwise=layout.is_depthwise)
         else:
             reason = str(layer.reason)
             told = Told(
@@ -289,8 +303,8 @@ def _planned(model: Any) -> dict[str, Told]:
 
 
 def _renaming(model: Any) -> Callable[[str], tuple[str, list[str], list[Any] | None]]:
-    """How a loader renames a checkpoint's tensor: the name, all names that it becomes, and what is
-    done to it on the way.
+    """The renaming that a loader does of a checkpoint's tensor: the name, all names that it
+    becomes, and what is done to it on the way.
     """
     state = model.state_dict()
     prefix = getattr(model, "base_model_prefix", None)
@@ -348,8 +362,8 @@ def _converted(
     parameters: Shapes,
     model: Any,
 ) -> Told | None:
-    """What is told of a tensor that is cut, joined or rearranged on loading; None: nothing, and
-    names must do.
+    """A model's word on a tensor that is cut, joined or rearranged on loading; None: it has none,
+    and names must do.
     """
     if not targets:
         return None

@@ -4,7 +4,6 @@ otherwise.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from nmsolve.errors import MissingDependencyError, NMSolveError, SolverError
+from nmsolve.errors import ElsewhereError, MissingDependencyError, NMSolveError, SolverError
+from nmsolve.torchrun import one_of_several
 
 T = TypeVar("T")
 #: For how long ranks wait for the slowest: work is split evenly by bytes, so hours mean that one is
@@ -20,13 +20,17 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 
 
-class ElsewhereError(SolverError):
-    """The first rank failed; its own message says why, so that this one need not."""
-
-
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process among those of the run.
+
+    Attributes
+    ----------
+    rank, size : int
+        Its number, and how many there are.
+    group : process group of torch.distributed, optional
+        Over which they talk; None for the one that torch.distributed has by default.
+    """
 
     rank: int
     size: int
@@ -38,8 +42,12 @@ class Ranks:
         return self.rank == 0
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, on every rank; if that fails, its error there and
-        `ElsewhereError` on the others.
+        """Return what the first rank makes, on every rank.
+
+        Raises
+        ------
+        ElsewhereError
+            On the others, if the first fails, which raises its own error.
         """
         if self.size == 1:
             return make()
@@ -63,7 +71,7 @@ class Ranks:
         return made
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order, on every rank."""
+        """Return the values of all ranks, in their order, on every rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -82,27 +90,28 @@ class Ranks:
             call(torch.distributed)
         except RuntimeError as error:  # what gloo raises when a connection breaks or stays silent
             raise SolverError(
-                f"a process of this run is gone ({str(error).splitlines()[0]}); resume=True "
-                "(--resume) goes on"
+                f"a process of this run is gone ({str(error).splitlines()[0]}); resume=True goes on"
             ) from error
 
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started together, or the caller's process group, or this process
-    alone.
+    """Yield the processes that torchrun started together, or the caller's process group, or this
+    process alone.
 
     Raises
     ------
     MissingDependencyError
         If there are several and torch is not installed.
+    NMSolveError
+        If they cannot find each other.
     """
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), group)
         return
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+    if not one_of_several():
         yield Ranks(0, 1)
         return
     try:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nmsolve.checkpoint.disk import open_file
 from nmsolve.checkpoint.stored import FlatFile, Stored, check_name, file_size
+from nmsolve.disk import open_file
 from nmsolve.elements import as_type, bfloat16
 from nmsolve.errors import InputError, MissingDependencyError, NMSolveError
 
@@ -32,7 +32,7 @@ LENGTH = 8
 
 
 def read_safetensors(path: Path, name: str) -> FlatFile:
-    """What a .safetensors file holds.
+    """Read what a .safetensors file holds, but for its tensors' values.
 
     Raises
     ------
@@ -42,9 +42,8 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
     """
     safe_open, SafetensorError = _package()
     try:
-        with open_file(
-            path
-        ) as file:  # before the package does, which would wait for a pipe and names no file
+        # before the package opens it, which would wait for a pipe and names no file
+        with open_file(path) as file:
             length = int.from_bytes(file.read(LENGTH), "little")
             with safe_open(path, "numpy") as checked:
                 metadata = checked.metadata() or {}
@@ -63,16 +62,15 @@ def read_safetensors(path: Path, name: str) -> FlatFile:
     for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         check_name(key, path)
         first, last = entry["data_offsets"]
-        tensors.append(
-            Stored(
-                name=key,
-                dtype=entry["dtype"],
-                element=ELEMENTS.get(entry["dtype"]),
-                shape=tuple(entry["shape"]),
-                start=start + first,
-                size=last - first,
-            )
+        tensor = Stored(
+            name=key,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=start + first,
+            size=last - first,
         )
+        element = ELEMENTS.get(tensor.dtype)
+        tensors.append(tensor if element is None else tensor.of_numbers(element))
     return FlatFile(
         path=path,
         name=name,

@@ -1,5 +1,5 @@
-"""Scales beside a float8 weight: whether its stored numbers have the mask of the weights that they
-stand for.
+"""Scales beside a float8 weight, which tell whether its stored numbers have the mask of the weights
+that they stand for.
 
 A weight is w = q × s, with s one number, one a row, one a block of columns, …: a tensor of its own.
 The best mask of q is that of w where s is constant in every group (of a transposable pattern: in
@@ -25,8 +25,8 @@ _LIKE_SCALES = re.compile(r"scale|amax|absmax", re.IGNORECASE)
 
 
 class Companions:
-    """What else a checkpoint holds that a weight is computed with: what is named after it, and
-    scales named after no tensor.
+    """Tensors of a checkpoint that a weight is computed with: what is named after it, and scales
+    named after no tensor.
 
     Of those that are not the weight's but its input's, say, there is one for all, which changes
     nothing.
@@ -66,8 +66,8 @@ class Companions:
         return [name for name in alone if name not in owned and math.prod(self._shapes[name]) > 1]
 
     def reason(self, tensor: Stored, axis: int, other: int, pattern: Pattern) -> str | None:
-        """Why a weight stays dense whose groups lie along `axis`, and whose blocks span `other`
-        too; None if it need not.
+        """Return why a weight stays dense whose groups lie along `axis`, and whose blocks span
+        `other` too; None if it need not.
         """
         if tensor.element is None or kind_of(tensor.element) not in SMALL_FLOATS:
             return None
@@ -107,8 +107,8 @@ def _is_scale(last: str) -> bool:
 
 
 def _widths(scales: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What divides the number of entries that share a scale, along each axis of a weight; None if
-    the shapes do not tell.
+    """Numbers that divide the count of entries that share a scale, along each axis of a weight;
+    None if the shapes do not tell.
 
     Blocks are of equal width, or as wide as a power of two, the last one as what is left. Where
     they may be either, both count.

@@ -1,4 +1,4 @@
-"""A tensor as the solver's matrices, its mask, and what the mask is worth."""
+"""A tensor's mask: solved, applied, and reported."""
 
 from __future__ import annotations
 
@@ -11,44 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.api import solve
-from nmsolve.api import total as exact_sum
-from nmsolve.checkpoint.disk import as_text
-from nmsolve.checkpoint.planning import TensorPlan, other_axis
+from nmsolve.checkpoint.planning import PlannedTensor, TensorPlan
 from nmsolve.checkpoint.summary import TensorReport
+from nmsolve.disk import as_text
 from nmsolve.elements import as_stored, kind_of, widen
 from nmsolve.errors import InputError
+from nmsolve.geometry import as_matrices, from_matrices
 from nmsolve.result import MaskResult, Status
+from nmsolve.totals import exact_sum
 from nmsolve.validate import first_non_finite, non_finite_message, read_scores, value_at
 
 #: Elements that |W| is summed over at a time: what stays in a processor's cache.
 _PART = 2**15
 
 
-def as_matrices(array: NDArray[Any], axis: int) -> NDArray[Any]:
-    """A view (…, rows, columns) with groups along the columns, of a tensor whose groups lie along
-    `axis`.
-    """
-    return np.moveaxis(array, (other_axis(axis), axis), (-2, -1))
-
-
-def from_matrices(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """The inverse of `as_matrices`: a view in the tensor's order of axes."""
-    return np.moveaxis(mask, (-2, -1), (other_axis(axis), axis))
-
-
 def solve_tensor(
-    array: NDArray[Any], plan: TensorPlan, method: str, threads: int | None
+    array: NDArray[Any], plan: PlannedTensor, method: str, threads: int | None
 ) -> tuple[NDArray[np.bool_], MaskResult]:
-    """The mask of a tensor, in its own shape, and the result it came with.
+    """Return the mask of a tensor, in its own shape, and the result it came with.
 
     Raises
     ------
     InputError
         For NaN and infinity, with the index in the tensor.
     """
-    assert plan.pattern is not None
-    assert plan.axis is not None
-    assert plan.padding is not None
     try:
         result = solve(
             as_matrices(array, plan.axis),
@@ -75,7 +61,9 @@ def apply(array: NDArray[Any], mask: NDArray[np.bool_]) -> None:
 
 
 def total(array: NDArray[Any]) -> float:
-    """Σ|W| in float64; parts are of fixed size, so that it is the same wherever it is computed."""
+    """Return Σ|W| in float64; parts are of fixed size, so that it is the same wherever it is
+    computed.
+    """
     flat = np.ravel(array, order="K")
     sums = [_sum(flat[start : start + _PART]) for start in range(0, flat.size, _PART)]
     summed = exact_sum(sums)
@@ -96,7 +84,7 @@ def _sum(part: NDArray[Any]) -> float:
 
 
 def report_of(plan: TensorPlan) -> TensorReport:
-    """The report of a tensor that is kept dense, or that is yet to be solved."""
+    """Return the report of a tensor that is kept dense, or that is yet to be solved."""
     return TensorReport(
         file=as_text(plan.file),
         name=plan.tensor.name,
@@ -110,7 +98,7 @@ def report_of(plan: TensorPlan) -> TensorReport:
 
 
 def is_outcome(entry: Mapping[str, Any], plan: TensorPlan) -> bool:
-    """Whether a journal's entry can be what came of a tensor."""
+    """Return whether a journal's entry can be what came of a tensor."""
     kinds: dict[str, Any] = {"seconds": float, "digest": str}
     if plan.pattern is not None:
         numbers = dict.fromkeys(("objective", "total"), float) | dict.fromkeys(
@@ -131,8 +119,8 @@ def outcome(
     digests: tuple[str, str],
     started: float,
 ) -> dict[str, Any]:
-    """What a journal keeps of a solved tensor: the fields of its `TensorReport` that were not known
-    before.
+    """Return what a journal keeps of a solved tensor: the fields of its `TensorReport` that were
+    not known before.
 
     digests : of the pruned weights, and of the mask.
     """

@@ -1,4 +1,4 @@
-"""What is pruned: a file of weights, or a folder as Hugging Face lays it out."""
+"""A checkpoint to be pruned: a file of weights, or a folder as Hugging Face lays it out."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nmsolve.checkpoint.array_files import read_npy, read_npz
-from nmsolve.checkpoint.disk import as_text, open_file, read_json
+from nmsolve.checkpoint.choosing import Choice, choose
 from nmsolve.checkpoint.folders import (
-    MASKS,
     OTHER_WEIGHTS,
-    OWN,
     PICKLES,
-    REPORT,
-    TIMES,
-    UNFINISHED,
-    Choice,
     by_folder,
-    choose,
     is_weights,
     pickled_weights,
     sought_pickles,
     walk,
 )
+from nmsolve.checkpoint.places import (
+    MASKS_FOLDER,
+    MASKS_FORMAT,
+    OWN,
+    REPORT,
+    REPORT_FORMAT,
+    TIMES,
+    UNFINISHED,
+)
 from nmsolve.checkpoint.safetensors_file import read_safetensors
 from nmsolve.checkpoint.stored import FlatFile, WeightFile, check_name, file_size
+from nmsolve.disk import as_text, open_file, read_json
 from nmsolve.errors import InputError
 
+#: What reads a kind of file.
 READERS = {".safetensors": read_safetensors, ".npy": read_npy, ".npz": read_npz}
-#: What files of masks and reports call themselves.
-MASKS_FORMAT, REPORT_FORMAT = "nmsolve-masks", "nmsolve-report"
-#: Bytes from which on a file that goes along is pointed out, unless it is text: what weights are
-#: kept in is not all known here.
+#: Bytes from which on a file that goes along is pointed out, unless it is text: it may hold weights
+#: in a form that is not known here.
 LARGE, TEXTS = 2**25, (".json", ".jsonl", ".txt", ".model", ".md")
 
 
@@ -42,9 +44,20 @@ LARGE, TEXTS = 2**25, (".json", ".jsonl", ".txt", ".model", ".md")
 class Source:
     """A checkpoint to read.
 
-    files : its files of weights, in the order in which they are worked through. indexes, companions
-    : other files that go along, as paths within the folder. left_behind : files that do not. notes
-    : what should be known about what was taken and what was not.
+    Attributes
+    ----------
+    path : Path
+        The file, or the folder.
+    folder : bool
+        Whether it is a folder.
+    files : tuple of WeightFile
+        Its files of weights, in the order in which they are worked through.
+    indexes, companions : tuple of str
+        Indexes of shards, and other files that go along, as paths within the folder.
+    left_behind : tuple of str
+        Files that do not.
+    notes : tuple of str
+        What should be known about what was taken and what was not.
     """
 
     path: Path
@@ -85,6 +98,13 @@ def read_source(path: Path) -> Source:
 
 
 def read_file(path: Path, name: str) -> WeightFile:
+    """Read one file of weights, of whatever kind, but for its tensors' values.
+
+    Raises
+    ------
+    InputError
+        For a file of another kind, or one that is damaged.
+    """
     reader = READERS.get(path.suffix.lower())
     if reader is not None:
         return reader(path, name)
@@ -100,8 +120,8 @@ def read_file(path: Path, name: str) -> WeightFile:
 
 
 def _conversion(path: Path) -> str:
-    """The command that makes a .safetensors of a pickled state dict; clones, since tied weights
-    share memory.
+    """Return the command that makes a .safetensors of a pickled state dict; it clones, since tied
+    weights share memory.
     """
     code = (
         "import sys, torch, safetensors.torch as s; "
@@ -114,8 +134,8 @@ def _conversion(path: Path) -> str:
 
 
 def _converted(path: Path) -> Path:
-    """What transformers looks for in place of its pytorch_model.bin, and diffusers in place of its
-    diffusion_pytorch_model.bin.
+    """Return the name that transformers looks for in place of its pytorch_model.bin, and diffusers
+    in place of its diffusion_pytorch_model.bin.
     """
     name = (
         path.name.removeprefix("pytorch_") if path.name.startswith("pytorch_model") else path.name
@@ -154,9 +174,8 @@ def _read_folder(path: Path) -> Source:
     rest = [name for name in names if name not in taken and name not in own]
     left = [name for name in rest if name in passed_by or name.lower().endswith(OTHER_WEIGHTS)]
     companions = tuple(name for name in rest if name not in left)
-    for (
-        name
-    ) in companions:  # whether they can be copied should not show when hours of solving are over
+    # whether they can be copied should not show when hours of solving are over
+    for name in companions:
         open_file(path / name).close()
         size = file_size(path / name)
         if size >= LARGE and not name.lower().endswith(TEXTS):
@@ -175,8 +194,8 @@ def _read_folder(path: Path) -> Source:
 
 
 def _read_shard(path: Path, here: str, name: str, choice: Choice) -> FlatFile:
-    """A file of weights; the names of a subfolder's tensors begin with the folder's, so that no two
-    models' meet.
+    """Read a file of weights; the names of a subfolder's tensors begin with the folder's, so that
+    no two models' meet.
     """
     file = read_safetensors(path / name, name)
     for index, shards in choice.shards.items():
@@ -197,10 +216,10 @@ def _read_shard(path: Path, here: str, name: str, choice: Choice) -> FlatFile:
 
 
 def _check_own(path: Path, names: list[str]) -> list[str]:
-    """What is to be said of files that are named like those that go beside pruned weights, and so
-    are not taken along.
+    """Return notes about files that are named like those that go beside pruned weights, and so are
+    not taken along.
 
-    Those that an earlier run wrote need no word: this run writes its own.
+    Those that an earlier run wrote need no note: this run writes its own.
     """
     if not names:
         return []
@@ -210,7 +229,7 @@ def _check_own(path: Path, names: list[str]) -> list[str]:
         ours = isinstance(written, dict) and written.get("format") == REPORT_FORMAT
     foreign = [name for name in names if not ours and name in (REPORT, TIMES)]
     for name in names:
-        if name.split(os.sep)[0] == MASKS and name not in (REPORT, TIMES):
+        if name.split(os.sep)[0] == MASKS_FOLDER and name not in (REPORT, TIMES):
             if not is_weights(name):
                 foreign.append(name)
             elif dict(read_safetensors(path / name, name).metadata).get("format") != MASKS_FORMAT:
@@ -254,8 +273,7 @@ def _nothing_in(path: Path, names: list[str]) -> InputError:
         )
     if (path / UNFINISHED).is_dir():
         return InputError(
-            f"{path} holds an unfinished run and no checkpoint yet: go on with it by resume=True "
-            "(--resume)"
+            f"{path} holds an unfinished run and no checkpoint yet: go on with it by resume=True"
         )
     return InputError(
         f"{path} holds no .safetensors file"

@@ -19,7 +19,7 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.checkpoint.disk import open_file
+from nmsolve.disk import open_unbuffered
 from nmsolve.errors import InputError, NMSolveError
 
 #: Bytes that are copied at a time.
@@ -36,7 +36,7 @@ UNSOLVED = {
 
 
 class Readable(Protocol):
-    """What bytes are read from."""
+    """A stream that bytes are read from."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
     def close(self) -> None: ...
@@ -46,30 +46,66 @@ class Readable(Protocol):
 class Stored:
     """A tensor in a file of weights.
 
-    dtype : as the file spells it. element : what NumPy reads its elements as; None if nothing here
-    computes with them. start, size : bytes it has in the body (see `WeightFile`). fortran : whether
-    the first axis runs fastest. folder : where its file lies in the checkpoint; a model in a folder
-    of its own, as a pipeline has several, is one by itself, and its tensors' names begin with the
-    folder's.
+    Attributes
+    ----------
+    name : str
+        In the checkpoint: with its folder's before it, if a model lies in a folder of its own.
+    dtype : str
+        As the file spells it.
+    shape : tuple of int
+    start, size : int
+        The bytes that it has in the body (see `WeightFile`).
+    folder : str
+        Where its file lies in the checkpoint; a model in a folder of its own, as a pipeline has
+        several, is one by itself.
+    element : numpy.dtype, optional
+        What its elements are read as; None if nothing here computes with them.
     """
 
     name: str
     dtype: str
-    element: np.dtype[Any] | None
     shape: tuple[int, ...]
     start: int
     size: int
-    fortran: bool = False
     folder: str = ""
+    element: np.dtype[Any] | None = None
 
     @property
     def local(self) -> str:
         """The name that it has in its own model, without the folder."""
         return self.name.removeprefix(f"{self.folder}/") if self.folder else self.name
 
+    def of_numbers(self, element: np.dtype[Any], *, fortran: bool = False) -> StoredNumbers:
+        """Return this tensor with what its elements are read as."""
+        return StoredNumbers(
+            name=self.name,
+            dtype=self.dtype,
+            shape=self.shape,
+            start=self.start,
+            size=self.size,
+            folder=self.folder,
+            element=element,
+            fortran=fortran,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredNumbers(Stored):
+    """A tensor whose elements are numbers that can be computed with.
+
+    Attributes
+    ----------
+    element : numpy.dtype
+        As `nmsolve.elements` knows it.
+    fortran : bool
+        Whether the first axis runs fastest.
+    """
+
+    element: np.dtype[Any]
+    fortran: bool = False
+
     def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
-        """The tensor whose bytes a buffer holds."""
-        assert self.element is not None
+        """Return the tensor whose bytes a buffer holds."""
         return (
             buffer[: self.size]
             .view(self.element)
@@ -82,9 +118,22 @@ class WeightFile(ABC):
     """A file of weights, and the *body* that its pruned copy is written as: any part of it at any
     time, in any order.
 
-    name : its path within the checkpoint. pieces : (offset, bytes) of the body that are not
-    weights. size : of the body. arrays : whether its tensors are arrays as `nmsolve.solve` takes
-    them, rather than a model's named parameters. metadata : what the file says about itself.
+    Attributes
+    ----------
+    path : Path
+    name : str
+        Its path within the checkpoint.
+    tensors : tuple of Stored
+        In the order in which they are worked through.
+    pieces : tuple of (int, bytes)
+        Offsets in the body, and what is there beside tensors.
+    size : int
+        Bytes of the body.
+    arrays : bool
+        Whether its tensors are arrays as `nmsolve.solve` takes them, rather than a model's named
+        parameters.
+    metadata : tuple of (str, str)
+        What the file says about itself.
     """
 
     path: Path
@@ -97,11 +146,13 @@ class WeightFile(ABC):
 
     @abstractmethod
     def open(self, tensor: Stored) -> Readable:
-        """The source's bytes of a tensor, from its first."""
+        """Open the source at the first byte of a tensor."""
 
     @abstractmethod
     def finished(self, body: Path) -> Path:
-        """Where the file is made that a whole body stands for: the body itself, or beside it."""
+        """Return where the file is made that a whole body stands for: the body itself, or beside
+        it.
+        """
 
     @abstractmethod
     def finish(self, body: Path) -> None:
@@ -112,8 +163,14 @@ class WeightFile(ABC):
         with closing(self.open(tensor)) as stream:
             self._fill(stream, tensor, buffer.data[: tensor.size])
 
+    def array(self, tensor: StoredNumbers) -> NDArray[Any]:
+        """Return a whole tensor, in memory of its own."""
+        buffer = allocate(tensor.size, self.path, tensor.name)
+        self.read(tensor, buffer)
+        return tensor.view(buffer)
+
     def chunks(self, tensor: Stored, buffer: NDArray[np.uint8]) -> Iterator[memoryview]:
-        """A tensor's bytes, at most a buffer's worth at a time."""
+        """Yield a tensor's bytes, at most a buffer's worth at a time."""
         with closing(self.open(tensor)) as stream:
             for done in range(0, tensor.size, buffer.size):
                 part = buffer.data[: min(buffer.size, tensor.size - done)]
@@ -121,7 +178,7 @@ class WeightFile(ABC):
                 yield part
 
     def digest(self, tensor: Stored, buffer: NDArray[np.uint8]) -> str:
-        """SHA-256 of a tensor's bytes, which are read through a buffer."""
+        """Return the SHA-256 of a tensor's bytes, which are read through a buffer."""
         hashed = hashlib.sha256()
         for part in self.chunks(tensor, buffer):
             hashed.update(part)
@@ -140,7 +197,7 @@ class WeightFile(ABC):
 
 
 def allocate(size: int, path: Path, name: str) -> NDArray[np.uint8]:
-    """Memory for the bytes of a tensor; NMSolveError, naming it, if there is not as much."""
+    """Return memory for the bytes of a tensor; NMSolveError, naming it, if there is too little."""
     try:
         return np.empty(size, np.uint8)
     except MemoryError as error:
@@ -148,7 +205,7 @@ def allocate(size: int, path: Path, name: str) -> NDArray[np.uint8]:
 
 
 def out_of_memory(size: int, path: Path, name: str) -> NMSolveError:
-    """The error for a tensor that is too large for this machine."""
+    """Return the error for a tensor that is too large for this machine."""
     return NMSolveError(
         f"{path}: tensor {name!r} needs more memory than there is: {size:,} bytes, and what its "
         "mask takes"
@@ -161,9 +218,9 @@ class FlatFile(WeightFile):
     __slots__ = ()
 
     def open(self, tensor: Stored) -> Readable:
-        stream: Any = open_file(self.path, buffering=0)  # a FileIO, which has readinto
+        stream = open_unbuffered(self.path)
         stream.seek(tensor.start)
-        return stream  # type: ignore[no-any-return]
+        return stream
 
     def finished(self, body: Path) -> Path:
         return body
@@ -196,10 +253,10 @@ def check_name(name: str, path: Path) -> None:
 
 
 def byte_size(shape: tuple[int, ...], element: np.dtype[Any]) -> int:
-    """Bytes of a tensor, as a Python integer that cannot overflow."""
+    """Return the bytes of a tensor, as a Python integer that cannot overflow."""
     return math.prod(shape) * element.itemsize
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a file."""
+    """Return the bytes of a file."""
     return os.stat(path).st_size

@@ -1,44 +1,59 @@
-"""What pruning a checkpoint came to: `TensorReport`, one a tensor, and `PruneReport`, which is
-report.json.
+"""The results of pruning a checkpoint: `TensorReport`, one per tensor, and `PruneReport`, which is
+report.json (read back in `report_file`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
-from nmsolve.api import total as exact_sum
-from nmsolve.checkpoint.disk import read_json
-from nmsolve.checkpoint.source import REPORT_FORMAT
-from nmsolve.errors import InputError
+from nmsolve.checkpoint.places import REPORT_FORMAT
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
-from nmsolve.table import table
+from nmsolve.table import extent, table
+from nmsolve.totals import exact_sum
 
 VERSION = 2
-#: That knew neither digests nor sizes, and is still read.
-FIRST = 1
-TIMES_FORMAT = "nmsolve-times"
-#: Numbers up to this are believed: sums of them are finite.
-LARGEST = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
-    """What became of one tensor.
+    """The outcome for one tensor.
 
-    file : its file's name in the checkpoint. dtype : as safetensors (or NumPy) spells it. pattern :
-    None where the tensor is kept dense, and reason says why. axis : its axis that groups lie along.
-    padding : as for `nmsolve.solve`. status, objective, bound, gap : as `nmsolve.solve` returns
-    them. total : float64 Σ|W|. kept : entries that the mask keeps. digest : SHA-256 of the pruned
-    tensor's bytes, also where masks alone are written; None for a tensor that is not read.
-    mask_digest : of its packed mask's. seconds : spent on reading, solving and writing; None if
-    unknown.
+    Attributes
+    ----------
+    file : str
+        Its file's name in the checkpoint.
+    name : str
+    dtype : str
+        As safetensors (or NumPy) spells it.
+    shape : tuple of int
+    pattern : Pattern, optional
+        None where the tensor is kept dense.
+    axis : int, optional
+        Its axis that groups lie along.
+    padding : {"error", "pad", "dense"}, optional
+        As for `nmsolve.solve`.
+    reason : str, optional
+        Why it is kept dense.
+    status : {"optimal", "feasible"}, optional
+    objective, bound, gap : float, optional
+        As `nmsolve.solve` returns them: Σ|W| over kept entries, what no mask exceeds, and
+        (bound − objective) / bound.
+    total : float, optional
+        Σ|W| over all entries, in float64.
+    kept : int, optional
+        How many entries the mask keeps.
+    digest : str, optional
+        SHA-256 of the pruned tensor's bytes, also where masks alone are written; None for a tensor
+        that is not read.
+    mask_digest : str, optional
+        SHA-256 of its packed mask's bytes.
+    seconds : float, optional
+        Spent on reading, solving and writing; None if unknown. Not in report.json.
     """
 
     file: str
@@ -79,11 +94,20 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileReport:
-    """A file of weights: what it was in the source, and what was made of it.
+    """A file of weights, in the source and as it was made.
 
-    name : within the checkpoint. header : SHA-256 of all in it that is not of a tensor, which the
-    copy has as well. source_size, size, masks_size : bytes of the source, of its pruned copy (None
-    where masks alone are written) and of its masks' file (None where it has none).
+    Attributes
+    ----------
+    name : str
+        Within the checkpoint.
+    header : str
+        SHA-256 of all in it that is not of a tensor, which the copy has as well.
+    source_size : int
+        Bytes of the source.
+    size : int, optional
+        Bytes of its pruned copy; None where masks alone are written.
+    masks_size : int, optional
+        Bytes of its masks' file; None where it has none.
     """
 
     name: str
@@ -95,7 +119,17 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopiedFile:
-    """A file that went along as it is. digest : SHA-256."""
+    """A file that went along as it is.
+
+    Attributes
+    ----------
+    name : str
+        Within the checkpoint.
+    size : int
+        In bytes.
+    digest : str
+        SHA-256.
+    """
 
     name: str
     size: int
@@ -103,27 +137,30 @@ class CopiedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """What times.json holds.
-
-    seconds : by tensor. modified : when each file of the source was, in ns. report : SHA-256 of
-    report.json. Older versions wrote neither of these.
-    """
-
-    seconds: Mapping[str, float]
-    modified: Mapping[str, int] = field(default_factory=dict)
-    report: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PruneReport:
-    """What pruning came to, tensor by tensor. Prints as a table, without vectors.
+    """The outcome of pruning, tensor by tensor.
 
-    source : what was pruned, by its file or folder name. settings : pattern (one, or glob →
-    pattern), method, include, exclude, padding. left_behind : files of the source that were not
-    taken along, since they hold weights that were not pruned. notes : what else should be known
-    about which files were taken. nmsolve : the version that wrote it; None from versions that noted
-    none. files, copied : of the checkpoint.
+    Prints as a table, without vectors.
+
+    Attributes
+    ----------
+    source : str
+        The pruned file's or folder's name.
+    settings : mapping of str to Any
+        pattern (one, or glob → pattern), method, include, exclude, padding.
+    tensors : tuple of TensorReport
+        In the checkpoint's order.
+    left_behind : tuple of str
+        Files of the source that were not taken along, since they hold weights that were not pruned.
+    notes : tuple of str
+        What else should be known about which files were taken.
+    nmsolve : str, optional
+        The version that wrote it; None from versions that noted none.
+    files : tuple of FileReport
+    copied : tuple of CopiedFile
+    reused : bool
+        Whether `resume=True` found an earlier run that had finished, so that nothing was written.
+        Not in report.json, and not compared.
     """
 
     source: str
@@ -134,6 +171,7 @@ class PruneReport:
     nmsolve: str | None = None
     files: tuple[FileReport, ...] = ()
     copied: tuple[CopiedFile, ...] = ()
+    reused: bool = field(default=False, compare=False)
 
     @property
     def pruned(self) -> tuple[TensorReport, ...]:
@@ -160,35 +198,33 @@ class PruneReport:
     @property
     def share(self) -> float | None:
         """The share of Σ|W| of the pruned tensors that is kept."""
-        known = [t for t in self.pruned if t.objective is not None and t.total is not None]
-        total = exact_sum([t.total for t in known if t.total is not None])
-        return (
-            (
-                exact_sum([t.objective for t in known if t.objective is not None]) / total
-                if total
-                else 1.0
-            )
-            if known
-            else None
-        )
+        known = [
+            (t.objective, t.total)
+            for t in self.pruned
+            if t.objective is not None and t.total is not None
+        ]
+        if not known:
+            return None
+        total = exact_sum([whole for _, whole in known])
+        return exact_sum([kept for kept, _ in known]) / total if total else 1.0
 
     @property
     def gap(self) -> float | None:
         """(bound − objective) / bound of the sums over the pruned tensors; None if one of them has
         no bound.
         """
-        bounds = [t.bound for t in self.pruned]
-        if not bounds or None in bounds:
+        bounds = [t.bound for t in self.pruned if t.bound is not None]
+        if not bounds or len(bounds) < len(self.pruned):
             return None
         kept = exact_sum([t.objective or 0.0 for t in self.pruned])
-        return relative_gap(kept, max(kept, exact_sum([b for b in bounds if b is not None])))
+        return relative_gap(kept, max(kept, exact_sum(bounds)))
 
     def __str__(self) -> str:
         rows = [
             (
                 t.name,
                 t.dtype,
-                "×".join(map(str, t.shape)),
+                extent(t.shape),
                 str(t.pattern or "-"),
                 "-" if t.share is None else f"{100 * t.share:.2f} %",
                 "-" if t.gap is None else f"{t.gap:.1e}",
@@ -221,8 +257,8 @@ class PruneReport:
         )
 
     def to_json(self) -> str:
-        """report.json: everything but seconds, so that it is the same, byte for byte, for every
-        number of threads and processes.
+        """Return the text of report.json: everything but seconds, so that it is the same, byte for
+        byte, for every number of threads and processes.
         """
         names = [field.name for field in fields(TensorReport) if field.name != "seconds"]
         tensors = [
@@ -248,58 +284,8 @@ class PruneReport:
         }
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
-    @classmethod
-    def read(cls, where: Path) -> PruneReport:
-        """What `to_json` wrote to a file; InputError for anything else."""
-        whole = read_json(where, "a report that `nmsolve prune` wrote")
-        try:
-            if whole["format"] != REPORT_FORMAT or whole["version"] not in (FIRST, VERSION):
-                raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
-            tensors = tuple(_tensor(entry, whole["version"]) for entry in whole["tensors"])
-            settings, source = dict(whole["settings"]), str(whole["source"])
-            left_behind = tuple(str(name) for name in whole["left_behind"])
-            if len({t.name for t in tensors}) < len(tensors):
-                raise ValueError("a tensor is there twice")
-            found = cls(source=source, settings=settings, tensors=tensors, left_behind=left_behind)
-            if whole["version"] == FIRST:
-                return found
-            return replace(
-                found,
-                notes=tuple(str(note) for note in whole["notes"]),
-                nmsolve=str(whole["nmsolve"]),
-                files=tuple(_file(entry) for entry in whole["files"]),
-                copied=tuple(
-                    CopiedFile(
-                        name=str(entry["name"]),
-                        size=int(entry["size"]),
-                        digest=str(entry["digest"]),
-                    )
-                    for entry in whole["copied"]
-                ),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-            raise InputError(
-                f"{where} is not a report that `nmsolve prune` wrote (version {VERSION}): {error}"
-            ) from error
-
-    def times_json(self, modified: Mapping[str, int]) -> str:
-        """times.json: seconds by tensor, and when each file of the source was modified, apart from
-        the rest because no two runs have the same; and the digest of report.json, which cannot hold
-        its own.
-        """
-        seconds = {t.name: round(t.seconds, 6) for t in self.tensors if t.seconds is not None}
-        report = hashlib.sha256(self.to_json().encode()).hexdigest()
-        whole = {
-            "format": TIMES_FORMAT,
-            "version": 1,
-            "report": report,
-            "seconds": seconds,
-            "modified": dict(modified),
-        }
-        return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
-
     def timed(self, seconds: Mapping[str, float]) -> PruneReport:
-        """This report with the seconds of each tensor, by name."""
+        """Return this report with the seconds of each tensor, by name."""
         return replace(
             self, tensors=tuple(replace(t, seconds=seconds.get(t.name)) for t in self.tensors)
         )
@@ -309,73 +295,3 @@ class PruneReport:
 
     def __len__(self) -> int:
         return len(self.tensors)
-
-
-_NUMBERS = ("objective", "bound", "gap", "total")
-_DIGESTS = ("digest", "mask_digest")
-
-
-def _tensor(entry: Mapping[str, Any], version: int) -> TensorReport:
-    known = (
-        {field.name for field in fields(TensorReport)}
-        - {"seconds"}
-        - (set(_DIGESTS) if version == FIRST else set())
-    )
-    if set(entry) != known:
-        raise ValueError(f"a tensor has fields {sorted(entry)}")
-    numbers = {key: None if entry[key] is None else float(entry[key]) for key in _NUMBERS}
-    strings = {key: _string(entry.get(key)) for key in ("padding", "reason", "status", *_DIGESTS)}
-    pattern = None if entry["pattern"] is None else Pattern.parse(entry["pattern"])
-    integers = {key: None if entry[key] is None else int(entry[key]) for key in ("axis", "kept")}
-    shape = tuple(int(size) for size in entry["shape"])
-    if (
-        not all(number is None or abs(number) < LARGEST for number in numbers.values())
-        or min(shape, default=0) < 0
-    ):
-        raise ValueError(
-            f"tensor {entry['name']!r} has numbers that are not finite, or a negative size"
-        )
-    axis, kept = integers["axis"], integers["kept"]
-    if (axis is None) != (pattern is None) or (axis is not None and not 0 <= axis < len(shape)):
-        raise ValueError(
-            f"tensor {entry['name']!r} has pattern {pattern}, axis {axis} and shape {shape}"
-        )
-    if kept is not None and not 0 <= kept <= math.prod(shape):
-        raise ValueError(f"tensor {entry['name']!r} keeps {kept} entries of shape {shape}")
-    names = {key: str(entry[key]) for key in ("file", "name", "dtype")}
-    return TensorReport(**names, **numbers, **strings, **integers, pattern=pattern, shape=shape)  # type: ignore[arg-type]
-
-
-def _string(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _file(entry: Mapping[str, Any]) -> FileReport:
-    sizes = {key: None if entry[key] is None else int(entry[key]) for key in ("size", "masks_size")}
-    return FileReport(
-        name=str(entry["name"]),
-        header=str(entry["header"]),
-        source_size=int(entry["source_size"]),
-        **sizes,
-    )
-
-
-def read_times(path: Path) -> Times:
-    """What `PruneReport.times_json` wrote, or an earlier version: seconds alone; InputError for
-    anything else.
-    """
-    whole = read_json(path, "an object of seconds by tensor")
-    try:
-        modified: dict[str, int] = {}
-        seconds, report = whole, None
-        if whole.get("format") == TIMES_FORMAT:
-            if whole["version"] != 1:
-                raise ValueError(f"version {whole['version']!r}")
-            seconds, report = whole["seconds"], str(whole["report"])
-            modified = {str(name): int(value) for name, value in whole["modified"].items()}
-        times = {str(name): float(value) for name, value in seconds.items()}
-        if not all(0 <= value < LARGEST for value in times.values()):
-            raise ValueError("a time is negative or not finite")
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{path} does not hold seconds by tensor: {error}") from error
-    return Times(seconds=times, modified=modified, report=report)

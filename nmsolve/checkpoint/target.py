@@ -3,64 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
-from nmsolve.checkpoint.folders import MASKS, REPORT, TIMES, UNFINISHED
-from nmsolve.checkpoint.masks import SUFFIX
+from nmsolve.checkpoint.places import MASKS_SUFFIX, UNFINISHED, Places
 from nmsolve.checkpoint.source import Source
 from nmsolve.errors import InputError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """The final place of every file, and the folder in which they are made.
-
-    path : a folder, or the one file of weights; where masks alone are wanted, of masks.
-    """
-
-    path: Path
-    folder: bool
-    weights_too: bool
-
-    @property
-    def work(self) -> Path:
-        """The folder of an unfinished run: on the same file system, so that finished files can be
-        renamed into place.
-        """
-        return (
-            self.path / UNFINISHED
-            if self.folder
-            else self.path.with_name(f".{self.path.name}{UNFINISHED}")
-        )
-
-    def weights(self, name: str) -> Path:
-        """The final place of a file of weights."""
-        return self.path / name if self.folder else self.path
-
-    def masks(self, name: str) -> Path:
-        """The final place of the masks of a file of weights."""
-        if self.folder:
-            return self.path / MASKS / name
-        return self.path.with_name(self.path.stem + SUFFIX) if self.weights_too else self.path
-
-    @property
-    def report(self) -> Path:
-        """report.json in a folder, NAME.report.json beside a file."""
-        return (
-            self.path / REPORT if self.folder else self.path.with_name(f"{self.path.stem}.{REPORT}")
-        )
-
-    @property
-    def times(self) -> Path:
-        """As `report`: times.json."""
-        return (
-            self.path / TIMES if self.folder else self.path.with_name(f"{self.path.stem}.{TIMES}")
-        )
-
-
-def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
-    """Where a source's pruned copy, or its masks alone, go: what DST means.
+def target_of(source: Source, dst: Path, weights_too: bool) -> Places:
+    """Return the places that DST means for a source's pruned copy, or for its masks alone.
 
     Raises
     ------
@@ -73,11 +24,11 @@ def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
                 f"DST {dst} is a file, and SRC {source.path} a folder: name a folder that is new "
                 "or empty"
             )
-        target = Target(path=dst, folder=True, weights_too=weights_too)
+        target = Places(path=dst, folder=True, weights_too=weights_too)
     else:
         suffix = source.path.suffix if weights_too else ".safetensors"
         if dst.is_dir():
-            dst = dst / (source.path.name if weights_too else source.path.stem + SUFFIX)
+            dst = dst / (source.path.name if weights_too else source.path.stem + MASKS_SUFFIX)
         if dst.suffix.lower() != suffix.lower():
             kind = (
                 f"a pruned copy of {source.path} is of the same kind"
@@ -87,11 +38,9 @@ def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
             raise InputError(
                 f"{dst} must end in {suffix}, since {kind}; or be a folder that exists"
             )
-        target = Target(path=dst, folder=False, weights_too=weights_too)
-    src, out = (
-        Path(os.path.realpath(source.path)),
-        Path(os.path.realpath(target.path)),
-    )  # which follows no link in circles
+        target = Places(path=dst, folder=False, weights_too=weights_too)
+    # realpath follows no link in circles
+    src, out = (Path(os.path.realpath(path)) for path in (source.path, target.path))
     if src == out or (out.exists() and os.path.samefile(src, out)):
         raise InputError(f"DST {dst} is SRC, which is never written to: name another place")
     if source.folder and (src in out.parents or out in src.parents):
@@ -102,7 +51,7 @@ def target_of(source: Source, dst: Path, weights_too: bool) -> Target:
     return target
 
 
-def check_vacant(source: Source, target: Target) -> None:
+def check_vacant(source: Source, target: Places) -> None:
     """Raise InputError if anything is where the pruned checkpoint would go."""
     if target.folder:
         there = (

@@ -24,8 +24,8 @@ def untie(
     dense: Mapping[str, str],
     tied: Collection[str],
 ) -> dict[str, str]:
-    """Which of the tensors that are to be pruned are the same as one that stays dense, and the
-    reason for each to do so too.
+    """Return which of the tensors that are to be pruned are the same as one that stays dense, and
+    the reason for each to do so too.
 
     A model that ties them loads one of the two for both. They are the same if their bytes are, or
     if a configuration says so of a head and a table of embeddings of the same shape.
@@ -66,7 +66,7 @@ def untie(
 
 
 def _kind(place: Where) -> tuple[object, ...]:
-    """What tensors that are the same have in common."""
+    """The traits that tensors that are the same have in common."""
     return place[1].dtype, place[1].shape, place[1].folder
 
 
@@ -81,7 +81,7 @@ def _begin(place: Where) -> bytes:
 
 
 def _same(one: Where, other: Where) -> bool:
-    """Whether two tensors of one size hold the same bytes."""
+    """Return whether two tensors of one size hold the same bytes."""
     here, there = (
         file.chunks(tensor, np.empty(min(CHUNK, tensor.size), np.uint8))
         for file, tensor in (one, other)

@@ -1,6 +1,4 @@
-"""`verify`: whether the weights of a checkpoint hold their patterns, counted anew from the
-files.
-"""
+"""`verify`: every group of a checkpoint's weights, or of its masks, counted from the files."""
 
 from __future__ import annotations
 
@@ -9,35 +7,46 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsolve.checkpoint.folders import holds_weights
-from nmsolve.checkpoint.masks import Masks, mask_files, open_masks
+from nmsolve.checkpoint.masks import Described, Masks, check_masks, mask_files, open_masks
 from nmsolve.checkpoint.names import UNKNOWN
-from nmsolve.checkpoint.planning import indivisible, plan_tensors
-from nmsolve.checkpoint.solving import as_matrices
+from nmsolve.checkpoint.places import Places
+from nmsolve.checkpoint.planning import PlannedTensor, plan_tensors
+from nmsolve.checkpoint.report_file import read_report
 from nmsolve.checkpoint.source import Source, read_source
-from nmsolve.checkpoint.stored import Stored, WeightFile, allocate
-from nmsolve.checkpoint.summary import PruneReport
-from nmsolve.checkpoint.target import Target
+from nmsolve.checkpoint.stored import StoredNumbers
 from nmsolve.elements import nonzero
 from nmsolve.errors import InputError
 from nmsolve.feasibility import Report
 from nmsolve.feasibility import verify as verify_array
+from nmsolve.geometry import Geometry, as_matrices
 from nmsolve.pattern import Pattern
-from nmsolve.selection import Patterns, to_patterns
-from nmsolve.table import table
+from nmsolve.selection import Patterns, Selection
+from nmsolve.table import extent, table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorCheck:
-    """What was found about one tensor.
+    """The finding about one tensor.
 
-    report : of its groups; None where none was asked for, and reason says why. strays : weights
-    that are not zero where its mask drops them; None where no mask was looked at.
+    Attributes
+    ----------
+    file : str
+        Its file's name in the checkpoint.
+    name : str
+    shape : tuple of int
+    pattern : Pattern, optional
+        What was asked of it; None where nothing was.
+    report : Report, optional
+        Of its groups, as `nmsolve.verify` returns it; None where they were not counted.
+    reason : str, optional
+        Why they were not.
+    strays : int, optional
+        How many weights are not zero where its mask drops them; None where no mask was looked at.
     """
 
     file: str
@@ -55,7 +64,7 @@ class TensorCheck:
 
     @property
     def finding(self) -> str:
-        """In words."""
+        """The finding in words."""
         if self.report is None:
             return f"not checked: {self.reason}"
         strays = (
@@ -73,8 +82,14 @@ class TensorCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What `verify` found, tensor by tensor. True in a condition if nothing is wrong. Prints as a
-    table, without vectors.
+    """The findings of `verify`, tensor by tensor.
+
+    True in a condition if nothing is wrong. Prints as a table, without vectors.
+
+    Attributes
+    ----------
+    tensors : tuple of TensorCheck
+        In the checkpoint's order.
     """
 
     tensors: tuple[TensorCheck, ...]
@@ -102,7 +117,7 @@ class Verification:
         rows = [
             (
                 t.name,
-                "×".join(map(str, t.shape)),
+                extent(t.shape),
                 str(t.pattern or "-"),
                 "-" if t.report is None else f"{t.report.density:.4f}",
                 t.finding,
@@ -136,13 +151,13 @@ def verify(
     exclude: str | Iterable[str] = (),
     padding: str = "skip",
 ) -> Verification:
-    """Whether the weights of a checkpoint hold a pattern, or their masks.
+    """Verify that the weights of a checkpoint hold a pattern, or their masks.
 
     Parameters
     ----------
     path : path
         A checkpoint, pruned by whatever, or a file of masks.
-    pattern : Pattern, str, or mapping of globs to patterns, optional
+    pattern : Pattern, str, or mapping of str to Pattern or str, optional
         What is asked of the weights that `prune` would prune with the same arguments: at most n
         nonzero in every group. Without it, the masks beside the checkpoint say: each must keep
         exactly n (or hold its at-most pattern), and what it drops must be zero.
@@ -152,6 +167,7 @@ def verify(
     Returns
     -------
     Verification
+        `.ok`, and a `TensorCheck` for each tensor.
 
     Raises
     ------
@@ -159,12 +175,29 @@ def verify(
         For a checkpoint or masks that are damaged, options that do not exist, no pattern and no
         masks, nothing to check; where masks are checked, for a tensor that a report beside them
         calls pruned, and whose mask is gone.
+    OSError
+        If the system refuses to read.
+    MissingDependencyError
+        If safetensors is not installed.
 
     Notes
     -----
     Trusts no report beyond which tensors should have masks: every group is counted, in plain NumPy.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> np.savez(f"{folder.name}/w.npz", a=np.eye(4), b=np.ones((4, 4)))
+    >>> print(verify(f"{folder.name}/w.npz", "2:4T"))
+    tensor  shape  pattern  density  finding
+    a       4×4    2:4T      0.2500  holds
+    b       4×4    2:4T      1.0000  violated in 8 of 8 groups; the first, at [0, 0], keeps 4
+    2 of 2 tensors checked: 1 of them violated: b
+    >>> folder.cleanup()
     """
-    found = _verify(Path(path), pattern, include, exclude, padding)
+    selection = None if pattern is None else Selection.of(pattern, include, exclude, padding)
+    found = Verification(tensors=tuple(_checks(Path(path), selection, bool(include or exclude))))
     if not found.checked:
         reasons = Counter(check.reason for check in found)
         listed = (
@@ -175,108 +208,111 @@ def verify(
     return found
 
 
-def _verify(
-    path: Path,
-    pattern: Patterns | None,
-    include: str | Iterable[str] | None,
-    exclude: str | Iterable[str],
-    padding: str,
-) -> Verification:
-    masks_alone = path.is_dir() and mask_files(path) and not holds_weights(path)
-    masks_alone = masks_alone or (path.is_file() and mask_files(path) == [path])
-    if (include or exclude) and (masks_alone or pattern is None):
+def _checks(path: Path, selection: Selection | None, some_only: bool) -> Iterator[TensorCheck]:
+    """Check masks alone, weights against a pattern, or weights against the masks beside them.
+
+    some_only : whether the user chose among the weights.
+    """
+    files = mask_files(path)
+    masks_alone = bool(files) and not holds_weights(path) if path.is_dir() else files == [path]
+    if some_only and (masks_alone or selection is None):
         raise InputError(
             f"{path} is checked against its masks, every one: include and exclude choose where a "
             "pattern is asked for"
         )
     if masks_alone:
         masks = open_masks(path)
-        _check_complete(
-            Target(path=path, folder=path.is_dir(), weights_too=False).report, masks, None
-        )
-        return _verify_masks_alone(masks, pattern)
+        report = Places(path=path, folder=path.is_dir(), weights_too=False).report
+        _check_complete(report, masks, None)
+        return _checks_of_masks(masks, None if selection is None else _only_pattern(selection))
     source = read_source(path)
-    if pattern is None:
-        if not mask_files(path):
-            raise InputError(
-                f"{path} has no masks beside it that would say which pattern it is to hold: name "
-                "one, such as 2:4T (--pattern 2:4T)"
-            )
-        return _verify_against(source, open_masks(path))
-    files = {file.name: file for file in source.files}
-    checks = []
-    for plan in plan_tensors(source.files, pattern, include, exclude, padding):
-        tensor, report = plan.tensor, None
-        if plan.pattern is not None:
-            assert plan.axis is not None
-            array = read_tensor(files[plan.file], tensor)
-            report = verify_array(
-                as_matrices(array, plan.axis), plan.pattern, padding=plan.padding or "error"
-            )
-        checks.append(
-            TensorCheck(
-                file=plan.file,
-                name=tensor.name,
-                shape=tensor.shape,
-                pattern=plan.pattern,
-                report=report,
-                reason=plan.reason,
-            )
+    if selection is not None:
+        return _checks_of_weights(source, selection)
+    if not files:
+        raise InputError(
+            f"{path} has no masks beside it that would say which pattern it is to hold: name one, "
+            "such as pattern='2:4T'"
         )
-    return Verification(tensors=tuple(checks))
+    return _checks_against(source, open_masks(path))
 
 
-def read_tensor(file: WeightFile, tensor: Stored) -> NDArray[Any]:
-    """A whole tensor."""
-    buffer = allocate(tensor.size, file.path, tensor.name)
-    file.read(tensor, buffer)
-    return tensor.view(buffer)
-
-
-def _verify_masks_alone(masks: Masks, pattern: Patterns | None) -> Verification:
-    asked = None if pattern is None else to_patterns(pattern)
-    if asked is not None and (set(asked) != {"*"} or asked["*"] is None):
+def _only_pattern(selection: Selection) -> Pattern:
+    """Return the one pattern that is asked for."""
+    pattern = selection.patterns.get("*")
+    if set(selection.patterns) != {"*"} or pattern is None:
         raise InputError(
             "a file of masks is checked against one pattern, or the ones that it names itself"
         )
-    checks = []
-    for name, entry in masks.described.items():
-        chosen = entry.pattern if asked is None else asked["*"]
-        assert chosen is not None
-        reason = indivisible(entry.shape, entry.axis, chosen, entry.padding)
-        report = (
-            None
-            if reason
-            else verify_array(as_matrices(masks[name], entry.axis), chosen, padding=entry.padding)
-        )
-        checks.append(
-            TensorCheck(
-                file=entry.file.name,
-                name=name,
-                shape=entry.shape,
-                pattern=chosen,
-                report=report,
-                reason=reason,
-            )
-        )
-    return Verification(tensors=tuple(checks))
+    return pattern
 
 
-def check_masks(source: Source, masks: Masks) -> None:
-    """Raise InputError for masks that are not of this checkpoint's tensors."""
-    tensors = {tensor.name: tensor for file in source.files for tensor in file.tensors}
+def _checks_of_weights(source: Source, selection: Selection) -> Iterator[TensorCheck]:
+    """Check the weights that would be pruned against their patterns."""
+    files = {file.name: file for file in source.files}
+    for plan in plan_tensors(source.files, selection):
+        report = None
+        if isinstance(plan, PlannedTensor):
+            matrices = as_matrices(files[plan.file].array(plan.tensor), plan.axis)
+            report = verify_array(matrices, plan.pattern, padding=plan.padding)
+        yield TensorCheck(
+            file=plan.file,
+            name=plan.tensor.name,
+            shape=plan.tensor.shape,
+            pattern=plan.pattern,
+            report=report,
+            reason=plan.reason,
+        )
+
+
+def _checks_of_masks(masks: Masks, pattern: Pattern | None) -> Iterator[TensorCheck]:
+    """Check masks against one pattern, or each against its own."""
     for name, entry in masks.described.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise InputError(
-                f"{source.path} does not hold tensor {name!r}, for which there is a mask in "
-                f"{entry.file.path}"
+        chosen = pattern or entry.pattern
+        reason = Geometry(entry.shape, entry.axis).unfit(chosen, entry.padding)
+        yield TensorCheck(
+            file=entry.file.name,
+            name=name,
+            shape=entry.shape,
+            pattern=chosen,
+            report=None if reason else _report_on(masks[name], entry, chosen),
+            reason=reason,
+        )
+
+
+def _checks_against(source: Source, masks: Masks) -> Iterator[TensorCheck]:
+    """Check masks against their own patterns, and weights against them."""
+    check_masks(source, masks)
+    names = {tensor.name for file in source.files for tensor in file.tensors}
+    _check_complete(Places(path=source.path, folder=source.folder).report, masks, names)
+    for file in source.files:
+        for tensor in file.tensors:
+            entry = masks.described.get(tensor.name)
+            if entry is None or not isinstance(tensor, StoredNumbers):
+                yield TensorCheck(
+                    file=file.name,
+                    name=tensor.name,
+                    shape=tensor.shape,
+                    pattern=None,
+                    report=None,
+                    reason="it has no mask",
+                )
+                continue
+            mask = masks[tensor.name]
+            strays = nonzero(file.array(tensor)) & ~mask
+            yield TensorCheck(
+                file=file.name,
+                name=tensor.name,
+                shape=tensor.shape,
+                pattern=entry.pattern,
+                report=_report_on(mask, entry, entry.pattern),
+                reason=None,
+                strays=int(np.count_nonzero(strays)),
             )
-        if entry.shape != tensor.shape or tensor.element is None:
-            raise InputError(
-                f"{source.path}: tensor {name!r} is {tensor.dtype} {tensor.shape}, and its mask in "
-                f"{entry.file.path} has shape {entry.shape}"
-            )
+
+
+def _report_on(mask: NDArray[np.bool_], entry: Described, pattern: Pattern) -> Report:
+    """Count the groups of a mask."""
+    return verify_array(as_matrices(mask, entry.axis), pattern, padding=entry.padding)
 
 
 def _check_complete(report: Path, masks: Masks, tensors: Collection[str] | None) -> None:
@@ -289,7 +325,7 @@ def _check_complete(report: Path, masks: Masks, tensors: Collection[str] | None)
     if not report.is_file():
         return
     try:
-        pruned = [tensor.name for tensor in PruneReport.read(report).pruned]
+        pruned = [tensor.name for tensor in read_report(report).pruned]
     except InputError:
         return
     gone = [name for name in pruned if name not in masks and (tensors is None or name in tensors)]
@@ -303,38 +339,9 @@ def _check_complete(report: Path, masks: Masks, tensors: Collection[str] | None)
         asked = (
             ""
             if tensors is None
-            else ", or name the pattern that the weights are to hold, such as 2:4T (--pattern 2:4T)"
+            else ", or name the pattern that the weights are to hold, such as pattern='2:4T'"
         )
         raise InputError(
             f"{report} calls {count} no mask now: {shown}; put the masks back, or make them "
             f"again{asked}"
         )
-
-
-def _verify_against(source: Source, masks: Masks) -> Verification:
-    check_masks(source, masks)
-    names = {tensor.name for file in source.files for tensor in file.tensors}
-    _check_complete(
-        Target(path=source.path, folder=source.folder, weights_too=True).report, masks, names
-    )
-    checks = []
-    for file in source.files:
-        for tensor in file.tensors:
-            shared: dict[str, Any] = {"file": file.name, "name": tensor.name, "shape": tensor.shape}
-            entry = masks.described.get(tensor.name)
-            if entry is None:
-                checks.append(
-                    TensorCheck(**shared, pattern=None, report=None, reason="it has no mask")
-                )
-                continue
-            mask, array = masks[tensor.name], read_tensor(file, tensor)
-            report = verify_array(
-                as_matrices(mask, entry.axis), entry.pattern, padding=entry.padding
-            )
-            strays = int(np.count_nonzero(nonzero(array) & ~mask))
-            checks.append(
-                TensorCheck(
-                    **shared, pattern=entry.pattern, report=report, reason=None, strays=strays
-                )
-            )
-    return Verification(tensors=tuple(checks))

@@ -19,15 +19,13 @@ import click
 import nmsolve
 from nmsolve import starting
 from nmsolve.cli.checkpoints import prune, report
-from nmsolve.cli.facts import completion, demo, diversity, methods
+from nmsolve.cli.facts import COMPLETE, completion, demo, diversity, methods
 from nmsolve.cli.masks import solve, verify
 from nmsolve.cli.printing import has_stood, show_error
-from nmsolve.cli.stopping import STOPPING, stopping
+from nmsolve.cli.stopping import STOPPING, interruptible
 from nmsolve.cli.streams import Stream, guarded_streams
-from nmsolve.errors import NMSolveError
+from nmsolve.errors import ElsewhereError, NMSolveError
 from nmsolve.starting import INTERRUPTED
-
-COMPLETE = "_NMSOLVE_COMPLETE"
 
 
 @click.group(
@@ -44,14 +42,19 @@ for _command in (demo, solve, prune, verify, report, diversity, methods, complet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Without arguments this process is the command: then
-    Ctrl-C and closed streams too are answered as a command should, until it has ended.
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The command's arguments. Without them this process is the command: then Ctrl-C and closed
+        streams too are answered as a command should, until it has ended.
     """
     if argv is not None:
         with guarded_streams(own=False) as streams:
             return _run(argv, *streams)
     try:
-        with stopping(), guarded_streams(own=True) as streams:
+        with interruptible(), guarded_streams(own=True) as streams:
             try:
                 code = _run(sys.argv[1:], *streams)
             except Exception:  # Python's exit code would be 1, which is a verdict here
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str], out: Stream, err: Stream) -> int:
-    """A command's exit code, once all that it printed is written, or known not to be."""
+    """Return a command's exit code, once all that it printed is written, or known not to be."""
     try:
         code, done = _answer(argv)
         lost = out.lost
@@ -86,19 +89,16 @@ def _run(argv: Sequence[str], out: Stream, err: Stream) -> int:
 
 
 def _stopped(err: Stream) -> int:
-    print(
-        f"{STOPPING.clear}nmsolve: stopped", file=err
-    )  # stderr may still be a live bar's, which lets no escapes pass
+    # stderr may still be a live bar's, which lets no escapes pass
+    print(f"{STOPPING.clear}nmsolve: stopped", file=err)
     return INTERRUPTED
 
 
 def _answer(argv: Sequence[str]) -> tuple[int, bool]:
-    """A command's exit code, and whether what it did stands without its text.
+    """Return a command's exit code, and whether what it did stands without its text.
 
     click's own `main` would make exit code 1 of a pipe that is closed.
     """
-    from nmsolve.checkpoint.ranks import ElsewhereError
-
     try:
         if instruction := os.environ.get(COMPLETE):
             from click.shell_completion import shell_complete

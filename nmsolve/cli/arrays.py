@@ -15,29 +15,21 @@ from numpy.typing import NDArray
 import nmsolve
 from nmsolve.certificates import objective
 from nmsolve.cli.printing import show, show_aside, stands
+from nmsolve.disk import open_file
+from nmsolve.output import Output
 from nmsolve.pattern import Pattern
 from nmsolve.result import relative_gap
 from nmsolve.validate import read_scores
 
 #: Names under which another kind of file than a .npy is expected.
 OTHER_KINDS = (
-    ".npz",
-    ".pt",
-    ".pth",
-    ".bin",
-    ".ckpt",
-    ".pkl",
-    ".h5",
-    ".gguf",
-    ".json",
-    ".csv",
-    ".txt",
-    ".html",
+    *(".npz", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".gguf"),
+    *(".json", ".csv", ".txt", ".html"),
 )
 
 
 def is_array(path: Path) -> bool:
-    """Whether a file is, or by its name should be, a .npy."""
+    """Return whether a file is, or by its name should be, a .npy."""
     if path.suffix.lower() == ".npy":
         return True
     if not path.is_file():
@@ -47,8 +39,6 @@ def is_array(path: Path) -> bool:
 
 
 def _load(path: Path) -> NDArray[Any]:
-    from nmsolve.checkpoint.disk import open_file
-
     with open_file(path) as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
             raise nmsolve.InputError(
@@ -64,7 +54,7 @@ def _load(path: Path) -> NDArray[Any]:
 
 def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -> None:
     """Solve the last blocks, so that the time reported for all of them has no kernel to load.
-    Errors are left to the real call.
+    Errors are left to the call that counts.
     """
     m = pattern.m
     if weights.ndim < 2:
@@ -82,17 +72,20 @@ def _warm_up(weights: NDArray[Any], pattern: Pattern, options: dict[str, Any]) -
         nmsolve.solve(weights[corner], pattern, **options)
 
 
-def solve(
+def solve_array(
     path: Path,
     pattern: Pattern,
     scores: Path | None,
+    *,
     options: dict[str, Any],
     out: Path | None,
     force: bool,
 ) -> int:
-    """Solve an array, print what came of it, and write the mask if there is a place for it."""
-    from nmsolve.checkpoint.output import Output
+    """Solve an array, print the result, and write the mask if there is a place for it. Return the
+    exit code.
 
+    options : of `nmsolve.solve`.
+    """
     inputs = [path] if scores is None else [path, scores]
     with nullcontext() if out is None else Output(out, inputs=inputs, force=force) as output:
         if output is not None and output.is_file and output.path.suffix.lower() in OTHER_KINDS:
@@ -125,7 +118,7 @@ def solve(
 
 
 def _as_npy(mask: NDArray[np.bool_]) -> tuple[bytes, memoryview]:
-    """What np.save writes: a header, and the mask, which is not copied."""
+    """Return what np.save writes: a header, and the mask, which is not copied."""
     whole, header = np.ascontiguousarray(mask), io.BytesIO()
     npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(whole))
     return header.getvalue(), whole.reshape(-1).view(np.uint8).data
@@ -135,9 +128,9 @@ def _number(value: float | None, form: str) -> str:
     return "none" if value is None else format(value, form)
 
 
-def verify(path: Path, pattern: Pattern, padding: str, compared: Path | None) -> int:
+def verify_array(path: Path, pattern: Pattern, *, padding: str, compared: Path | None) -> int:
     """Check an array, print what was found, and compare a mask with the optimum of the weights if
-    they are given.
+    they are given. Return the exit code.
     """
     mask = _load(path)
     report = nmsolve.verify(mask, pattern, padding=padding)

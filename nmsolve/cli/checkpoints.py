@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +14,14 @@ from nmsolve.cli.options import (
     choice_options,
     force_option,
     method_option,
-    patterns_option,
-    read_patterns,
+    needed_patterns,
+    padding_option,
+    pattern_argument,
     threads_option,
 )
-from nmsolve.cli.printing import printable, show, show_aside, stands
-from nmsolve.selection import Patterns
-from nmsolve.starting import INTERRUPTED
-from nmsolve.validate import PADDINGS
+from nmsolve.cli.printing import show, show_aside, stands
+from nmsolve.cli.runs import run_and_show, speaks
+from nmsolve.output import is_stdout
 
 #: What a user of a language model must know before relying on `prune` alone (docs/checkpoints.md).
 BY_MAGNITUDE = (
@@ -51,13 +47,10 @@ BY_MAGNITUDE = (
 )
 @click.argument("src", type=FILE)
 @click.argument("dst", type=FILE)
-@click.argument("pattern", required=False)
-@patterns_option
+@pattern_argument
 @method_option
 @choice_options
-@click.option(
-    "--padding",
-    type=click.Choice(["skip", *PADDINGS]),
+@padding_option(
     default="skip",
     show_default=True,
     help="For a weight whose shape the pattern does not divide: skip it, refuse, solve as if zeros "
@@ -88,9 +81,9 @@ def prune(
     nmsolve.torch.sparsegpt_ and adaprune_ (docs/pruning.md) prune by calibration data instead.
     """
     options["include"] = options["include"] or None
-    asked = read_patterns([*([pattern] if pattern else []), *patterns])
-    code = run_and_show("prune", src, dst, asked, options, as_json)
-    if code == 0 and first_rank():
+    asked = needed_patterns(pattern, patterns)
+    code = run_and_show("prune", src, dst, asked, options=options, as_json=as_json)
+    if code == 0 and speaks():
         (show_aside if as_json else show)(BY_MAGNITUDE)
     return code
 
@@ -126,7 +119,6 @@ def report(checkpoint: Path, against: Path | None, out: Path, force: bool) -> No
     missing and why.
     """
     from nmsolve.checkpoint import report as write_report
-    from nmsolve.checkpoint.output import is_stdout
 
     found = write_report(checkpoint, out, against=against, force=force)
     stands()
@@ -135,43 +127,3 @@ def report(checkpoint: Path, against: Path | None, out: Path, force: bool) -> No
     for note in found.notes:
         tell(f"note: {note}")
     tell(f"written to {out}")
-
-
-def run_and_show(
-    command: str, src: Path, dst: Path, pattern: Patterns, options: Mapping[str, Any], as_json: bool
-) -> int:
-    """`prune` or `solve` a checkpoint, showing progress on stderr and what came of it on stdout."""
-    from nmsolve import checkpoint
-    from nmsolve.cli.progress import shown_progress
-
-    began = time.perf_counter()
-    with shown_progress() as progress:
-        try:
-            found = getattr(checkpoint, command)(src, dst, pattern, progress=progress, **options)
-        except KeyboardInterrupt:
-            progress.stop()
-            print(
-                printable(f"nmsolve: stopped, with {progress.state}. Go on with: {_resuming()}"),
-                file=sys.stderr,
-            )
-            return INTERRUPTED
-    stands()
-    if first_rank():
-        if as_json:
-            sys.stdout.write(found.to_json())
-        else:
-            show(found)
-            show(f"written to {dst} in {time.perf_counter() - began:.1f} s")
-    return 0
-
-
-def first_rank() -> bool:
-    """Whether this process speaks for the run: it is alone, whatever RANK says of another, or the
-    first.
-    """
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-
-
-def _resuming() -> str:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return shlex.join(["nmsolve", *arguments, "--resume"])

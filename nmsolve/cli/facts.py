@@ -12,6 +12,10 @@ from nmsolve.cli.printing import stands
 from nmsolve.errors import InputError
 from nmsolve.table import table
 
+#: The variable by which a shell asks for completions; click knows its name by the command's.
+COMPLETE = "_NMSOLVE_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
+
 
 @click.command(
     cls=Examples, short_help="Every method on a small trained network.", examples=["nmsolve demo"]
@@ -38,7 +42,7 @@ def demo(out: Path, force: bool) -> None:
 @click.argument("sizes", nargs=-1, type=int, metavar="[ROWS COLS]")
 @click.option("--shape", metavar="ROWSxCOLS", help="Of the matrix, such as 4096x4096.")
 def diversity(pattern: str, sizes: tuple[int, ...], shape: str | None) -> None:
-    """How many masks a pattern allows."""
+    """The number of masks that a pattern allows."""
     if (shape is None) == (len(sizes) != 2):
         raise InputError("a matrix has rows and columns: --shape 4096x4096")
     print(nmsolve.diversity(pattern, shape=sizes if shape is None else read_shape(shape)))
@@ -65,13 +69,11 @@ def methods(pattern: str | None) -> None:
         "nmsolve completion fish > ~/.config/fish/completions/nmsolve.fish",
     ],
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """What a shell needs to complete nmsolve's commands and options."""
-    from click.shell_completion import get_completion_class
+    """Print what a shell needs to complete nmsolve's commands and options."""
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-    from nmsolve.cli import nmsolve_command
-
-    made = get_completion_class(shell)
-    assert made is not None
-    print(made(nmsolve_command, {}, "nmsolve", "_NMSOLVE_COMPLETE").source())
+    completers = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+    command = click.get_current_context().find_root().command
+    print(completers[shell](command, {}, "nmsolve", COMPLETE).source())

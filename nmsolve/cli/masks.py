@@ -8,38 +8,27 @@ from typing import Any
 
 import click
 
-from nmsolve.cli import arrays
+from nmsolve.cli.arrays import is_array, solve_array, verify_array
 from nmsolve.cli.options import (
     FILE,
     Examples,
+    at_most_option,
     choice_options,
     force_option,
     method_option,
-    patterns_option,
+    needed_patterns,
+    one_pattern,
+    padding_option,
+    pattern_argument,
     read_patterns,
     threads_option,
 )
 from nmsolve.cli.printing import show, stands
+from nmsolve.cli.runs import run_and_show
 from nmsolve.errors import InputError
-from nmsolve.pattern import Pattern
-from nmsolve.validate import PADDINGS
 
-CHOICES = click.Choice(["skip", *PADDINGS])
-AT_MOST = click.option("--at-most", is_flag=True, default=None, help="Allow fewer than n.")
-PADDING = click.option(
-    "--padding",
-    type=CHOICES,
-    help="For a shape that does not divide; default: error for an array, skip for a checkpoint.",
-)
-
-
-def _one_pattern(
-    positional: str | None, patterns: tuple[str, ...], at_most: bool | None
-) -> Pattern:
-    chosen = read_patterns([*([positional] if positional else []), *patterns], at_most)
-    if not isinstance(chosen, Pattern):
-        raise InputError("an array has one pattern, such as --pattern 2:4T")
-    return chosen
+#: What becomes of a shape that does not divide, unless the user says it.
+PADDING = "For a shape that does not divide; default: error for an array, skip for a checkpoint."
 
 
 @click.command(
@@ -52,8 +41,7 @@ def _one_pattern(
     ],
 )
 @click.argument("file", type=FILE)
-@click.argument("pattern", required=False)
-@patterns_option
+@pattern_argument
 @click.option(
     "--scores",
     metavar="SCORES.npy",
@@ -61,9 +49,9 @@ def _one_pattern(
     help="What to maximise instead of |W|, of an array's shape.",
 )
 @method_option
-@AT_MOST
+@at_most_option
 @threads_option
-@PADDING
+@padding_option(help=PADDING)
 @choice_options
 @click.option(
     "--out",
@@ -94,7 +82,7 @@ def solve(
     FILE is a checkpoint (.safetensors, .npz, or a folder), or an array (.npy; groups run along its
     last axis, so a convolution's as (kernel ..., out, in)). PATTERN may be given as --pattern.
     """
-    if arrays.is_array(file) and (out is None or out.suffix.lower() != ".safetensors"):
+    if is_array(file) and (out is None or out.suffix.lower() != ".safetensors"):
         given = {
             "--include": include,
             "--exclude": exclude,
@@ -104,13 +92,19 @@ def solve(
         wrong = [option for option, value in given.items() if value]
         if wrong:
             raise InputError(f"{file} is one array, for which {wrong[0]} has no meaning")
-        options: dict[str, Any] = {
-            "method": method,
-            "threads": threads,
-            "padding": padding or "error",
-        }
-        return arrays.solve(
-            file, _one_pattern(pattern, patterns, at_most), scores, options, out, force
+        return solve_array(
+            file,
+            one_pattern(pattern, patterns, at_most),
+            scores,
+            options={"method": method, "threads": threads, "padding": padding or "error"},
+            out=out,
+            force=force,
+        )
+    if is_array(file) and (scores is not None or force):
+        raise InputError(
+            f"{'--scores are' if scores is not None else '--force is'} for a mask that is written "
+            f"as .npy: {out} is written as the masks of a checkpoint are, which are of |W| and "
+            "replace nothing; name a .npy, or a new place, by --out"
         )
     if scores is not None:
         raise InputError(f"--scores are for one array, and {file} is a checkpoint")
@@ -119,25 +113,24 @@ def solve(
             "--force is for the mask of an array: masks of a checkpoint replace nothing, so name a "
             "new place by --out"
         )
-    from nmsolve.cli.checkpoints import run_and_show
-
-    whole = (
-        Path(os.path.realpath(file)) if file.is_dir() else file
-    )  # "." has no name to put another beside
-    beside = whole.with_name(
-        f"{whole.name}-masks" if file.is_dir() else f"{file.stem}.masks.safetensors"
-    )
-    choice = {
+    options: dict[str, Any] = {
+        "method": method,
         "include": include or None,
         "exclude": exclude,
         "padding": padding or "skip",
         "threads": threads,
         "resume": resume,
     }
-    asked = read_patterns([*([pattern] if pattern else []), *patterns], at_most)
-    return run_and_show(
-        "solve", file, out or beside, asked, {"method": method, **choice}, as_json=False
-    )
+    asked = needed_patterns(pattern, patterns, at_most)
+    return run_and_show("solve", file, out or _beside(file), asked, options=options)
+
+
+def _beside(file: Path) -> Path:
+    """Return where the masks of a checkpoint go unless the user says it."""
+    if not file.is_dir():
+        return file.with_name(f"{file.stem}.masks.safetensors")
+    whole = Path(os.path.realpath(file))  # "." has no name to put another beside
+    return whole.with_name(f"{whole.name}-masks")
 
 
 @click.command(
@@ -150,16 +143,15 @@ def solve(
     ],
 )
 @click.argument("file", metavar="CHECKPOINT", type=FILE)
-@click.argument("pattern", required=False)
-@patterns_option
+@pattern_argument
 @click.option(
     "--weights",
     metavar="W.npy",
     type=FILE,
     help="Also compare the |W| that a mask (.npy) keeps with the optimum's.",
 )
-@AT_MOST
-@PADDING
+@at_most_option
+@padding_option(help=PADDING)
 @choice_options
 def verify(
     file: Path,
@@ -177,33 +169,29 @@ def verify(
     Exits with 1 if any group violates its pattern. Without a pattern, the masks beside the weights
     say which. PATTERN may be given as --pattern.
     """
-    given = {"--include": include, "--exclude": exclude, "--padding": padding, "--at-most": at_most}
-    if arrays.is_array(file) and (pattern or patterns):
-        wrong = [
-            option
-            for option, value in given.items()
-            if value and (option in ("--include", "--exclude") or value == "skip")
-        ]
+    asked = read_patterns(pattern, patterns, at_most)
+    if is_array(file) and asked is not None:
+        given = {
+            "--include": include,
+            "--exclude": exclude,
+            "--padding skip": padding == "skip",
+        }
+        wrong = [option for option, value in given.items() if value]
         if wrong:
-            raise InputError(
-                f"{file} is one array, for which {wrong[0]}{' skip' * (wrong[0] == '--padding')} "
-                "has no meaning"
-            )
-        return arrays.verify(
-            file, _one_pattern(pattern, patterns, at_most), padding or "error", weights
-        )
+            raise InputError(f"{file} is one array, for which {wrong[0]} has no meaning")
+        one = one_pattern(pattern, patterns, at_most)
+        return verify_array(file, one, padding=padding or "error", compared=weights)
     if weights is not None:
         raise InputError("--weights are for a mask in a .npy file and a pattern")
     from nmsolve.checkpoint import verify as verify_checkpoint
 
-    texts = [*([pattern] if pattern else []), *patterns]
-    if not texts and any(given.values()):
-        wrong = [option for option, value in given.items() if value]
+    given = {"--include": include, "--exclude": exclude, "--padding": padding, "--at-most": at_most}
+    wrong = [option for option, value in given.items() if value]
+    if asked is None and wrong:
         raise InputError(
             f"{wrong[0]} is about the pattern that weights are to hold: name it, or let the masks "
             "beside them say all"
         )
-    asked = read_patterns(texts, at_most) if texts else None
     found = verify_checkpoint(
         file, asked, include=include or None, exclude=exclude, padding=padding or "skip"
     )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 
 import click
 
 _STANDS = "nmsolve.stands"
+#: Options as the library's messages name them.
+_FLAG = re.compile(r"\b(resume|force)=True\b")
+_VALUE = re.compile(r"\b(pattern|include|exclude|method|padding|against)=('[^']*'|DENSE\b)")
 
 
 def printable(text: str) -> str:
-    """A text with everything that is not to be seen, but for line ends, as escapes.
+    """Return a text with everything that is not to be seen, but for line ends, as escapes.
 
     Examples
     --------
@@ -22,6 +26,18 @@ def printable(text: str) -> str:
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
         for c in text
     )
+
+
+def as_options(text: str) -> str:
+    """Return a message of the library with options as a shell's user writes them.
+
+    Examples
+    --------
+    >>> as_options("go on by resume=True; include='a.*' matches nothing; pass padding='pad'")
+    "go on by --resume; --include 'a.*' matches nothing; pass --padding pad"
+    """
+    text = _FLAG.sub(r"--\1", text)
+    return _VALUE.sub(lambda found: f"--{found[1]} {shlex.quote(found[2].strip(chr(39)))}", text)
 
 
 def show(*parts: object) -> None:
@@ -42,10 +58,11 @@ def stands() -> None:
 
 
 def has_stood(context: click.Context) -> bool:
-    """Whether a command has noted that."""
+    """Return whether a command has noted that."""
     return bool(context.meta.get(_STANDS))
 
 
 def show_error(text: object) -> None:
     """Print what went wrong to stderr, on one line."""
-    print("nmsolve: error:", printable(re.sub(r"\s*\n\s*", " ", str(text))), file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", as_options(str(text)))
+    print("nmsolve: error:", printable(line), file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +11,30 @@ from nmsolve.cli.printing import printable
 from nmsolve.cli.stopping import STOPPING
 from nmsolve.errors import MissingDependencyError
 from nmsolve.table import shortened
+from nmsolve.torchrun import one_of_several, rank_given
 
 if TYPE_CHECKING:
     from nmsolve.checkpoint import Progress
 
 
 class Lines:
-    """A line for every tensor that was solved."""
+    """Progress as a line for every tensor that was solved.
+
+    Attributes
+    ----------
+    state : str
+        How far the run is, in words.
+    """
 
     def __init__(self) -> None:
         self.state = "no tensor done"
-        several = os.environ.get("WORLD_SIZE", "1") != "1"
-        self._prefix = f"[rank {os.environ.get('RANK', '0')}] " if several else ""
+        self._prefix = f"[rank {rank_given()}] " if one_of_several() else ""
 
     def __call__(self, event: Progress) -> None:
         self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
+        self._show(event)
+
+    def _show(self, event: Progress) -> None:
         if event.report is None:
             if event.done == 0 and event.before:
                 self._print(f"going on: {event.before} tensors were done before")
@@ -38,9 +46,8 @@ class Lines:
             )
 
     def _print(self, text: str) -> None:
-        sys.stderr.write(
-            f"{self._prefix}{printable(text)}\n"
-        )  # in one piece, which Ctrl-C does not part from its line end
+        # in one piece, which Ctrl-C does not part from its line end
+        sys.stderr.write(f"{self._prefix}{printable(text)}\n")
         sys.stderr.flush()
 
     def stop(self) -> None:
@@ -48,7 +55,7 @@ class Lines:
 
 
 class Bar(Lines):
-    """A live bar: the tensor at work, Mw/s and time left."""
+    """Progress as a live bar: the tensor at work, Mw/s and time left."""
 
     def __init__(self, console: Any) -> None:
         super().__init__()
@@ -66,14 +73,12 @@ class Bar(Lines):
         STOPPING.bar = True
         try:
             self._bar.start()
-        except (
-            BaseException
-        ):  # Ctrl-C: half of it is on the terminal, and in the place of stdout and stderr
+        except BaseException:
+            # Ctrl-C: half of the bar is on the terminal, and in the place of stdout and stderr
             self.stop()
             raise
 
-    def __call__(self, event: Progress) -> None:
-        self.state = f"{event.done + event.before} of {event.of + event.before} tensors done"
+    def _show(self, event: Progress) -> None:
         name = printable(shortened(event.name, 36))
         self._bar.update(
             self._task,
@@ -90,12 +95,12 @@ class Bar(Lines):
 
 
 def speed(event: Progress) -> str:
-    """Million weights solved a second, reading and writing included."""
+    """Return million weights solved per second, reading and writing included."""
     return f"{event.weights / event.seconds / 1e6:.3g} Mw/s" if event.weights else "- Mw/s"
 
 
 def left(event: Progress) -> str:
-    """The time that the rest will take if it goes on like this."""
+    """Return the time that the rest will take if it goes on like this."""
     if not event.weights:  # copies say nothing about how long solving takes
         return "- left"
     seconds = round(event.seconds * (event.of_bytes - event.done_bytes) / event.done_bytes)
@@ -111,9 +116,9 @@ def left(event: Progress) -> str:
 
 @contextmanager
 def shown_progress() -> Iterator[Lines]:
-    """What to pass as `progress`: a bar if stderr is a terminal that can show one."""
+    """Yield what to pass as `progress`: a bar if stderr is a terminal that can show one."""
     shown: Lines = Lines()
-    if sys.stderr.isatty() and os.environ.get("WORLD_SIZE", "1") == "1":
+    if sys.stderr.isatty() and not one_of_several():
         try:
             from rich.console import Console
         except ImportError as error:

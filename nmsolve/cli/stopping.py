@@ -19,7 +19,17 @@ _CLEAR = "\r\x1b[K\x1b[?25h"
 
 
 class Stopping:
-    """What Ctrl-C does. pressed : whether it was. bar : whether a live bar is on the terminal."""
+    """The answer to Ctrl-C.
+
+    Attributes
+    ----------
+    running : bool
+        Whether a command runs.
+    pressed : bool
+        Whether Ctrl-C was pressed.
+    bar : bool
+        Whether a live bar is on the terminal.
+    """
 
     def __init__(self) -> None:
         self.pressed = self.bar = self.running = False
@@ -32,7 +42,7 @@ class Stopping:
 
     @property
     def clear(self) -> str:
-        """What leaves the terminal as it was."""
+        """The escapes that leave the terminal as it was."""
         return _CLEAR if self.bar else ""
 
     def leave(self) -> NoReturn:
@@ -40,8 +50,8 @@ class Stopping:
         leave(last=self.clear)
 
     def unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """What Python calls for an exception in a callback: it would print a traceback, and go on
-        in spite of Ctrl-C.
+        """Take an exception in a callback, for which Python would print a traceback, and go on in
+        spite of Ctrl-C.
         """
         if found.exc_type is KeyboardInterrupt:
             self.leave()
@@ -53,14 +63,12 @@ STOPPING = Stopping()
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Answer Ctrl-C as the command that this process is; afterwards, until it has ended, at
     once.
     """
-    takes = signal.getsignal(signal.SIGINT) in (
-        signal.default_int_handler,
-        leave,
-    )  # jobs in the background ignore it
+    # jobs in the background ignore it
+    takes = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, leave)
     if takes and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, STOPPING)
         sys.unraisablehook = STOPPING.unraisable

@@ -14,11 +14,17 @@ from typing import Any, TextIO, cast
 
 
 class Stream:
-    """A text stream whose first failure is remembered instead of raised. failure : None as long as
-    all was written.
+    """A text stream whose first failure is remembered instead of raised.
 
-    own : whether its descriptor is this process's to change. The text that could not be written is
-    still in a buffer, and Python would fail at the end of the process too, with exit code 120.
+    Attributes
+    ----------
+    stream : text stream
+        The one that is written to.
+    own : bool
+        Whether its descriptor is this process's to change. Text that could not be written is still
+        in a buffer, and Python would fail at the end of the process too, with exit code 120.
+    failure : OSError, optional
+        None as long as all was written.
     """
 
     def __init__(self, stream: TextIO | None, own: bool) -> None:
@@ -27,9 +33,8 @@ class Stream:
         if stream is None:  # the shell closed it: 2>&-
             self.failure = OSError(errno.EBADF, os.strerror(errno.EBADF))
             stream = open(os.devnull, "w")  # noqa: SIM115
-        elif isinstance(
-            stream, TextIOWrapper
-        ):  # × and | on a terminal that knows ASCII only must not end a finished run
+        elif isinstance(stream, TextIOWrapper):
+            # × and | on a terminal that knows ASCII only must not end a finished run
             stream.reconfigure(errors="backslashreplace")
         self.stream = stream
 
@@ -74,7 +79,7 @@ class Stream:
 
 @contextmanager
 def guarded_streams(own: bool) -> Iterator[tuple[Stream, Stream]]:
-    """Guard stdout and stderr, which are returned. own : see `Stream`."""
+    """Guard stdout and stderr, which are yielded. own : see `Stream`."""
     if own:
         _plug()
     before = sys.stdout, sys.stderr

@@ -115,6 +115,6 @@ def approximation(solve: Callable[..., bool], pattern: Pattern, absolute: bool) 
             return None
         blocks = (last - first) * (X.shape[1] // pattern.m)
         stats = {"blocks": blocks, "completed": int(counts[0]), "solved_exactly": int(counts[1])}
-        return TaskResult(float(sums[0]), None if sums[2] else float(sums[1]), None, stats)
+        return TaskResult(float(sums[0]), None if sums[2] else float(sums[1]), blocks, stats)
 
     return run

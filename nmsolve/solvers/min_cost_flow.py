@@ -87,6 +87,6 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
                 objective += float(S[kept].sum())
                 error += rounding
         blocks = (last - first) * (X.shape[1] // m)
-        return TaskResult(objective, None, None, {"blocks": blocks, "scaling_error": error})
+        return TaskResult(objective, None, blocks, {"blocks": blocks, "scaling_error": error})
 
     return run

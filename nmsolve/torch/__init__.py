@@ -19,10 +19,12 @@ except ImportError as _error:
     ) from _error
 
 from nmsolve.torch import scores
+from nmsolve.torch.allocation.allocated import Allocation
 from nmsolve.torch.allocation.budget import FLOPs, Latency, Params
 from nmsolve.torch.allocation.domino import domino_search
-from nmsolve.torch.allocation.exact import Allocation, allocate
-from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option, losses
+from nmsolve.torch.allocation.exact import allocate
+from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option
+from nmsolve.torch.allocation.mask_losses import losses
 from nmsolve.torch.allocation.search import Drop, Search
 from nmsolve.torch.dispatch.accelerate import accelerate_
 from nmsolve.torch.dispatch.availability import backends
@@ -40,12 +42,15 @@ from nmsolve.torch.pruning.sparsegpt import sparsegpt_
 from nmsolve.torch.result import MaskResult, TensorDuals
 from nmsolve.torch.scores import ModelScores
 from nmsolve.torch.training.lbc import LBC
-from nmsolve.torch.training.method import SRSTE, STE, Fixed, Method
+from nmsolve.torch.training.method import Method
 from nmsolve.torch.training.removal import remove_masks_
-from nmsolve.torch.training.sparsify import SparseModel, sparsify_
+from nmsolve.torch.training.solved_methods import SRSTE, STE, Fixed
+from nmsolve.torch.training.sparse_model import SparseModel
+from nmsolve.torch.training.sparsify import sparsify_
 from nmsolve.torch.training.stats import LayerStats, Stats
 from nmsolve.torch.verification import ModelReport, verify
-from nmsolve.torch.weights.planning import LayerPlan, Plan, plan
+from nmsolve.torch.weights.layer_plan import LayerPlan, Plan
+from nmsolve.torch.weights.planning import plan
 
 if TYPE_CHECKING:
     from nmsolve.torch.training.hugging_face import TrainerCallback
@@ -110,3 +115,7 @@ def __getattr__(name: str) -> object:
     if name in _CALLBACKS:
         return getattr(import_module(f"nmsolve.torch.training.{_CALLBACKS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

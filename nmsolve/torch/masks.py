@@ -6,23 +6,25 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from nmsolve import api
-from nmsolve import feasibility as certify
-from nmsolve.blocks import core_shape
+from nmsolve import api, feasibility
+from nmsolve.blocks import check_divisible, core_shape
+from nmsolve.certificates import Proof
+from nmsolve.conclusion import conclude
 from nmsolve.errors import InputError
 from nmsolve.feasibility import Report
 from nmsolve.pattern import Pattern
-from nmsolve.result import Status, relative_gap
+from nmsolve.proofs import prove
+from nmsolve.stopwatch import Stopwatch
 from nmsolve.torch.device.failures import explain
 from nmsolve.torch.result import MaskResult, TensorDuals, with_tensors
 from nmsolve.torch.tensors import (
@@ -35,7 +37,14 @@ from nmsolve.torch.tensors import (
     is_nonzero,
     tolerance,
 )
-from nmsolve.validate import check_divisible, check_flag, non_finite_message, thread_count
+from nmsolve.totals import exact_sum
+from nmsolve.validate import (
+    check_flag,
+    non_finite_message,
+    read_scores,
+    thread_count,
+    too_large_error,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +63,7 @@ def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
         if "torch._dynamo" not in sys.modules:
             return function(*args, **kwargs)
         if not disabled:
-            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+            disabled.append(torch.compiler.disable(function))
         return disabled[0](*args, **kwargs)
 
     return call
@@ -65,11 +74,11 @@ def solve(
     weights: Tensor,
     pattern: Pattern | str,
     scores: Tensor | None = None,
+    *,
     method: str = "auto",
     at_most: bool | None = None,
     threads: int | None = None,
     padding: str = "error",
-    *,
     duals: bool = False,
 ) -> MaskResult:
     r"""Find the best n:M mask of a weight tensor, and prove that it is the best: `nmsolve.solve`
@@ -86,8 +95,8 @@ def solve(
     weights : (rows, cols), (batch, rows, cols) or (out, in, kernel …) tensor
         float8, float16, bfloat16, float32, float64 or integers, any strides, on any device,
         requiring grad or not. Groups run along cols. Tensors of four and five axes are convolution
-        weights: one (out, in) matrix a kernel position, groups along `in`. A weight of a Conv1d is
-        passed as weight.unsqueeze(2), which has four.
+        weights: one (out, in) matrix per kernel position, groups along `in`. A weight of a Conv1d
+        is passed as weight.unsqueeze(2), which has four.
     scores : tensor, optional
         What is maximised instead of |weights|, signs kept. Same shape and device.
     pattern, method, at_most, threads, padding, duals
@@ -117,8 +126,8 @@ def solve(
     blocks of m > 32, and devices without float64 (mps), are left to it. Row-wise masks are the same
     on every device, transposable ones score the same; each is deterministic and depends on its
     block alone. The host waits for the device once or twice for every 2²⁶ weights, and more often
-    only where it solves blocks. Workspace: a byte a block, and a copy of 2²⁶ integers or float8 at
-    a time.
+    only where it solves blocks. Workspace: a byte per block, and a copy of 2²⁶ integers or float8
+    at a time.
 
     Examples
     --------
@@ -156,7 +165,7 @@ def solve(
         name = engine_name(weights.device, pattern)
         if name is None or method not in ("auto", "exact"):
             return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
-        engine = import_module(f"nmsolve.torch.device.{name}")
+        engine = import_module(f"nmsolve.torch.device.{name}_engine")
         return solve_on_device(weights, scores, pattern, method, threads, padding, duals, engine)
     except InputError as error:
         raise explain_layout(error, weights) from None
@@ -172,7 +181,7 @@ def solve(
 
 
 def engine_name(device: torch.device, pattern: Pattern) -> str | None:
-    """Which engine serves tensors of a device; None: the host does.
+    """Return which engine serves tensors of a device, "triton" or "torch"; None: the host does.
 
     Triton's kernels up to the m whose lines fit registers. Torch operations the rest, but for
     blocks of larger m, of which the core solves thousands in the time that launching a hundred
@@ -183,13 +192,13 @@ def engine_name(device: torch.device, pattern: Pattern) -> str | None:
     return (
         "triton"
         if device.type in ("cuda", "xpu") and pattern.m <= 32 and _has_triton()
-        else "plain"
+        else "torch"
     )
 
 
 @cache
 def _has_triton() -> bool:
-    """Whether Triton can be imported; a broken installation raises anything."""
+    """Return whether Triton can be imported; a broken installation raises anything."""
     try:
         import triton  # noqa: F401
     except Exception:
@@ -206,27 +215,27 @@ def _solve_on_host(
     padding: str,
     duals: bool,
 ) -> MaskResult:
-    """The core's solve on the tensors' own memory (of other devices: on copies)."""
+    """Return the core's solve on the tensors' own memory (of other devices: on copies)."""
     arrays = [
         None if tensor is None else as_array(as_matrices(tensor.cpu()))
         for tensor in (weights, scores)
     ]
     given, given_scores = arrays
     assert given is not None
-    result = api.solve(given, pattern, given_scores, method, None, threads, padding, duals=duals)
-    tensors = None
-    if result.duals is not None:
-        columns = (
-            None
-            if result.duals.columns is None
-            else torch.from_numpy(result.duals.columns).to(weights.device)
-        )
-        tensors = TensorDuals(
-            rows=torch.from_numpy(result.duals.rows).to(weights.device), columns=columns
-        )
-    return with_tensors(
-        result, from_matrices(torch.from_numpy(result.mask).to(weights.device), weights), tensors
+    result = api.solve(
+        given, pattern, given_scores, method=method, threads=threads, padding=padding, duals=duals
     )
+
+    def moved(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(weights.device)
+
+    potentials = None
+    if result.duals is not None:
+        columns = result.duals.columns
+        potentials = TensorDuals(
+            rows=moved(result.duals.rows), columns=None if columns is None else moved(columns)
+        )
+    return with_tensors(result, from_matrices(moved(result.mask), weights), potentials)
 
 
 def solve_on_device(
@@ -234,71 +243,81 @@ def solve_on_device(
     padding: str, duals: bool,
     engine: ModuleType,
 ) -> MaskResult:  # fmt: skip
-    """The exact solver by an engine, on the device where the scores are."""
-    started = time.perf_counter()
+    """Return the exact solver's result by an engine, on the device where the scores are."""
+    stopwatch = Stopwatch()
     name = "weights" if scores is None else "scores"
+    absolute = scores is None
     given = as_matrices(weights if scores is None else scores)
-    check_divisible(tuple(given.shape), pattern, padding)
+    shape = tuple(given.shape)
+    check_divisible(shape, pattern, padding)
     check_flag(duals, "duals")
     workers = thread_count(threads)
     from nmsolve.torch.device.driver import solve_matrices
 
     X = given.reshape(-1, *given.shape[-2:])
     rows, cols = core_shape(tuple(X.shape), pattern, padding)
-    part = X[:, :rows, :cols]
     with torch.no_grad():
         found = solve_matrices(
-            engine, part, pattern, name == "weights", tolerance(X.dtype), duals, workers
+            engine, X[:, :rows, :cols], pattern, absolute, tolerance(X.dtype), duals, workers
         )
-        kept = [] if found is None else _remainder_scores(X, rows, cols, name == "weights")
-    if found is None or not all(map(math.isfinite, (*kept, *found.objectives))):
-        index = torch.nonzero(~torch.isfinite(given.float() if given.dtype in FLOATS8 else given))
-        if not len(index):
-            raise InputError(
-                f"the {name} of shape {tuple(given.shape)} are too large for a float64 sum; scale "
-                "them down"
-            )
-        first = tuple(index[0].tolist())
-        raise non_finite_message(name, first, float(given[first]), tuple(given.shape), pattern)
+        found.totals.kept = _remainder_score(X, rows, cols, absolute)
+    if found.totals.refused or not math.isfinite(found.totals.objective):
+        raise _non_finite_error(name, given, pattern)
     mask = found.mask[:, :rows, :cols]
     if (rows, cols) != X.shape[1:]:
         mask = torch.ones(X.shape, dtype=torch.bool, device=X.device)
         mask[:, :rows, :cols] = found.mask
-    objective = api.total([*kept, *found.objectives])
-    bound = max(api.total([*kept, *found.bounds]), objective)
-    seconds = time.perf_counter() - started
-    return MaskResult(
-        mask=from_matrices(mask.reshape(given.shape), weights),
-        status=Status.FEASIBLE if found.open else Status.OPTIMAL,
-        objective=objective,
-        bound=bound,
-        gap=relative_gap(objective, bound),
-        method="exact",
-        stats=found.stats
-        | {
-            "unproven": found.open,
-            "threads": workers,
-            "seconds": seconds,
-            "weights_per_second": X.numel() / seconds,
-        },
+
+    def magnitude() -> float:
+        return float(X[mask].double().abs().sum())
+
+    def recheck() -> Proof:
+        array = as_array(given.cpu())
+        read = read_scores(array, None if absolute else array, pattern)
+        return prove(read, mask.reshape(shape).cpu().numpy(), pattern, padding)
+
+    potentials = found.duals(shape[:-2]) if duals else None
+    result = conclude(
+        found.totals,
+        None,
+        found.solver,
+        mask=from_matrices(mask.reshape(shape), weights),
+        duals=potentials,
+        tolerance=tolerance(X.dtype),
+        magnitude=magnitude,
+        recheck=recheck,
+        method=method,
         pattern=pattern,
         padding=padding,
         scored=name,
-        duals=found.duals(given.shape[:-2]) if duals else None,
+        size=X.numel(),
+        threads=workers,
+        stopwatch=stopwatch,
     )
+    return with_tensors(result, result.mask, potentials)
 
 
-def _remainder_scores(X: Tensor, rows: int, cols: int, absolute: bool) -> list[float]:
-    """What the entries outside the solved part are worth."""
+def _non_finite_error(name: str, given: Tensor, pattern: Pattern) -> InputError:
+    """Return the error for scores, or a sum of them, that are not finite."""
+    shape = tuple(given.shape)
+    index = torch.nonzero(~torch.isfinite(given.float() if given.dtype in FLOATS8 else given))
+    if not len(index):
+        return too_large_error(name, shape)
+    first = tuple(index[0].tolist())
+    return non_finite_message(name, first, float(given[first]), shape, pattern)
+
+
+def _remainder_score(X: Tensor, rows: int, cols: int, absolute: bool) -> float:
+    """Return what the entries outside the solved part are worth, in float64."""
     parts = [part.double() for part in (X[:, :rows, cols:], X[:, rows:]) if part.numel()]
-    return [float((part.abs() if absolute else part).sum()) for part in parts]
+    return exact_sum([float((part.abs() if absolute else part).sum()) for part in parts])
 
 
 @_outside_graphs
 def verify(
     mask: Tensor, pattern: Pattern | str, *, at_most: bool | None = None, padding: str = "error"
 ) -> Report:
-    """Whether a mask tensor, or a tensor of weights, satisfies a pattern: `nmsolve.verify` for
+    """Check that a mask tensor, or a tensor of weights, satisfies a pattern: `nmsolve.verify` for
     tensors, on the host.
 
     Parameters
@@ -333,6 +352,6 @@ def verify(
         tensor if tensor.dtype == torch.bool else is_nonzero(tensor).to(torch.uint8)
     )
     try:
-        return certify.verify(matrices.cpu().numpy(), pattern, padding=padding)
+        return feasibility.verify(matrices.cpu().numpy(), pattern, padding=padding)
     except InputError as error:
         raise explain_layout(error, tensor) from None

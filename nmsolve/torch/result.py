@@ -1,4 +1,4 @@
-"""What `nmsolve.torch.solve` returns: the core's result, with tensors."""
+"""The result of `nmsolve.torch.solve`: the core's, with tensors."""
 
 from __future__ import annotations
 
@@ -11,44 +11,39 @@ from torch import Tensor
 from nmsolve import result as core
 from nmsolve.certificates import Duals
 from nmsolve.errors import SolverError
-from nmsolve.feasibility import Report
 from nmsolve.torch.tensors import as_array, as_matrices, check_tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorDuals:
-    """Potentials of every group or block, float64, on the weights' device; axes as in
-    `nmsolve.Duals`.
+class TensorDuals(Duals[Tensor]):
+    """Potentials of every group or block, as in `nmsolve.Duals`. Convolution weights (out, in,
+    kernel …) have theirs for the matrices (kernel …, out, in).
 
-    Convolution weights (out, in, kernel …) have theirs for the matrices (kernel …, out, in).
+    Attributes
+    ----------
+    rows : (..., rows, cols / m) float64 tensor, on the weights' device
+        One per row of a block; row-wise, per group.
+    columns : (..., rows / m, cols) float64 tensor or None
+        One per column of a block; None for row-wise patterns.
     """
-
-    rows: Tensor
-    columns: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MaskResult(core.MaskResult):
-    """A mask and what is known about it; the fields of `nmsolve.MaskResult`, with `mask` a bool
-    tensor.
+class MaskResult(core.MaskResult[Tensor]):
+    """A mask and what is known about it: the attributes of `nmsolve.MaskResult`, with tensors.
+    `verify` takes tensors on any device and works on the host.
 
-    mask : bool tensor of the weights' shape, on their device. duals : TensorDuals or None.
+    Attributes
+    ----------
+    mask : bool tensor
+        Of the weights' shape, on their device. True = keep.
+    status, objective, bound, gap, method, stats, pattern, padding, scored
+        As in `nmsolve.MaskResult`.
+    duals : TensorDuals or None
+        Potentials that prove `bound`, if asked for.
     """
 
-    mask: Tensor  # type: ignore[assignment]
-    duals: TensorDuals | None  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        text = core.MaskResult.__str__(self)
-        return text.replace(str(self.mask.shape), str(tuple(self.mask.shape)))
-
-    def verify(self, weights: Tensor, scores: Tensor | None = None) -> Report:  # type: ignore[override]
-        """Recompute feasibility, objective and bound from the weights, on the host, trusting
-        nothing in this result.
-
-        Parameters, errors and return value as in `nmsolve.MaskResult.verify`, with tensors on any
-        device.
-        """
+    def _on_host(self, weights: Any, scores: Any) -> tuple[core.MaskResult, Any, Any]:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
             raise SolverError(f"the mask is a {type(self.mask).__name__}, not a bool tensor")
         duals = _checked(self.duals)
@@ -58,32 +53,34 @@ class MaskResult(core.MaskResult):
             else as_array(as_matrices(check_tensor(tensor, name, f"pattern {self.pattern}")).cpu())
             for tensor, name in ((weights, "weights"), (scores, "scores"))
         ]
-        result = core.MaskResult(
-            **_fields(self) | {"mask": as_matrices(self.mask).cpu().numpy(), "duals": duals}
-        )
-        given, given_scores = arrays
-        assert given is not None
-        return result.verify(given, given_scores)
+        mask = as_matrices(self.mask).cpu().numpy()
+        host = core.MaskResult(**_fields(self) | {"mask": mask, "duals": duals})
+        return host, arrays[0], arrays[1]
 
 
 def _checked(duals: object) -> Duals | None:
-    """The core's duals for those of tensors; SolverError for anything else."""
+    """Return the core's duals for those of tensors; SolverError for anything else."""
     if duals is None:
         return None
-    parts = [getattr(duals, name, None) for name in ("rows", "columns")]
-    if parts[0] is None or not all(part is None or isinstance(part, Tensor) for part in parts):
+    rows, columns = (getattr(duals, name, None) for name in ("rows", "columns"))
+    if not isinstance(rows, Tensor) or not isinstance(columns, Tensor | None):
         raise SolverError(f"duals {type(duals).__name__} are not TensorDuals of tensors")
-    wrong = [part.dtype for part in parts if part is not None and part.dtype != torch.float64]
-    if wrong:
-        raise SolverError(f"duals are float64 tensors, got {wrong[0]}")
-    columns = None if parts[1] is None else parts[1].detach().cpu().numpy()
-    return Duals(rows=parts[0].detach().cpu().numpy(), columns=columns)
+    for part in (rows, columns):
+        if part is not None and part.dtype != torch.float64:
+            raise SolverError(f"duals are float64 tensors, got {part.dtype}")
+    return Duals(
+        rows=rows.detach().cpu().numpy(),
+        columns=None if columns is None else columns.detach().cpu().numpy(),
+    )
 
 
-def with_tensors(result: core.MaskResult, mask: Tensor, duals: TensorDuals | None) -> MaskResult:
-    """A result of the core, with tensors in the place of its arrays."""
+def with_tensors(
+    result: core.MaskResult[Any], mask: Tensor, duals: TensorDuals | None
+) -> MaskResult:
+    """Return a result of the core with tensors in the place of its arrays."""
     return MaskResult(**_fields(result) | {"mask": mask, "duals": duals})
 
 
-def _fields(result: core.MaskResult) -> dict[str, Any]:
+def _fields(result: core.MaskResult[Any]) -> dict[str, Any]:
+    """Return a result's fields by name."""
     return {field.name: getattr(result, field.name) for field in fields(result)}

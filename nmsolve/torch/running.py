@@ -1,4 +1,6 @@
-"""Runs of a model that leave no trace in it."""
+"""Runs of a model that leave no trace in it: `undisturbed` for runs that only look, `restored` for
+those that train.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,17 @@ from torch.nn.parameter import is_lazy
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """A run of the model without gradients, after which its buffers, training flags and torch's
-    random numbers are as before.
+    """Run the model without gradients; its buffers, training flags and torch's random numbers are
+    then as before.
 
     So are numbers and names kept beside buffers, such as the length that a rotary embedding's
-    buffer is for. training : leave the flags as they are; else everything runs in eval mode.
+    buffer is for.
+
+    Parameters
+    ----------
+    model : nn.Module
+    training : bool
+        Leave the flags as they are; else everything runs in eval mode.
     """
     modules = list(model.modules())
     flags = [module.training for module in modules]
@@ -62,6 +70,41 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
                 if buffer is not None and before is not None and not _equal(buffer, before):
                     buffer.set_(before) if buffer.shape != before.shape else buffer.copy_(before)  # type: ignore[call-overload]
                 module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Train the model; its parameters, their gradients, its buffers and its flags are then as
+    before.
+
+    Inside, it starts without gradients.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    parameters = [
+        (p, p.data, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()
+    ]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        for parameter, *_ in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, own, before, gradient, trained in parameters:
+                parameter.data = own  # a cast in between made it another
+                parameter.copy_(before)
+                parameter.grad = gradient
+                parameter.requires_grad_(trained)
+            for module, name, buffer, saved in buffers:
+                if buffer is not None and saved is not None:
+                    buffer.copy_(saved)
+                module._buffers[name] = buffer
+        for module, training in flags:
+            module.training = training
 
 
 def _equal(buffer: Tensor, before: Tensor) -> bool:

@@ -1,5 +1,5 @@
-"""What a mask should keep, beyond magnitudes: scores of every weight of a model, from calibration
-inputs.
+"""Scores of every weight of a model, for masks to keep more than large magnitudes: by a criterion,
+from calibration inputs.
 
 >>> import nmsolve.torch as nmt
 >>> model = nn.Linear(8, 4)
@@ -10,33 +10,34 @@ inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.table import shortened, table
-from nmsolve.torch.calibration.activations import Use, run_watched, unreached
-from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
-from nmsolve.torch.calibration.layout import layout_of
+from nmsolve.table import extent, shortened, table
+from nmsolve.torch.calibration.activations import Use, check_reached, run_watched
+from nmsolve.torch.calibration.gradients import Loss, mean_gradients
+from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.tensors import check_tensor
-from nmsolve.torch.verification import planned_modules
 from nmsolve.torch.weights.entries import entry_of
-from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
+from nmsolve.torch.weights.parameters import parameters_of
+from nmsolve.torch.weights.planned import layout_of, planned_modules
 from nmsolve.torch.weights.planning import plan as make_plan
 
-#: From the model and a calibration item, the scalar that gradients are taken of.
-Loss = Callable[[nn.Module, Any], Tensor]
+__all__ = ["ModelScores", "activation", "fisher", "gradient", "magnitude"]
 
 
 class ModelScores(Mapping[str, Tensor]):
     """Scores of weights by their paths, each a tensor of the weight's shape. Prints as a table.
 
-    criterion : what made them.
+    Attributes
+    ----------
+    criterion : str
+        The rule that made them: "magnitude", "activation", "gradient" or "fisher".
     """
 
     def __init__(self, criterion: str, scores: Mapping[str, Tensor]) -> None:
@@ -56,7 +57,7 @@ class ModelScores(Mapping[str, Tensor]):
         rows = [
             (
                 shortened(path),
-                "×".join(map(str, s.shape)),
+                extent(s.shape),
                 *(f"{value:.3g}" for value in (s.min(), s.mean(), s.max())),
                 "",
             )
@@ -71,9 +72,12 @@ class ModelScores(Mapping[str, Tensor]):
 
 
 def magnitude(
-    model: nn.Module, include: str | Iterable[str] | None = None, exclude: str | Iterable[str] = ()
+    model: nn.Module,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
 ) -> ModelScores:
-    r"""Magnitudes, which masks maximise unless given other scores.
+    r"""Score weights by magnitude, as masks do unless given other scores.
 
     .. math:: S_{ij} = |W_{ij}|
 
@@ -86,7 +90,13 @@ def magnitude(
     Returns
     -------
     ModelScores
-        For every weight that `plan` could give a pattern.
+        For every weight that `plan` could give a pattern: float32 (float64 for weights in float64),
+        of the weight's shape.
+
+    Raises
+    ------
+    InputError
+        If there is no such weight, or one has no values (meta), naming the layer.
 
     Examples
     --------
@@ -104,18 +114,19 @@ def magnitude(
 def activation(
     model: nn.Module,
     calibration: Iterable[Item],
+    *,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
     progress: bool | None = None,
 ) -> ModelScores:
-    r"""Activation-aware scores (Wanda): magnitudes times the norms of the inputs that they
+    r"""Score weights by activation (Wanda): magnitudes times the norms of the inputs that they
     multiply.
 
     .. math:: S_{ij} = |W_{ij}| \, \lVert X_j \rVert_2
 
-    where X_j is what the weight's column j is multiplied by, over all tokens (for a convolution
-    over all output positions, a column for each input channel and kernel position) of all
-    calibration inputs.
+    where X_j are the inputs that the weight's column j multiplies, over all tokens (for a
+    convolution over all output positions, a column for each input channel and kernel position) of
+    all calibration inputs.
 
     Parameters
     ----------
@@ -153,9 +164,8 @@ def activation(
     """
     plan = _plan(model, include, exclude)
     by_path = {entry.path: entry for entry in plan.planned}
-    squares: dict[
-        str, Tensor
-    ] = {}  # by owner: what several layers share has the inputs of all of them
+    # By owner: a weight that several layers share has the inputs of all of them.
+    squares: dict[str, Tensor] = {}
 
     def add(path: str, use: Use, item: int) -> None:
         entry = by_path[path]
@@ -171,7 +181,7 @@ def activation(
         run_watched(
             model, plan.planned, Calibration(calibration, once=True), add, "activations", progress
         )
-    _check_reached(plan, squares)
+    check_reached(plan.planned, squares, "the calibration")
     scores = {}
     for (entry, weight), module in zip(
         _weights(model, plan), planned_modules(model, plan), strict=True
@@ -188,11 +198,12 @@ def gradient(
     model: nn.Module,
     calibration: Iterable[Item],
     loss: Loss | None = None,
+    *,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
     progress: bool | None = None,
 ) -> ModelScores:
-    r"""First-order scores: by how much the loss changes, to first order, where a weight is removed.
+    r"""Score weights to first order: by how much the loss changes where a weight is removed.
 
     .. math:: S_{ij} = |W_{ij} \, \bar g_{ij}|,
         \quad \bar g = \frac{1}{K} \sum_{k=1}^K \nabla_W \ell_k
@@ -232,26 +243,51 @@ def gradient(
     >>> found["weight"].shape
     torch.Size([4, 8])
     """
-    return _by_gradients("gradient", model, calibration, loss, include, exclude, progress)
+    plan = _plan(model, include, exclude)
+    means = _mean_gradients(model, plan, calibration, loss, squared=False, progress=progress)
+    return ModelScores(
+        "gradient",
+        {
+            entry.path: (weight.double() * means[entry.path]).abs().to(weight.dtype)
+            for entry, weight in _weights(model, plan)
+        },
+    )
 
 
 def fisher(
     model: nn.Module,
     calibration: Iterable[Item],
     loss: Loss | None = None,
+    *,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
     progress: bool | None = None,
 ) -> ModelScores:
-    r"""Second-order scores by the diagonal of the empirical Fisher information, which stands for
-    the Hessian's.
+    r"""Score weights to second order, by the diagonal of the empirical Fisher information, which
+    stands for the Hessian's.
 
     .. math:: S_{ij} = \tfrac{1}{2} W_{ij}^2 \, F_{ij},
         \quad F = \frac{1}{K} \sum_{k=1}^K \left( \nabla_W \ell_k \right)^2
 
-    Parameters, return value and errors as for `gradient`. The diagonal is over items: with items of
-    one sample it is the empirical Fisher information, with batches that of their mean gradients,
-    which is smaller.
+    Parameters
+    ----------
+    model, calibration, loss, include, exclude, progress
+        As for `gradient`.
+
+    Returns
+    -------
+    ModelScores
+        float32 (float64 for weights in float64).
+
+    Raises
+    ------
+    InputError
+        As for `gradient`.
+
+    Notes
+    -----
+    The diagonal is over items: with items of one sample it is the empirical Fisher information,
+    with batches that of their mean gradients, which is smaller.
 
     References
     ----------
@@ -265,117 +301,49 @@ def fisher(
     >>> bool((found["weight"] >= 0).all())
     True
     """
-    return _by_gradients("fisher", model, calibration, loss, include, exclude, progress)
-
-
-def _by_gradients(
-    criterion: str, model: nn.Module, calibration: Iterable[Item], loss: Loss | None, include: Any,
-    exclude: Any,
-    progress: bool | None,
-) -> ModelScores:  # fmt: skip
     plan = _plan(model, include, exclude)
-    entries, modules = plan.planned, planned_modules(model, plan)
-    weights = [
-        parameters_of(module)[entry.parameter]
-        for entry, module in zip(entries, modules, strict=True)
-    ]
-    made_in_inference = [
-        entry.path for entry, weight in zip(entries, weights, strict=True) if weight.is_inference()
-    ]
-    if made_in_inference:
-        raise InputError(
-            f"layer {made_in_inference[0]} was made under torch.inference_mode, and can have no "
-            "gradients"
-        )
-    sums: list[Tensor | None] = [None] * len(weights)
-    items = Calibration(calibration, once=True)
-
-    def each(item: Item, index: int) -> None:
-        with torch.enable_grad():
-            _loss_of(model, item, index, loss).backward()  # type: ignore[no-untyped-call]  # autograd.grad knows no reentrant checkpoints
-        for i, weight in enumerate(weights):
-            if weight.grad is not None:
-                check_finite(weight.grad, f"the gradient of layer {entries[i].path}", index)
-                term = (
-                    weight.grad.double().square() if criterion == "fisher" else weight.grad.double()
-                )
-                sums[i] = term if sums[i] is None else sums[i] + term  # type: ignore[operator]
-        for parameter in model.parameters():
-            parameter.grad = None
-
-    with _gradients_aside(model, weights), undisturbed(model, training=False):
-        run_all(items, each, "gradients", progress)
-    _check_reached(
-        plan, {entry.owner for entry, total in zip(entries, sums, strict=True) if total is not None}
+    means = _mean_gradients(model, plan, calibration, loss, squared=True, progress=progress)
+    return ModelScores(
+        "fisher",
+        {
+            entry.path: (0.5 * weight.double().square() * means[entry.path]).to(weight.dtype)
+            for entry, weight in _weights(model, plan)
+        },
     )
-    assert items.count is not None
-    scores = {}
-    for (entry, weight), total in zip(_weights(model, plan), sums, strict=True):
-        assert total is not None
-        mean, wide = total / items.count, weight.double()
-        scores[entry.path] = (
-            0.5 * wide.square() * mean if criterion == "fisher" else (wide * mean).abs()
-        ).to(weight.dtype)
-    return ModelScores(criterion, scores)
 
 
-@contextmanager
-def _gradients_aside(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]:
-    """Without gradients in the beginning, and with those that were there in the end; weights
-    require theirs meanwhile.
-    """
-    before = [
-        (parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()
-    ]
-    try:
-        for parameter, *_ in before:
-            parameter.grad = None
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for parameter, gradient, required in before:
-            parameter.grad = gradient
-            parameter.requires_grad_(required)
+def _mean_gradients(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Iterable[Item],
+    loss: Loss | None,
+    *,
+    squared: bool,
+    progress: bool | None,
+) -> dict[str, Tensor]:
+    """By path, float64, for every planned weight."""
+    weights = {
+        entry.path: parameters_of(module)[entry.parameter]
+        for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True)
+    }
+    means = mean_gradients(
+        model,
+        weights,
+        Calibration(calibration, once=True),
+        loss,
+        squared=squared,
+        progress=progress,
+    )
+    reached = {entry.owner for entry in plan.planned if entry.path in means}
+    check_reached(plan.planned, reached, "the calibration")
+    return means
 
 
-def _loss_of(model: nn.Module, item: Item, index: int, loss: Loss | None) -> Tensor:
-    try:
-        value = (
-            getattr(run(model, item, index), "loss", None) if loss is None else loss(model, item)
-        )
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"the loss of calibration item {index}, called as loss(model, item), failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        what = (
-            f"a tensor of shape {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"a {type(value).__name__}"
-        )
-        if loss is None and value is None:
-            raise InputError(
-                f"the output of {type(model).__name__} for calibration item {index} has no loss: "
-                "pass loss=, a function of (model, item) such as lambda model, item: "
-                "F.cross_entropy(model(item[0]), item[1])"
-            )
-        if isinstance(value, Tensor) and value.numel() == 1:
-            what += " without a gradient"
-        raise InputError(
-            f"the loss of calibration item {index} is {what}: it has to be one number that depends "
-            "on the weights"
-        )
-    check_finite(value.detach(), "the loss", index)
-    return value.reshape(())
-
-
-def _plan(model: nn.Module, include: Any, exclude: Any) -> Plan:
+def _plan(
+    model: nn.Module, include: str | Iterable[str] | None, exclude: str | Iterable[str]
+) -> Plan:
     """Every weight with a reduction axis: groups of one always fit."""
-    plan = make_plan(model, "1:1", include, exclude)
+    plan = make_plan(model, "1:1", include=include, exclude=exclude)
     if not plan.planned:
         raise InputError(f"there is nothing to score, every weight is skipped:\n{plan}")
     for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True):
@@ -385,15 +353,8 @@ def _plan(model: nn.Module, include: Any, exclude: Any) -> Plan:
     return plan
 
 
-def _weights(model: nn.Module, plan: Plan) -> Iterator[tuple[LayerPlan, Tensor]]:
+def _weights(model: nn.Module, plan: Plan) -> Iterator[tuple[PlannedWeight, Tensor]]:
     """Entries with their weights, in float32 or wider."""
     for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True):
         weight = parameters_of(module)[entry.parameter].detach()
         yield entry, weight if weight.dtype == torch.float64 else weight.float()
-
-
-def _check_reached(plan: Plan, found: Iterable[str]) -> None:
-    reached = set(found)
-    unused = [entry.path for entry in plan.planned if entry.owner not in reached]
-    if unused:
-        raise InputError(unreached(unused, "the calibration"))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from nmsolve import geometry
 from nmsolve.elements import POWERS, as_type, bfloat16
 from nmsolve.errors import InputError
 
@@ -34,7 +35,7 @@ _PACKED = {torch.float4_e2m1fn_x2: "it packs two values into a byte, and torch u
 
 
 def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
-    """The tensor itself, detached; InputError for what is no plain tensor of numbers in memory.
+    """Return the tensor itself, detached; InputError unless it is a plain tensor of numbers.
 
     Raises
     ------
@@ -86,8 +87,8 @@ def check_tensor(tensor: object, name: str, purpose: str) -> Tensor:
 
 
 def check_weight(tensor: object, name: str, purpose: str) -> Tensor:
-    """As `check_tensor`, for a planned weight, which is computed with: InputError for dtypes that
-    torch does not train.
+    """Return the tensor as `check_tensor` does, for a planned weight, which is computed with:
+    InputError for dtypes that torch does not train.
 
     A plan has none of them, but a model may have been converted since.
     """
@@ -102,7 +103,7 @@ def check_weight(tensor: object, name: str, purpose: str) -> Tensor:
 
 
 def _problem(tensor: Tensor, name: str) -> str | None:
-    """What keeps a tensor's values from being read as they are, with the remedy."""
+    """Return what keeps a tensor's values from being read as they are, with the remedy."""
     kind = type(tensor).__name__
     if tensor.device.type == "meta":
         return (
@@ -142,31 +143,27 @@ def _problem(tensor: Tensor, name: str) -> str | None:
 
 
 def is_convolution(tensor: Tensor) -> bool:
-    """Whether a tensor is taken for a convolution weight (out, in, kernel …)."""
+    """Return whether a tensor is taken for a convolution weight (out, in, kernel …)."""
     return tensor.ndim >= 4
 
 
 def as_matrices(tensor: Tensor) -> Tensor:
-    """(rows, cols) and (batch, rows, cols) as they are; (out, in, kernel …) as (kernel …, out, in).
-    A view.
+    """Return a view: (rows, cols) and (batch, rows, cols) as they are, (out, in, kernel …) as
+    (kernel …, out, in).
     """
-    if not is_convolution(tensor):
-        return tensor
-    kernel = range(2, tensor.ndim)
-    return tensor.permute(*kernel, 0, 1)
+    return geometry.as_matrices(tensor, 1) if is_convolution(tensor) else tensor
 
 
 def from_matrices(matrices: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_matrices`, in memory laid out like the given weight."""
+    """Return the weight that `as_matrices` takes to these, in memory laid out like `like`."""
     if not is_convolution(like):
         return matrices
-    axes = matrices.ndim
-    view = matrices.permute(axes - 2, axes - 1, *range(axes - 2))
-    return torch.empty_like(like, dtype=matrices.dtype, requires_grad=False).copy_(view)
+    mask = torch.empty_like(like, dtype=matrices.dtype, requires_grad=False)
+    return mask.copy_(geometry.from_matrices(matrices, 1))
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
-    """A CPU tensor as a NumPy array on the same memory; bfloat16 and float8 through their bits."""
+    """Return a NumPy array on a CPU tensor's memory; bfloat16 and float8 through their bits."""
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16).view(bfloat16)
     if tensor.dtype in FLOATS8:
@@ -175,8 +172,8 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 
 def is_nonzero(tensor: Tensor) -> Tensor:
-    """Where a tensor is not zero, as bool; −0 is, NaN is not. float8 through its bits, since
-    comparing converts the 0 as well.
+    """Return where a tensor is not zero; −0 is, NaN is not. float8 is compared by its bits: other
+    comparisons would convert the 0 as well.
     """
     if tensor.dtype not in FLOATS8:
         return tensor != 0
@@ -187,7 +184,7 @@ def is_nonzero(tensor: Tensor) -> Tensor:
 
 
 def explain_layout(error: InputError, tensor: Tensor) -> InputError:
-    """An error of the core, which saw matrices, with the user's own shape beside it."""
+    """Return an error of the core, which saw matrices, with the user's own shape beside it."""
     shape = tuple(tensor.shape)
     if tensor.ndim == 3:
         return type(error)(
@@ -204,13 +201,13 @@ def explain_layout(error: InputError, tensor: Tensor) -> InputError:
 
 
 def compute_dtype(dtype: torch.dtype, signed_blocks: bool) -> torch.dtype:
-    """What scores are computed in: float32 where it holds them, but float64 for blocks of signed
-    scores, which cancel.
+    """Return the dtype that scores are computed in: float32 where it holds them, but
+    float64 for blocks of signed scores, which cancel.
     """
     narrow = dtype in (torch.float16, torch.bfloat16, torch.float32, *FLOATS8, *SMALL_INTEGERS)
     return torch.float32 if narrow and not signed_blocks else torch.float64
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The relative gap up to which a mask counts as optimal, as in the core."""
+    """Return the relative gap up to which a mask counts as optimal, as in the core."""
     return 1e-6 if dtype in (torch.float16, torch.bfloat16, torch.float32, *FLOATS8) else 1e-12

@@ -17,36 +17,52 @@ from nmsolve.selection import Patterns
 from nmsolve.table import shortened, table
 from nmsolve.torch.masks import verify as verify_tensor
 from nmsolve.torch.weights.entries import entry_of
-from nmsolve.torch.weights.layer_kinds import for_solver
+from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
 from nmsolve.torch.weights.masked import masked_parameters, original
-from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.weights.parameters import parameters_of
+from nmsolve.torch.weights.planned import for_solver, planned_modules
 from nmsolve.torch.weights.planning import plan as make_plan
 from nmsolve.torch.weights.sharding import whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
-    """name : the weight's path. report : how many groups, how many of them keep a wrong number,
-    where the first is.
+    """The check of a planned weight.
+
+    Attributes
+    ----------
+    path : str
+        The weight's path.
+    report : Report
+        How many groups, how many of them keep a wrong number, where the first is.
     """
 
-    name: str
+    path: str
     report: Report
 
     @property
+    def name(self) -> str:
+        """The weight's path."""
+        return self.path
+
+    @property
     def ok(self) -> bool:
-        """Whether the layer satisfies its pattern."""
+        """True if the layer satisfies its pattern."""
         return self.report.ok
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """What `verify` found in a model. True in a condition if every layer satisfies its pattern.
+    """The check of a model. True in a condition if every layer satisfies its pattern.
     Prints as a table.
 
-    layers : the planned weights that are there. gone : paths of planned weights that are not,
-    because the model has changed since; only `SparseModel.finalize_` leaves such, `verify` refuses
-    a plan that is another model's.
+    Attributes
+    ----------
+    layers : tuple of LayerReport
+        The planned weights that are there.
+    gone : tuple of str
+        Paths of planned weights that are not, because the model has changed since; only
+        `SparseModel.finalize_` leaves such, `verify` refuses a plan that is another model's.
     """
 
     layers: tuple[LayerReport, ...]
@@ -54,7 +70,7 @@ class ModelReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every layer that is there satisfies its pattern."""
+        """True if every layer that is there satisfies its pattern."""
         return all(layer.ok for layer in self.layers)
 
     @property
@@ -70,9 +86,9 @@ class ModelReport:
             layer.report.density * size for layer, size in zip(self.layers, sizes, strict=True)
         ) / max(1, sum(sizes))
 
-    def __getitem__(self, name: str) -> Report:
-        """The report of a layer, by its path."""
-        return entry_of({layer.name: layer.report for layer in self.layers}, name)
+    def __getitem__(self, path: str) -> Report:
+        """Return the report of a layer, by its path."""
+        return entry_of({layer.path: layer.report for layer in self.layers}, path)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -88,10 +104,10 @@ class ModelReport:
                 else f"from index {list(report.first[0])}: keeps {report.first[1]}"
             )
             numbers = (str(report.groups), str(report.violations), f"{report.density:.4f}")
-            rows.append((shortened(layer.name), str(report.pattern), *numbers, first))
+            rows.append((shortened(layer.path), str(report.pattern), *numbers, first))
         rows += [
-            (shortened(name), "-", "", "", "", "gone: the model has it no more, or without a mask")
-            for name in self.gone
+            (shortened(path), "-", "", "", "", "gone: the model has it no more, or without a mask")
+            for path in self.gone
         ]
         return table(head, rows, {2, 3, 4})
 
@@ -109,8 +125,8 @@ def verify(
     at_most: bool | None = None,
     padding: str = "error",
 ) -> Report | ModelReport:
-    """Whether a model satisfies a plan, or a tensor a pattern: `nmsolve.verify` for them, on the
-    host.
+    """Verify a model against a plan, or a tensor against a pattern: `nmsolve.verify` for them, on
+    the host.
 
     Parameters
     ----------
@@ -125,9 +141,9 @@ def verify(
     Returns
     -------
     ModelReport or Report
-        True in a condition if all is well. A model's has a report a layer, and counts groups; masks
-        that are on a model are held to exactly n. Indices of convolution weights are those of the
-        matrices (kernel …, out, in).
+        True in a condition if all is well. A model's has a report for each layer, and counts
+        groups; masks that are on a model are held to exactly n. Indices of convolution weights are
+        those of the matrices (kernel …, out, in).
 
     Raises
     ------
@@ -168,50 +184,16 @@ def verify(
 
 
 def report_on(
-    entries: Iterable[tuple[LayerPlan, nn.Module]], gone: tuple[str, ...] = ()
+    entries: Iterable[tuple[PlannedWeight, nn.Module]], gone: tuple[str, ...] = ()
 ) -> ModelReport:
-    """The report on planned weights, each with the module whose parameter it is."""
+    """Return the report on planned weights, each with the module whose parameter it is."""
     layers = tuple(
-        LayerReport(name=entry.path, report=_report(entry, module)) for entry, module in entries
+        LayerReport(path=entry.path, report=_report(entry, module)) for entry, module in entries
     )
     return ModelReport(layers=layers, gone=gone)
 
 
-def planned_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
-    """The modules that a plan's entries with a pattern name; InputError if the plan was made for
-    another model.
-    """
-    modules = dict(model.named_modules())
-    found, problems = [], []
-    for entry in plan.planned:
-        module = modules.get(entry.name)
-        weight = None if module is None else parameters_of(module).get(entry.parameter)
-        if module is None or weight is None:
-            problems.append(f"it has no {entry.path}")
-        elif tuple(weight.shape) != entry.shape:
-            problems.append(f"its {entry.path} has shape {tuple(weight.shape)}, not {entry.shape}")
-        else:
-            found.append(module)
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        if any(entry.shape == () for entry in plan.planned):
-            raise InputError(
-                "the plan was allocated by a table alone and knows no shapes: pass nmt.plan(model, "
-                "plan.patterns)"
-            )
-        wrapped = (
-            " (is the model inside a wrapper? pass its .module)" if hasattr(model, "module") else ""
-        )
-        raise InputError(
-            f"the plan was made for another model than this {type(model).__name__}: "
-            f"{'; '.join(problems[:3])}{more}; make one with nmt.plan(model, …){wrapped}"
-        )
-    return found
-
-
-def _report(entry: LayerPlan, module: nn.Module) -> Report:
-    assert entry.pattern is not None
-    assert entry.axis is not None
+def _report(entry: PlannedWeight, module: nn.Module) -> Report:
     masked = masked_parameters(module).get(entry.parameter)
     dense = (
         parameters_of(module)[entry.parameter]

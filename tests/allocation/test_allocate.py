@@ -11,9 +11,10 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve import InputError, Pattern, PatternError, Status
+from nmsolve.torch.allocation.allocated import Allocation
 from nmsolve.torch.allocation.budget import FLOPs, Latency, Params
-from nmsolve.torch.allocation.exact import Allocation, allocate
-from nmsolve.torch.allocation.layer_losses import losses
+from nmsolve.torch.allocation.exact import allocate
+from nmsolve.torch.allocation.mask_losses import losses
 
 
 class Net(nn.Module):
@@ -86,7 +87,7 @@ def check(plan, lost, cost, limit):
 def test_every_plan_there_is(share, calibrated):
     model = Net()
     calibration = [IMAGE, torch.cat([IMAGE, 2 * IMAGE])] if calibrated else None
-    found = losses(model, CANDIDATES, calibration, example_inputs=IMAGE)
+    found = losses(model, CANDIDATES, calibration=calibration, example_inputs=IMAGE)
     lost = table(found)
     assert {path: set(row) for path, row in lost.items()} == {
         "conv": set(CANDIDATES),
@@ -301,3 +302,12 @@ def test_errors():
         model.first.weight[0, 0] = math.inf
     with pytest.raises(InputError, match=r"layer first: .*inf"):
         allocate(model, ["2:4"], Params(999))
+
+
+def test_layers_that_share_a_weight_say_alike_why_no_candidate_fits():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(8, 4))
+    model[1].weight = model[0].weight
+    plan = allocate(losses(model, ["1:2", "2:4", "dense"]), ["2:4", "dense"], Params(16))
+    assert [layer.reason for layer in plan] == [*["none of 2:4, dense fits it"] * 3, None]
+    assert [layer.tied_to for layer in plan] == [None, "0", None, None]
+    assert plan["3"] is plan.planned[0]

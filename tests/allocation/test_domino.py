@@ -10,14 +10,12 @@ from torch.func import functional_call
 
 import nmsolve.torch as nmt
 from nmsolve.errors import InputError
-from nmsolve.torch.allocation import domino_run as dominoes
+from nmsolve.torch.allocation import domino_run
 from nmsolve.torch.allocation.budget import FLOPs, Params
 from nmsolve.torch.allocation.domino import domino_search
 from reference import domino as oracle
 from tests.allocation.domino_nets import NETS, QUICK, loss_of, problem, stepper
 from tests.dispatch.layers import same, state_of
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def written_out(model, paths, inputs, positions, limit, m, **options):
@@ -75,11 +73,11 @@ def test_agreement(name, case, unit, monkeypatch):
 
     etas = []
     monkeypatch.setattr(
-        dominoes, "penalty_factors", lambda *args: etas.append(PENALTY_FACTORS(*args)) or etas[-1]
+        domino_run, "penalty_factors", lambda *args: etas.append(PENALTY_FACTORS(*args)) or etas[-1]
     )
     ours = {"betas": options.pop("beta", None), **options}
     seen = []
-    found = domino_search(model, stepper(inputs, seen, paths), unit(limit), 8, **ours)
+    found = domino_search(model, stepper(inputs, seen, paths), unit(limit), m=8, **ours)
 
     assert [tuple(drop) for drop in found.history] == [
         (step, paths[i], n, pytest.approx(cost)) for step, i, n, cost in expected.history
@@ -104,7 +102,7 @@ def test_agreement(name, case, unit, monkeypatch):
     assert [8 if patterns[path] is None else patterns[path].n for path in paths] == expected.n
 
 
-PENALTY_FACTORS = dominoes.penalty_factors
+PENALTY_FACTORS = domino_run.penalty_factors
 
 
 @pytest.mark.parametrize("betas", [(0.5, 0.5), (0.8, 0.2), (0.0, 1.0), (1.0, 0.0)])
@@ -134,7 +132,7 @@ def test_float32_decides_the_same(name):
     limit = 0.4 * sum(model.get_submodule(path).weight.numel() for path in paths)
     expected = written_out(model, paths, inputs, positions, limit, 8, **QUICK)
     found = domino_search(
-        model.float(), stepper([x.float() for x in inputs]), Params(limit), 8, **QUICK
+        model.float(), stepper([x.float() for x in inputs]), Params(limit), m=8, **QUICK
     )
     assert [(drop.step, drop.path, drop.n) for drop in found.history] == [
         (s, paths[i], n) for s, i, n, _ in expected.history
@@ -174,7 +172,7 @@ def test_conv_groups_lie_along_input_channels():
     """
     model, paths, inputs, _ = problem("conv")
     seen = []
-    found = domino_search(model, stepper(inputs, seen, paths), Params(500), 8, **QUICK)
+    found = domino_search(model, stepper(inputs, seen, paths), Params(500), m=8, **QUICK)
     kept = [(np.moveaxis(at[0], 1, -1) != 0).sum(-1) for at in seen]
     assert all((counts == counts[0, 0, 0]).all() for counts in kept)
     assert kept[0][0, 0, 0] == 8
@@ -184,7 +182,7 @@ def test_conv_groups_lie_along_input_channels():
 
 def test_what_a_search_says():
     model, paths, inputs, positions = problem("conv")
-    found = domino_search(model, stepper(inputs), Params(600), 8, **QUICK)
+    found = domino_search(model, stepper(inputs), Params(600), m=8, **QUICK)
     assert isinstance(found, nmt.Plan)
     patterns = {layer.path: layer.pattern for layer in found}
     n = {path: 8 if patterns[path] is None else patterns[path].n for path in paths}
@@ -217,23 +215,23 @@ def test_what_a_search_says():
 def test_flops_are_those_of_the_first_batch_or_of_example_inputs():
     model, paths, inputs, positions = problem("conv")
     dense = sum(model.get_submodule(path).weight.numel() * positions[path] for path in paths)
-    found = domino_search(model, stepper(inputs), FLOPs(0.4 * dense), 8, **QUICK)
+    found = domino_search(model, stepper(inputs), FLOPs(0.4 * dense), m=8, **QUICK)
     assert found.cost == found.multiply_adds <= 0.4 * dense
     one = inputs[0][:1]
     for example in (one, [one], {"input": one}):
         again = domino_search(
-            model, stepper(inputs), FLOPs(0.2 * dense), 8, example_inputs=example, **QUICK
+            model, stepper(inputs), FLOPs(0.2 * dense), m=8, example_inputs=example, **QUICK
         )
         assert again == found
         assert again.multiply_adds == found.multiply_adds / 2
     with pytest.raises(InputError, match="cannot be met"):
-        domino_search(model, stepper(inputs), FLOPs(0.1 * dense), 8, **QUICK)
+        domino_search(model, stepper(inputs), FLOPs(0.1 * dense), m=8, **QUICK)
 
 
 def test_fixed_n_keeps_as_much():
     model, _, inputs, _ = problem("mlp")
-    fixed_m = domino_search(model, stepper(inputs), Params(250), 8, **QUICK)
-    fixed_n = domino_search(model, stepper(inputs), Params(250), 8, policy="fixed_n", **QUICK)
+    fixed_m = domino_search(model, stepper(inputs), Params(250), m=8, **QUICK)
+    fixed_n = domino_search(model, stepper(inputs), Params(250), m=8, policy="fixed_n", **QUICK)
     assert fixed_n.history == fixed_m.history
     assert fixed_n.kept_weights == fixed_m.kept_weights
     assert len(fixed_n.planned) == len(fixed_m.planned)
@@ -253,7 +251,7 @@ def test_every_power_of_two_has_its_fixed_n():
             model,
             lambda model, x=x: model(x).square().mean(),
             Params(16 * n),
-            16,
+            m=16,
             policy="fixed_n",
             decay=20.0,
             check_every=1,
@@ -265,7 +263,7 @@ def test_every_power_of_two_has_its_fixed_n():
 def test_layers_that_the_search_does_not_reach_stay_dense():
     model, _, inputs, _ = problem("mlp")
     rest = {"betas": (0.0, 1.0), **QUICK}
-    found = domino_search(model, stepper(inputs), Params(700), 8, **rest)
+    found = domino_search(model, stepper(inputs), Params(700), m=8, **rest)
     dense = [layer for layer in found if layer.pattern is None]
     assert [layer.reason for layer in dense] == ["left dense by the search"] * len(dense)
     assert dense
@@ -283,7 +281,9 @@ def test_time_that_is_up():
         match=r"after 25 iterations the plan costs \d+ kept weights, and Params\(limit=110\) is "
         r"not met",
     ) as said:
-        found = domino_search(model, stepper(inputs), Params(110), 8, **{**QUICK, "max_steps": 25})
+        found = domino_search(
+            model, stepper(inputs), Params(110), m=8, **{**QUICK, "max_steps": 25}
+        )
     assert "max_steps" in str(said[0].message)
     assert "decay" in str(said[0].message)
     assert said[0].filename == __file__
@@ -297,8 +297,8 @@ def test_time_that_is_up():
 def test_budgets_at_the_edge():
     model, _, inputs, _ = problem("mlp")
     found = domino_search(
-        model, stepper(inputs), Params(102), 8, **{**QUICK, "layerwise": False, "max_steps": 2000}
+        model, stepper(inputs), Params(102), m=8, **{**QUICK, "layerwise": False, "max_steps": 2000}
     )
     assert {str(layer.pattern) for layer in found} == {"1:8"}
-    found = domino_search(model, stepper(inputs), Params(815), 8, **QUICK)
+    found = domino_search(model, stepper(inputs), Params(815), m=8, **QUICK)
     assert len(found.history) == 1

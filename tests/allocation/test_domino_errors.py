@@ -13,8 +13,6 @@ from nmsolve.torch.allocation.domino import domino_search
 from tests.allocation.domino_nets import QUICK, loss_of, problem, stepper
 from tests.dispatch.layers import same, state_of
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def fail(match, budget=None, m=8, model=None, train_step=None, **options):
     """The search fails with this message, and the model is as before."""
@@ -23,7 +21,7 @@ def fail(match, budget=None, m=8, model=None, train_step=None, **options):
     before = state_of(model) if isinstance(model, nn.Module) else None
     with pytest.raises(InputError, match=match):
         domino_search(
-            model, train_step or stepper(inputs), budget or Params(250), m, **{**QUICK, **options}
+            model, train_step or stepper(inputs), budget or Params(250), m=m, **{**QUICK, **options}
         )
     if before:
         assert same(before, state_of(model))
@@ -95,23 +93,23 @@ def test_options_that_do_not_exist():
         fail(match, train_step=untrained, **options)
     fail("train_step must be a function", train_step=3)
     with pytest.raises(PatternError, match="solvers go up to m = 64"):
-        domino_search(problem("mlp")[0], untrained, Params(250), 128)
+        domino_search(problem("mlp")[0], untrained, Params(250), m=128)
 
 
 def test_models_that_cannot_be_searched():
     fail("model must be an nn.Module, got dict", model={}, train_step=untrained)
     lazy = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(4))
     with pytest.raises(InputError, match="lazy modules"):
-        domino_search(lazy, untrained, Params(20), 8)
+        domino_search(lazy, untrained, Params(20), m=8)
     with pytest.raises(InputError, match="meta device"):
-        domino_search(nn.Sequential(nn.Linear(8, 8, device="meta")), untrained, Params(20), 8)
+        domino_search(nn.Sequential(nn.Linear(8, 8, device="meta")), untrained, Params(20), m=8)
     model = nn.Sequential(nn.Linear(8, 8))
     nn.init.constant_(model[0].weight, math.inf)
     fail("the weight of layer 0 is not finite", Params(20), model=model, train_step=untrained)
     nn.init.ones_(model[0].weight)
     nmt.sparsify_(model, "2:4")
     with pytest.raises(InputError, match=r"sparsified already \(layer 0\): finalize_ it first"):
-        domino_search(model, untrained, Params(20), 8)
+        domino_search(model, untrained, Params(20), m=8)
     unused = nn.ModuleDict({"used": nn.Linear(8, 8), "unused": nn.Linear(8, 8)})
     x = torch.randn(2, 8)
     fail(

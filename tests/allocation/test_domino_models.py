@@ -14,8 +14,6 @@ from nmsolve.torch.allocation.domino import domino_search
 from tests.allocation.domino_nets import QUICK, loss_of, problem, stepper
 from tests.dispatch.layers import same, state_of
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 class Mixed(nn.Module):
     """Attention with its projections, a grouped and a depthwise convolution, a norm, dropout, and a
@@ -72,7 +70,7 @@ def test_attention_grouped_convolutions_and_tied_weights(unit):
     prices = (
         sizes if unit is Params else {path: size * positions[path] for path, size in sizes.items()}
     )
-    found = domino_search(model, train_step, unit(0.5 * sum(prices.values())), 8, **QUICK)
+    found = domino_search(model, train_step, unit(0.5 * sum(prices.values())), m=8, **QUICK)
     by_path = {layer.path: layer for layer in found}
     assert found.cost == sum(
         price * (8 if (p := by_path[path].pattern) is None else p.n) / 8
@@ -99,7 +97,7 @@ def test_weights_of_inputs_by_outputs():
         other[i].bias.data.copy_(linear[i].bias.data)
     x = torch.randn(8, 16, dtype=torch.float64)
     found, again = (
-        domino_search(model, lambda model: loss_of(model(x)), Params(200), 8, **QUICK)
+        domino_search(model, lambda model: loss_of(model(x)), Params(200), m=8, **QUICK)
         for model in (linear, other)
     )
     assert again.history == found.history
@@ -130,7 +128,7 @@ def test_the_model_is_as_before():
         model.one.bias.requires_grad_(False)
         return model(x).square().mean()
 
-    found = domino_search(model, train_step, Params(1000), 8, **QUICK)
+    found = domino_search(model, train_step, Params(1000), m=8, **QUICK)
     assert found.reached
     assert same(before, state_of(model))
     assert all(
@@ -158,7 +156,7 @@ def test_the_model_is_as_before_when_train_step_fails(error, when):
         return loss
 
     with pytest.raises(error, match="enough"):
-        domino_search(model, train_step, FLOPs(30_000), 8, **QUICK)
+        domino_search(model, train_step, FLOPs(30_000), m=8, **QUICK)
     assert same(before, state_of(model))
     assert all(p.grad is None for p in model.parameters())
     assert torch.backends.mha.get_fastpath_enabled()
@@ -174,7 +172,7 @@ def test_two_runs_are_the_same():
         model, x = mixed()
         torch.manual_seed(1)
         step = partial(_mean_square, x)
-        found = domino_search(model, step, Params(1000), 8, **QUICK)
+        found = domino_search(model, step, Params(1000), m=8, **QUICK)
         runs.append((found, found.history, torch.randn(1)))
     assert runs[0] == runs[1]
 
@@ -185,7 +183,7 @@ def test_frozen_weights_shrink_and_other_frozen_parameters_stay():
     model[0].bias.requires_grad_(False)
     seen = []
     options = {**QUICK, "penalty_every": 1, "layerwise": False}
-    found = domino_search(model, stepper(inputs, seen, ["0"]), Params(250), 8, **options)
+    found = domino_search(model, stepper(inputs, seen, ["0"]), Params(250), m=8, **options)
     factor = 1 - 0.01 * 4.0
     kept = seen[1][0] != 0  # at the first check the mask comes down by one
     np.testing.assert_allclose(seen[1][0][kept], seen[0][0][kept] * factor)
@@ -208,7 +206,7 @@ def test_the_penalty_is_not_lost_to_rounding(dtype):
 
     with pytest.warns(UserWarning, match="is not met"):
         domino_search(
-            model, train_step, Params(64), 8, penalty_every=1, check_every=1000, max_steps=100
+            model, train_step, Params(64), m=8, penalty_every=1, check_every=1000, max_steps=100
         )
     assert seen[0].dtype == dtype
     kept = seen[-1] != 0  # at the first check the mask comes down by one
@@ -223,7 +221,7 @@ def test_zeros_and_ties():
     nn.init.zeros_(model[0].weight)
     x = torch.zeros(1, 8)
     found = domino_search(
-        model, lambda model: model(x).sum(), Params(8), 8, check_every=1, max_steps=10
+        model, lambda model: model(x).sum(), Params(8), m=8, check_every=1, max_steps=10
     )
     assert [drop.n for drop in found.history] == [4, 2]
     assert found.steps == 6  # 8, 7, 6, 5, 4, 3: the mask's n goes through all numbers
@@ -235,7 +233,7 @@ def test_zeros_and_ties():
         seen.append(model[0].weight.detach().clone())
         return model(x).sum()
 
-    domino_search(model, train_step, Params(8), 8, check_every=1, penalty_every=1, decay=0.01)
+    domino_search(model, train_step, Params(8), m=8, check_every=1, penalty_every=1, decay=0.01)
     kept = seen[-1] != 0
     assert kept.sum(1).tolist() == [3] * 4
     assert len(kept.unique(dim=0)) == 1
@@ -249,7 +247,7 @@ def test_a_copy_or_a_checkpoint_made_meanwhile():
         kept.append((model.state_dict().keys(), copy.deepcopy(model)))
         return model(x).square().mean()
 
-    domino_search(model, train_step, Params(1000), 8, **QUICK)
+    domino_search(model, train_step, Params(1000), m=8, **QUICK)
     names, last = kept[-1]
     assert names == model.state_dict().keys()
     assert last(x).shape == model(x).shape
@@ -258,10 +256,10 @@ def test_a_copy_or_a_checkpoint_made_meanwhile():
 
 def test_under_no_grad_and_in_a_compiled_forward():
     model, _, inputs, _ = problem("mlp")
-    expected = domino_search(model, stepper(inputs), Params(250), 8, **QUICK)
+    expected = domino_search(model, stepper(inputs), Params(250), m=8, **QUICK)
     with torch.no_grad():
         assert (
-            domino_search(model, stepper(inputs), Params(250), 8, **QUICK).history
+            domino_search(model, stepper(inputs), Params(250), m=8, **QUICK).history
             == expected.history
         )
     forward = torch.compile(model, backend="eager")
@@ -270,7 +268,7 @@ def test_under_no_grad_and_in_a_compiled_forward():
         model,
         lambda _: loss_of(forward(inputs[next(count) % 7])),
         Params(250),
-        8,
+        m=8,
         example_inputs=inputs[0],
         **QUICK,
     )
@@ -279,7 +277,7 @@ def test_under_no_grad_and_in_a_compiled_forward():
 
 def test_progress(capsys):
     model, _, inputs, _ = problem("mlp")
-    domino_search(model, stepper(inputs), Params(250), 8, progress=True, **QUICK)
+    domino_search(model, stepper(inputs), Params(250), m=8, progress=True, **QUICK)
     assert "domino search" in capsys.readouterr().err
-    domino_search(model, stepper(inputs), Params(250), 8, **QUICK)
+    domino_search(model, stepper(inputs), Params(250), m=8, **QUICK)
     assert not capsys.readouterr().err

@@ -15,8 +15,8 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve import InputError, Pattern, PatternError
-from nmsolve.torch.allocation import layer_losses as module
-from nmsolve.torch.allocation.layer_losses import losses
+from nmsolve.torch.allocation import mask_losses as module
+from nmsolve.torch.allocation.mask_losses import losses
 from reference import brute
 
 
@@ -206,11 +206,11 @@ def test_gram_matrices_in_parts(monkeypatch):
     batches = [torch.randn(2, 3, 9, 9)]
     whole = losses(model, ["2:4", "1:4"], calibration=batches)
     ran = []
-    gather = module.gram_matrices
+    compute = module.gram_matrices
     monkeypatch.setattr(
         module,
         "gram_matrices",
-        lambda m, uses, items: (ran.append([u.path for u in uses]), gather(m, uses, items))[1],
+        lambda m, batch, items: (ran.append([w.path for w in batch]), compute(m, batch, items))[1],
     )
     monkeypatch.setattr(module, "_AT_ONCE", 8 * (2 * 32**2 + 2 * 16**2))
     parts = losses(model, ["2:4", "1:4"], calibration=batches)

@@ -140,7 +140,8 @@ def _of_names(shapes: dict[str, tuple[int, ...]], told: Any) -> list[Any]:
     pattern, what the model says.
     """
     from nmsolve.checkpoint.names import Names
-    from nmsolve.checkpoint.planning import by_model, by_names, indivisible
+    from nmsolve.checkpoint.planning import by_model, by_names
+    from nmsolve.geometry import Geometry
     from nmsolve.pattern import Pattern
 
     names, found = Names(shapes), []
@@ -151,13 +152,15 @@ def _of_names(shapes: dict[str, tuple[int, ...]], told: Any) -> list[Any]:
         entry: dict[str, Any] = {"name": name, "shape": shape, "known": name in told}
         for text in PATTERNS:
             pattern = Pattern.of(text)
-            absent = (None, "the model does not have it")
-            for key, (axis, why) in (
+            absent = "the model does not have it"
+            for key, axis in (
                 (text, by_names(names, name, shape, pattern)),
                 (f"model {text}", by_model(told[name], pattern) if name in told else absent),
             ):
-                reason = why or indivisible(shape, axis, pattern, "skip")
-                entry[key] = [None if reason else axis, reason]
+                unfit = (
+                    axis if isinstance(axis, str) else Geometry(shape, axis).unfit(pattern, "skip")
+                )
+                entry[key] = [None if unfit else axis, unfit]
         found.append(entry)
     return found
 

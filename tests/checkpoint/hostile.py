@@ -166,7 +166,8 @@ def without_rights() -> Iterator[None]:
         os.setgroups(groups)
 
 
-# Fixtures: a test file that uses them gives them names of its own.
+# Fixtures: of the folders that name them in their conftest.py; of a test file whose tests may hang,
+# `ended`.
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.checkpoint.hostile import Box
 from tests.checkpoint.hostile_files import each_tensor, edit_json, put, without
 from tests.checkpoint.test_kills import interrupted
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 
 def seconds_ago(path: Path, change: Callable[[Path], object]) -> None:

@@ -27,7 +27,7 @@ from tests.checkpoint.hostile_files import (
     write_npz,
 )
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 # Arrays.
 

@@ -17,7 +17,7 @@ from tests.checkpoint import hostile
 from tests.checkpoint.hostile import PATTERN, UNFINISHED, Box, error_line, limited, snapshot
 from tests.checkpoint.hostile_files import DEEP, edit_json, put, write_shards
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 # Folders: indexes and shards.
 

@@ -31,7 +31,7 @@ from tests.checkpoint.hostile_files import (
     write_weights,
 )
 
-box, ended, sparse = hostile.box, hostile.ended, hostile.sparse
+ended = hostile.ended
 
 
 def both_refused(box: Box, sparse: Path) -> list[str]:

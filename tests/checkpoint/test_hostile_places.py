@@ -31,7 +31,7 @@ from tests.checkpoint.hostile import (
 )
 from tests.checkpoint.hostile_files import WHOLE, write_npz, write_shards, write_weights
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 # What is no file.
 

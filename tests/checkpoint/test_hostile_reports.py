@@ -24,7 +24,7 @@ from tests.checkpoint.hostile_files import (
     write_weights,
 )
 
-box, ended, sparse = hostile.box, hostile.ended, hostile.sparse
+ended = hostile.ended
 
 REPORTS: dict[str, Edit] = {
     "a list": lambda report: [report],

@@ -17,7 +17,7 @@ from tests.checkpoint.checkpoint_files import weights
 from tests.checkpoint.hostile import PATTERN, UNFINISHED, Box, raised, snapshot
 from tests.checkpoint.hostile_files import DEEP, write_shards, write_weights
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 # A source that changes.
 

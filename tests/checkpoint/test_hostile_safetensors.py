@@ -27,7 +27,7 @@ from tests.checkpoint.hostile_files import (
     write_weights,
 )
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 NAN = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
 

@@ -37,7 +37,7 @@ from tests.checkpoint.hostile_files import (
     write_weights,
 )
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 # Disks.
 

@@ -18,6 +18,7 @@ import nmsolve.torch as nmt
 from nmsolve import InputError, checkpoint
 from nmsolve.checkpoint.planning import TensorPlan, plan_tensors
 from nmsolve.checkpoint.source import read_source
+from nmsolve.selection import Selection
 
 #: Pruned by the open world of names that this one replaces, or along another axis; none is a weight
 #: (out, in) of a product.
@@ -84,7 +85,9 @@ def planned(
     )
     return {
         plan.tensor.name: plan
-        for plan in plan_tensors(read_source(folder).files, pattern, include, (), "skip")
+        for plan in plan_tensors(
+            read_source(folder).files, Selection.of(pattern, include, (), "skip")
+        )
     }
 
 
@@ -177,10 +180,12 @@ def test_a_full_name_includes(tmp_path: Path) -> None:
         "fc1.weight": 2 * np.eye(8, dtype=np.float32),
     }
     save_file(square, tmp_path / "model.safetensors")
-    given = plan_tensors(read_source(tmp_path).files, {"0.weight": "2:4"}, None, (), "skip")
+    given = plan_tensors(
+        read_source(tmp_path).files, Selection.of({"0.weight": "2:4"}, None, (), "skip")
+    )
     assert given[0].pattern is not None
     assert "0 is not known" in str(
-        plan_tensors(read_source(tmp_path).files, "2:4", None, (), "skip")[0].reason
+        plan_tensors(read_source(tmp_path).files, Selection.of("2:4", None, (), "skip"))[0].reason
     )
     assert "though they may be weights" in str(
         checkpoint.verify(tmp_path / "model.safetensors", "2:4")
@@ -228,7 +233,9 @@ def test_part_of_a_weight_that_multiplies_transposed(tmp_path: Path) -> None:
             (tmp_path / "src" / "config.json").unlink()
         found = {
             p.tensor.name: p
-            for p in plan_tensors(read_source(tmp_path / "src").files, "2:4", None, (), "skip")
+            for p in plan_tensors(
+                read_source(tmp_path / "src").files, Selection.of("2:4", None, (), "skip")
+            )
         }
         assert found["cls.predictions.dense.weight"].pattern is None
         assert found["cls.predictions.transform.dense.weight"].pattern is not None
@@ -255,7 +262,7 @@ def head(folder: Path, same: bool, **settings: object) -> TensorPlan:
     }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings))
-    found = plan_tensors(read_source(folder).files, "2:4", None, (), "skip")
+    found = plan_tensors(read_source(folder).files, Selection.of("2:4", None, (), "skip"))
     return next(plan for plan in found if plan.tensor.name == "lm_head.weight")
 
 

@@ -22,7 +22,7 @@ from tests.checkpoint.checkpoint_files import weights, write_folder
 from tests.checkpoint.hostile import Box
 from tests.checkpoint.hostile_files import edit_json
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 TRAINED = "other values than those of the pruning (trained since, or of another run)"
 

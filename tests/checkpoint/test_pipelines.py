@@ -20,7 +20,7 @@ from tests.checkpoint.checkpoint_files import best_mask, contents, weights
 from tests.checkpoint.hostile import PATTERN, Box
 from tests.checkpoint.hostile_files import edit_json
 
-box, ended = hostile.box, hostile.ended
+ended = hostile.ended
 
 
 def write_pipeline(folder: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -498,3 +498,10 @@ def test_memory_is_that_of_the_largest_tensor(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 10  # MiB
+
+
+def test_the_package_shows_its_documented_names_alone() -> None:
+    code = "import nmsolve.checkpoint as c; print(dir(c) == sorted(c.__all__), len(dir(c)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"True {len(checkpoint.__all__)}\n"
+    assert {"pruning", "masks"}.isdisjoint(dir(checkpoint))

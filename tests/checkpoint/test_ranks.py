@@ -58,7 +58,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     return folder / "dense", contents(folder / "whole")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_ranks_write_what_one_process_writes(
     ranks: int, dense: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -123,7 +123,10 @@ def test_an_error_of_one_rank_is_one_line_and_fails_all(tmp_path: Path) -> None:
     assert "exitcode  : 2" in done.stderr
 
 
-@pytest.mark.parametrize(("ranks", "seed"), [(2, 0), (3, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "seed"),
+    [*(pytest.param(ranks, ranks - 2, marks=pytest.mark.long) for ranks in (2, 3)), (3, 2)],
+)
 def test_a_rank_that_dies_fails_the_run_and_resume_goes_on(
     ranks: int, seed: int, tmp_path: Path
 ) -> None:

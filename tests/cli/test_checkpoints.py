@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nmsolve import checkpoint
+from nmsolve import InputError, checkpoint
 from nmsolve.cli import main
 from tests.checkpoint.checkpoint_files import contents, weights, write_folder
 
@@ -125,6 +125,43 @@ def test_a_rank_of_another_program_silences_nothing(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert main(["prune", str(dense), str(tmp_path / "out"), "--pattern", "2:4"]) == 0
     assert "19 of 23 tensors pruned" in capsys.readouterr().out
+
+
+def test_a_run_that_was_finished_before_writes_nothing_and_says_so(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prune", str(dense), str(tmp_path / "out"), "--pattern", "2:4", "--resume"]
+    assert main(command) == 0
+    assert f"written to {tmp_path / 'out'} in " in capsys.readouterr().out
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "written to" not in printed
+    assert f"{tmp_path / 'out'} was finished before, and is as it was written" in printed
+
+
+def test_messages_name_options_as_a_shell_has_them(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And as Python has them where Python asked."""
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="include='absent' matches no layer"):
+        checkpoint.prune(dense, out, "2:4", include="absent")
+    assert main(["prune", str(dense), str(out), "2:4", "--include", "absent"]) == 2
+    assert "--include absent matches no layer" in capsys.readouterr().err
+
+    def stop(event: checkpoint.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(dense, out, "2:4", progress=stop)
+    with pytest.raises(InputError, match="go on with it by resume=True, or"):
+        checkpoint.prune(dense, out, "2:4")
+    assert main(["prune", str(dense), str(out), "2:4"]) == 2
+    assert "go on with it by --resume, or" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"unfinished run and no checkpoint yet: .*resume=True"):
+        checkpoint.verify(out, "2:4")
+    with pytest.raises(InputError, match="name one, such as pattern='2:4T'"):
+        checkpoint.verify(dense)
 
 
 def test_the_pattern_may_be_given_as_for_the_other_commands(dense: Path, tmp_path: Path) -> None:
@@ -233,7 +270,7 @@ def test_verify(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["verify", str(dense), "--pattern", "2:4"]) == 1
     capsys.readouterr()
     assert main(["verify", str(dense)]) == 2
-    assert "name one, such as 2:4T (--pattern 2:4T)" in capsys.readouterr().err
+    assert "name one, such as --pattern 2:4T" in capsys.readouterr().err
 
 
 def test_solve_writes_masks_alone(
@@ -561,7 +598,7 @@ def test_without_the_packages_the_extra_is_named(
 
 def test_the_command_line_is_lean() -> None:
     """Neither solving nor reading checkpoints is loaded before a command asks for it."""
-    heavy = {"numba", "torch", "safetensors", "rich", "matplotlib", "nmsolve.checkpoint"}
+    heavy = {"numba", "torch", "safetensors", "rich", "PIL", "matplotlib", "nmsolve.checkpoint"}
     code = f"import nmsolve.cli, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

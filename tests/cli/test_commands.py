@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import nmsolve
-from nmsolve import demo
-from nmsolve.checkpoint.output import Output
+from nmsolve import demo, demo_results
 from nmsolve.cli import main
+from nmsolve.output import Output
 
 WEIGHTS = np.random.default_rng(7).standard_normal((16, 32)).astype(np.float32)
 
@@ -75,7 +75,7 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 def test_demo_prints_one_row_for_every_pattern_and_method(demonstrated: SimpleNamespace) -> None:
     assert demonstrated.code == 0
     assert set(demonstrated.table) == {
-        (pattern, method) for pattern in demo.PATTERNS for method in demo.METHODS
+        (pattern, method) for pattern in demo_results.PATTERNS for method in demo_results.METHODS
     }
     (dense,) = re.findall(r"^dense +100\.00 % +(\S+) %$", demonstrated.text, re.MULTILINE)
     assert float(dense) >= 97
@@ -93,14 +93,14 @@ def test_demo_claims_optimal_for_exact_and_for_row_wise_patterns_only(
 
 
 def test_demo_exact_keeps_the_most(demonstrated: SimpleNamespace) -> None:
-    for pattern in demo.PATTERNS:
-        rows = {method: demonstrated.table[pattern, method] for method in demo.METHODS}
+    for pattern in demo_results.PATTERNS:
+        rows = {method: demonstrated.table[pattern, method] for method in demo_results.METHODS}
         assert rows["exact"].kept == max(row.kept for row in rows.values())
         assert rows["exact"].distance == 0
         if pattern.endswith("T"):
             assert rows["greedy"].distance > 0
             assert rows["cover"].distance > 0
-    kept = {pattern: demonstrated.table[pattern, "exact"].kept for pattern in demo.PATTERNS}
+    kept = {pattern: demonstrated.table[pattern, "exact"].kept for pattern in demo_results.PATTERNS}
     assert kept["1:4"] < kept["2:4T"] < kept["2:4"]
     assert kept["2:4T"] < kept["4:8T"] < kept["8:16T"]
 
@@ -108,7 +108,7 @@ def test_demo_exact_keeps_the_most(demonstrated: SimpleNamespace) -> None:
 def test_demo_accuracy_is_that_of_the_masked_network(demonstrated: SimpleNamespace) -> None:
     for (pattern, method), row in demonstrated.table.items():
         assert (60 if pattern == "1:4" else 85) <= row.accuracy <= 100, (pattern, method)
-    network = demo.load_checkpoint()
+    network = demo_results.load_checkpoint()
     nothing = [np.zeros(weights.shape, bool) for weights in network.weights]
     assert network.accuracy(nothing) < 0.2
     assert network.accuracy([~mask for mask in nothing]) == network.accuracy() > 0.97
@@ -118,7 +118,7 @@ def test_demo_writes_masks_that_hold_and_are_worth_what_the_table_says(
     demonstrated: SimpleNamespace,
 ) -> None:
     masks = load_file(demonstrated.out / "masks.safetensors")
-    network = demo.load_checkpoint()
+    network = demo_results.load_checkpoint()
     total = sum(np.abs(weights).sum(dtype=float) for weights in network.weights)
     assert len(masks) == 45
     for (pattern, method), row in demonstrated.table.items():
@@ -164,7 +164,7 @@ def test_the_checkpoint_is_small_and_says_where_it_comes_from() -> None:
     assert '"held_out_accuracy": 0.98' in training
 
 
-@pytest.mark.parametrize("missing", ["safetensors.numpy", "matplotlib.figure"])
+@pytest.mark.parametrize("missing", ["safetensors.numpy", "PIL.Image"])
 def test_demo_without_an_optional_package_names_the_extra(
     missing: str,
     tmp_path: Path,
@@ -269,7 +269,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     )
     assert "'2:4X'" in failure(capsys, "solve", weights, "2:4X")
     assert "min_cost_flow" in failure(capsys, "solve", weights, "2:4", "--method", "min_cost_flow")
-    assert "padding='pad'" in failure(capsys, "solve", weights, "5:10")
+    assert "pass --padding pad (" in failure(capsys, "solve", weights, "5:10")
     assert "threads" in failure(capsys, "solve", weights, "2:4", "--threads", "0")
     assert "multiple of 8" in failure(capsys, "diversity", "4:8T", "8", "9")
     assert "absent.npy" in failure(capsys, "verify", folder / "absent.npy", "2:4")
@@ -347,7 +347,7 @@ def test_the_installed_command(weights: Path) -> None:
 
 
 def test_the_library_does_not_import_the_command_line() -> None:
-    heavy = {"nmsolve.cli", "nmsolve.demo", "safetensors", "matplotlib", "numba"}
+    heavy = {"nmsolve.cli", "nmsolve.demo", "safetensors", "PIL", "matplotlib", "numba"}
     code = f"import nmsolve, sys; print(sorted({heavy} & set(sys.modules)))"
     lean = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert lean.stdout == "[]\n"

@@ -18,13 +18,13 @@ from safetensors.numpy import save_file
 
 import nmsolve
 from nmsolve import checkpoint
-from nmsolve.checkpoint.output import Output
+from nmsolve.output import Output
 from tests.checkpoint import hostile
 from tests.checkpoint.checkpoint_files import weights
 from tests.checkpoint.hostile import Box, ended_after, error_line, limited, without_rights
 from tests.checkpoint.hostile_files import write_shards, write_weights
 
-box, ended, sparse = hostile.box, hostile.ended, hostile.sparse
+ended = hostile.ended
 
 TAKEN = {
     "config.json": b"{}",
@@ -54,10 +54,10 @@ def test_a_mask_replaces_nothing(name: str, array: Path, box: Box) -> None:
     else:
         (box / name).write_bytes(content)
     if name != "model.safetensors":
-        assert "(--force)" in box.refused("solve", array, "2:4", "--out", box / name)
+        assert "replace it by --force" in box.refused("solve", array, "2:4", "--out", box / name)
     else:
         assert name in box.refused("solve", array, "2:4", "--out", box / name)
-        assert "--force is for" in box.refused(
+        assert "--force is for a mask that is written as .npy" in box.refused(
             "solve", array, "2:4", "--out", box / name, "--force"
         )
     (box / "link").symlink_to(name)
@@ -306,3 +306,10 @@ def test_options_without_a_meaning_are_refused(box: Box, sparse: Path) -> None:
         assert "include and exclude" in box.refused("verify", masks, "2:4T", *options)
     with pytest.raises(nmsolve.InputError, match="include and exclude"):
         checkpoint.verify(sparse, exclude="a")
+    np.save(box / "w.npy", weights(8, 8))
+    for options in (("--force",), ("--scores", box / "w.npy")):
+        line = box.refused(
+            "solve", box / "w.npy", "2:4", "--out", box / "new.safetensors", *options
+        )
+        assert f"{options[0]} " in line
+        assert "for a mask that is written as .npy" in line

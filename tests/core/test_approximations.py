@@ -135,7 +135,7 @@ def test_a_rule_that_fills_every_line_is_left_alone(text, method, rule, name, se
 
 
 @pytest.mark.parametrize("method", ["greedy", "cover"])
-@pytest.mark.parametrize("text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T", "8:16T"])
+@pytest.mark.parametrize("text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T"])
 @settings(max_examples=10)
 @given(name=family_names, seed=seeds)
 def test_exact_is_no_worse(text, method, name, seed):
@@ -165,7 +165,7 @@ def test_signed_scores_have_no_guarantee_but_are_feasible(text, method, seed):
 def test_the_two_rules_are_two():
     """The 2021 code calls keep-greedy its 2-approximation; they are different algorithms."""
     W = np.random.default_rng(0).standard_normal((256, 256))
-    for text in ("<=4:8T", "<=8:16T"):
+    for text in ("<=2:4T", "<=4:8T"):
         exact, greedy, cover = (
             nmsolve.solve(W, text, method=method).objective
             for method in ("exact", "greedy", "cover")

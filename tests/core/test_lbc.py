@@ -50,7 +50,8 @@ def test_patterns_without_candidates(pattern):
 def test_schedule(candidates, start, length, power):
     end = start + length
     removed = [
-        nmsolve.removed_by(candidates, t, start, end, power) for t in range(start - 2, end + 3)
+        nmsolve.removed_by(candidates, t, start=start, end=end, power=power)
+        for t in range(start - 2, end + 3)
     ]
     assert removed == sorted(removed)
     assert removed[:3] == [0, 0, 0]
@@ -60,9 +61,9 @@ def test_schedule(candidates, start, length, power):
 def test_schedule_is_equation_6():
     for t in range(1, 61):
         exact = 5 * (1 - (1 - t / 60) ** 3)
-        assert nmsolve.removed_by(6, t, 0, 60) == math.ceil(exact - 1e-9)
+        assert nmsolve.removed_by(6, t, start=0, end=60) == math.ceil(exact - 1e-9)
     # (C - 1) * (1 - (1 - 1/2)^3) = 8 * 7/8 is whole: no ulp may push it to 8.
-    assert nmsolve.removed_by(9, 1, 0, 2) == 7
+    assert nmsolve.removed_by(9, 1, start=0, end=2) == 7
 
 
 def plain_removal(scores, alive, removed):
@@ -123,7 +124,7 @@ def test_a_whole_run_ends_feasible():
     scores = rng.standard_normal((50, len(table))).astype(np.float32)
     alive = np.ones(scores.shape, bool)
     for t in range(31):
-        nmsolve.remove_lowest(scores, alive, nmsolve.removed_by(len(table), t, 0, 30))
+        nmsolve.remove_lowest(scores, alive, nmsolve.removed_by(len(table), t, start=0, end=30))
     assert np.array_equal(np.flatnonzero(alive) % len(table), scores.argmax(1))
     assert nmsolve.verify(nmsolve.survivor_mask(alive, table), "3:6").ok
 
@@ -152,7 +153,7 @@ def test_scores_of_the_dead_do_not_matter():
 
 def test_bad_schedules_and_tables():
     with pytest.raises(nmsolve.InputError, match="start < end"):
-        nmsolve.removed_by(6, 1, 5, 5)
+        nmsolve.removed_by(6, 1, start=5, end=5)
     with pytest.raises(nmsolve.InputError, match="6"):
         nmsolve.survivor_mask(np.ones((1, 5), bool), nmsolve.combinations("2:4"))
 
@@ -166,8 +167,10 @@ def test_numbers_too_large_for_a_schedule_are_named(name):
 
 
 def test_large_schedules_are_exact():
-    assert nmsolve.removed_by(6, 10**400, 0, 4) == 5
-    assert nmsolve.removed_by(6, -(10**400), 0, 4) == 0
-    assert nmsolve.removed_by(6, 0.0, -8e299, 8e299) == nmsolve.removed_by(6, 2, 0, 4)
-    assert nmsolve.removed_by(10**400, 4 - 1e-9, 0, 4) == 10**400 - 1
-    assert 0 < nmsolve.removed_by(2**60, 3.9999999, 0, 4) < 2**60
+    assert nmsolve.removed_by(6, 10**400, start=0, end=4) == 5
+    assert nmsolve.removed_by(6, -(10**400), start=0, end=4) == 0
+    assert nmsolve.removed_by(6, 0.0, start=-8e299, end=8e299) == nmsolve.removed_by(
+        6, 2, start=0, end=4
+    )
+    assert nmsolve.removed_by(10**400, 4 - 1e-9, start=0, end=4) == 10**400 - 1
+    assert 0 < nmsolve.removed_by(2**60, 3.9999999, start=0, end=4) < 2**60

@@ -26,7 +26,7 @@ def test_several_tasks_are_all_solved(text, dtype, method):
     pattern = nmsolve.Pattern.parse(text)
     rows = 2 * TASK_WEIGHTS // 512 + 24 if method == "exact" else 1048
     W = (np.random.default_rng(5).standard_normal((rows, 512)) * 20).astype(dtype)
-    matrix = BlockMatrix(W, W, "f4", pattern)
+    matrix = BlockMatrix(W, W, "f4", True, pattern)
     assert len(list(matrix.tasks())) >= 3
     result = nmsolve.solve(W, pattern, method=method, threads=2)
     for counts in line_counts(result.mask, pattern):

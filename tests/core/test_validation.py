@@ -144,7 +144,7 @@ def test_patterns():
         for m in range(n, 65):
             for transposable in (False, True):
                 for at_most in (False, True):
-                    pattern = Pattern(n, m, transposable, at_most)
+                    pattern = Pattern(n, m, transposable=transposable, at_most=at_most)
                     assert Pattern.parse(str(pattern)) == pattern
 
 

@@ -44,7 +44,9 @@ def reference(x, w, mask, b, straight_through=False):
 
 def sparse_layer(rows=12, cols=8, seed=0, bias=True, backend="dense"):
     torch.manual_seed(seed)
-    return SparseLinear.from_linear(nn.Linear(cols, rows, bias), mask_of(rows, cols, seed), backend)
+    return SparseLinear.from_linear(
+        nn.Linear(cols, rows, bias), mask_of(rows, cols, seed), backend=backend
+    )
 
 
 def packed_layer(rows=12, cols=8, seed=0, bias=True, backend="dense"):
@@ -108,4 +110,4 @@ def same(before, after):
 
 
 def reasons(table):
-    return {layer.name: layer.reason for layer in table}
+    return {layer.path: layer.reason for layer in table}

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import nmsolve
-from nmsolve.torch.dispatch import accelerate as module
 from nmsolve.torch.dispatch.accelerate import accelerate_
 from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, _said, backends
 from nmsolve.torch.dispatch.decisions import MARGIN
+from nmsolve.torch.dispatch.exchanging import exchange_layers
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from tests.dispatch.layers import CUDA, masked_, mlp, reasons, same, state_of
@@ -30,7 +30,7 @@ def test_inference_on_an_mlp(capsys):
     table = accelerate_(model, x)
     assert capsys.readouterr().out == f"{table}\n"
     assert torch.equal(torch.get_rng_state(), random)
-    assert [layer.name for layer in table] == ["0", "3", "4"]
+    assert [layer.path for layer in table] == ["0", "3", "4"]
     assert [layer.shape for layer in table] == [(32, 16), (8, 32), (10, 8)]
     assert [layer.tokens for layer in table] == [6, 6, 6]
     assert reasons(table)["4"].startswith("not 2:4: 2:4 is violated on shape (10, 8)")
@@ -111,7 +111,7 @@ def test_transformer_encoder_layer(training):
     found = reasons(table)
     assert found["self_attn"] == "no sparse kernel for MultiheadAttention"
     assert "is a subclass of nn.Linear" in found["self_attn.out_proj"]
-    assert {layer.name: layer.tokens for layer in table}["linear1"] == 10
+    assert {layer.path: layer.tokens for layer in table}["linear1"] == 10
     assert isinstance(model.linear1, SparseLinear) == training
     torch.testing.assert_close(model.eval()(x), dense(x))
     with torch.no_grad():  # the fast path reads the weights itself
@@ -312,7 +312,7 @@ def test_layers_that_a_model_goes_past_are_found(training):
         else PackedLinear.from_linear(old, "dense")
         for name, old in before.items()
     }
-    found = module._exchange(model, news, (x,), {}, training)
+    found = exchange_layers(model, news, (x,), {}, training=training)
     assert set(found) == {"read", "held"}
     assert "fast path" in found["read"]
     assert "reference of its own" in found["held"]
@@ -328,12 +328,12 @@ def test_an_error_while_packing_changes_nothing():
     model = Failing()
     before = state_of(model)
     with pytest.raises(KeyError, match="what went wrong"):
-        module._exchange(
+        exchange_layers(
             model,
             {"layer": PackedLinear.from_linear(model.layer, "dense")},
             (torch.ones(4, 8),),
             {},
-            False,
+            training=False,
         )
     assert same(before, state_of(model))
 
@@ -344,12 +344,12 @@ def test_the_fast_path_of_an_encoder_layer_is_found():
     x = torch.randn(2, 5, 16)
     expected = model(x)
     layers = {name: model.get_submodule(name) for name in names}
-    found = module._exchange(
+    found = exchange_layers(
         model,
         {name: PackedLinear.from_linear(old, "dense") for name, old in layers.items()},
         (x,),
         {},
-        False,
+        training=False,
     )
     assert set(found) == set(names)
     assert {name: model.get_submodule(name) for name in names} == layers

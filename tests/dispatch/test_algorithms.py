@@ -152,10 +152,8 @@ def copies(layer):
 @pytest.mark.parametrize("kind", [SparseLinear, PackedLinear])
 def test_layers_keep_what_they_remember(kind):
     source = sparse_layer()
-    arguments = (
-        (source.mask, "cusparselt", MEMORY) if kind is SparseLinear else ("cusparselt", MEMORY)
-    )
-    layer = kind.from_linear(source, *arguments)
+    mask = {"mask": source.mask} if kind is SparseLinear else {}
+    layer = kind.from_linear(source, **mask, backend="cusparselt", algorithms=MEMORY)
     for other in (layer, *copies(layer)):
         assert other.algorithms == MEMORY
     layer.load_state_dict(layer.state_dict())
@@ -168,11 +166,13 @@ def test_layers_keep_what_they_remember(kind):
 
 
 def test_the_layer_shows_them():
-    layer = SparseLinear.from_linear(nn.Linear(8, 12), mask_of(12, 8), "cusparselt", MEMORY)
+    layer = SparseLinear.from_linear(
+        nn.Linear(8, 12), mask_of(12, 8), backend="cusparselt", algorithms=MEMORY
+    )
     assert "backend=cusparselt/3,5,0,7" in repr(layer)
     assert "backend=dense" in repr(sparse_layer())
     assert "backend=dense" in repr(
-        PackedLinear.from_linear(layer, "cusparselt", MEMORY)
+        PackedLinear.from_linear(layer, "cusparselt", algorithms=MEMORY)
     )  # on a CPU it is not packed
     built = SparseLinear(8, 12, mask=mask_of(12, 8), backend="cusparselt", algorithms=MEMORY)
     assert built.algorithms == MEMORY
@@ -197,7 +197,9 @@ def test_compilers_do_not_see_the_number_of_tokens():
     """Looked up outside the operators, the measured size would be a guard, and a graph of its
     own.
     """
-    layer = SparseLinear.from_linear(nn.Linear(8, 12), mask_of(12, 8), "dense", MEMORY)
+    layer = SparseLinear.from_linear(
+        nn.Linear(8, 12), mask_of(12, 8), backend="dense", algorithms=MEMORY
+    )
     graphs = []
 
     def counting(graph, inputs):

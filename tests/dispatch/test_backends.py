@@ -95,9 +95,16 @@ def test_what_a_machine_can_run(changes, able, said):
     assert list(found) == ["triton", "cusparselt", "cutlass", "dense"]
     assert len(found) == 4
     assert said[1] in found[said[0]].reason
-    lines = str(found).splitlines()
-    assert len(lines) == 5
-    assert all(found[name].reason in line for name, line in zip(found, lines[1:], strict=True))
+    head, *lines = str(found).splitlines()
+    assert head.split() == ["backend", "for", "reason"]
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(found)
+    words = " ".join(lines).split()
+    assert all(" ".join(found[name].reason.split()) in " ".join(words) for name in found)
+
+
+def test_a_machine_is_a_machine():
+    with pytest.raises(nmsolve.InputError, match="machine must be a Machine"):
+        backends("H100")
 
 
 @pytest.mark.parametrize(

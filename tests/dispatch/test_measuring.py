@@ -29,10 +29,10 @@ pytestmark = pytest.mark.usefixtures("warned_already")
 
 def test_recorded_calls():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
-    calls = record(model, (torch.randn(2, 3, 8),), {}, False)
+    calls = record(model, (torch.randn(2, 3, 8),), {}, training=False)
     assert calls["0"] == calls["1"] == Counter({Call(6, torch.float32, torch.device("cpu")): 1})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        calls = record(model, (), {"input": torch.randn(8)}, True)
+        calls = record(model, (), {"input": torch.randn(8)}, training=True)
     assert calls["1"] == Counter({Call(1, torch.bfloat16, torch.device("cpu")): 1})
 
 
@@ -98,16 +98,16 @@ def timing(dense, sparse, failure=None, wrong=()):
     ],
 )
 def test_choice(timings, only, expected):
-    assert choose(timings, only) == expected
+    assert choose(timings, only_if_faster=only) == expected
 
 
 def test_the_table_fits():
     rows = [  # the longest cells there are
-        LayerDecision(name="model.decoder.layers.31.mlp.down_proj", shape=(4096, 16384),
+        LayerDecision(path="model.decoder.layers.31.mlp.down_proj", shape=(4096, 16384),
                       tokens=131072, backend="cusparselt", dense_us=123456.7, sparse_us=98765.4,
                       decision="masked dense", reason="a long reason " * 12,
                       algorithms=(90, 801, 1, 131072, 12, 34)),
-        LayerDecision(name="0", shape=(8, 8), tokens=0, backend=None,
+        LayerDecision(path="0", shape=(8, 8), tokens=0, backend=None,
                       dense_us=None, sparse_us=None, decision="dense", reason="short"),
     ]  # fmt: skip
     table = Acceleration(rows)

@@ -196,9 +196,11 @@ def memory(*algorithms):
 
 nobody = 10**6
 source = sparse_layer(128, 256).to("cuda", torch.bfloat16)
-inference = PackedLinear.from_linear(source, "cusparselt", memory(nobody))
-forward = SparseLinear.from_linear(source, source.mask, "cusparselt", memory(nobody, 0))
-backward = SparseLinear.from_linear(source, source.mask, "cusparselt", memory(0, nobody))
+inference = PackedLinear.from_linear(source, "cusparselt", algorithms=memory(nobody))
+forward, backward = (
+    SparseLinear.from_linear(source, source.mask, backend="cusparselt", algorithms=memory(*both))
+    for both in ((nobody, 0), (0, nobody))
+)
 x, other = (torch.randn(n, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in
 (64, 72))
 for layer in (inference, forward):
@@ -232,7 +234,9 @@ torch.cuda.synchronize()
         weight = sparse_layer(512, 1024).to("cuda", torch.bfloat16).masked_weight
         call = Call(256, torch.bfloat16, weight.device)
         searched = {}
-        timing = measure(weight, None, {call: 2}, "cusparselt", training, searched)
+        timing = measure(
+            weight, None, {call: 2}, "cusparselt", training=training, searched=searched
+        )
         assert timing.failure is None
         shapes = {(product.rows, product.cols) for product in searched}
         assert shapes == ({(512, 1024), (1024, 512)} if training else {(512, 1024)})
@@ -261,8 +265,8 @@ import torch
 from nmsolve.torch.dispatch.timing import graph_medians_us, medians_us
 x = torch.randn(64, 64, device="cuda")
 waits = lambda i: (x @ x).sum().item()                        # torch knows that it waits
-hides = lambda i: (x @ x, torch.cuda.current_stream().synchronize())  # torch does not: the capture
-breaks
+# torch does not: the capture breaks
+hides = lambda i: (x @ x, torch.cuda.current_stream().synchronize())
 draws = lambda i: torch.rand_like(x)
 multiplies = lambda i: x @ x
 times = graph_medians_us([waits, hides, multiplies, draws], x.device, rotation=2, repeats=3)

@@ -47,6 +47,18 @@ def test_packed_layer_is_the_masked_linear():
         PackedLinear.from_linear(source, "nothing")
 
 
+def test_layers_that_earlier_versions_pickled_are_read():
+    layer = packed_layer()
+    state = layer.__getstate__()
+    stored = state.pop("_stored")
+    del state["_packed"]
+    old = PackedLinear.__new__(PackedLinear)
+    old.__setstate__(state | {"_dense": stored, "_values": None})
+    x = torch.randn(2, 8)
+    assert torch.equal(old(x), layer(x))
+    assert set(vars(old)) == set(vars(layer))
+
+
 def test_packed_layer_stays_dense_on_a_cpu_and_says_so_once(recwarn):
     _said.discard("masked dense")
     with pytest.warns(

@@ -124,10 +124,10 @@ def test_the_check_agrees_with_the_core(rows, cols, seed, share, transposable):
     weight = torch.from_numpy(
         (np.random.default_rng(seed).random((4 * rows, 4 * cols)) < share).astype(np.float32)
     )
-    report = is_2to4(weight, transposable)
+    report = is_2to4(weight, transposable=transposable)
     expected = nmsolve.verify(weight.numpy(), "2:4T" if transposable else "2:4")
     assert report == expected
-    mask = is_2to4(weight != 0, transposable)
+    mask = is_2to4(weight != 0, transposable=transposable)
     assert (mask.violations, mask.first) == (expected.violations, expected.first)
 
 
@@ -208,3 +208,8 @@ if torch.cuda.is_available():
                 torch.testing.assert_close(
                     y, torch.nn.functional.linear(x, weight, b), rtol=2e-2, atol=5e-2
                 )
+
+
+def test_what_is_not_packed_is_refused():
+    with pytest.raises(nmsolve.InputError, match="got a Tensor"):
+        unpack(torch.zeros(4, 4))

@@ -2,9 +2,7 @@
 
 import copy
 import io
-import os
 import pickle
-import socket
 
 import pytest
 import torch
@@ -33,11 +31,9 @@ def test_eval_mode_zeroes_what_the_mask_drops():
     assert int(layer.weight.count_nonzero()) == 8
 
 
-def _sharded(rank, port):
+def _sharded(rank):
     from torch.distributed.fsdp import fully_shard
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     layer = SparseLinear.from_linear(nn.Linear(8, 12), torch.eye(12, 8, dtype=torch.bool))
     expected = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
@@ -49,17 +45,12 @@ def _sharded(rank, port):
     model.load_state_dict(held)
     model.eval()
     assert torch.equal(layer.weight.full_tensor(), expected["weight"])
-    # a rank that takes its connections down while the other still uses them aborts it
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return True
 
 
-def test_state_of_sharded_layers():
+def test_state_of_sharded_layers(on_two_ranks):
     """FSDP2 on two real gloo ranks: masks are cut as the weights are."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_sharded, (port,), nprocs=2)
+    assert on_two_ranks(_sharded) == [True, True]
 
 
 def test_shares_all_of_the_linear():
@@ -100,7 +91,7 @@ def test_a_mask_that_is_none_is_refused(mask):
         layer.mask = mask
     assert torch.equal(layer.mask, before)
     with pytest.raises(nmsolve.InputError, match="'nothing'"):
-        SparseLinear.from_linear(nn.Linear(8, 12), before, "nothing")
+        SparseLinear.from_linear(nn.Linear(8, 12), before, backend="nothing")
 
 
 def test_row_wise_is_not_enough_to_train():

@@ -79,10 +79,11 @@ def measure(place):
     yield Measurement("two", lambda: time.sleep(100))
 """,
     "poisons": """
+ERROR = "CUDA error: an illegal memory access was encountered"
+
 class Cuda:
     def is_initialized(self): return True
-    def synchronize(self): raise RuntimeError("CUDA error: an illegal memory access was
-    encountered")
+    def synchronize(self): raise RuntimeError(ERROR)
 
 class Torch:
     cuda = Cuda()
@@ -90,8 +91,7 @@ class Torch:
 def measure(place):
     sys.modules["torch"] = Torch()
     yield Measurement("one", partial(figure, "one"))
-    yield Measurement("kernel", partial(fails, RuntimeError("CUDA error: an illegal memory access
-    was encountered")))
+    yield Measurement("kernel", partial(fails, RuntimeError(ERROR)))
     yield Measurement("three", partial(figure, "three"))
 """,
     "waits": """

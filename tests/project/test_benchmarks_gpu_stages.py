@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     "stage", [stage for stage in STAGES if stage.name != "tests"], ids=lambda stage: stage.name
 )
-@pytest.mark.usefixtures("warned_already", "quick")
+@pytest.mark.usefixtures("warned_already")
 def test_every_measurement(stage, tmp_path, capsys):
     """Each gives rows that can be saved and shown; of a GPU's sizes only the code is the same."""
     found = [

@@ -12,8 +12,6 @@ import nmsolve.torch as nmt
 from reference.pruning import least_squares_row
 from tests.training.small_net import Net
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def relative_error(model, dense, x):
     with torch.no_grad():
@@ -24,9 +22,9 @@ def relative_error(model, dense, x):
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "2:4T"])
-@pytest.mark.parametrize("solver", ["least_squares", "adam"])
+@pytest.mark.parametrize("update", ["least_squares", "adam"])
 @pytest.mark.parametrize("sequential", [True, False])
-def test_a_whole_model_comes_closer_to_the_dense_one(pattern, solver, sequential):
+def test_a_whole_model_comes_closer_to_the_dense_one(pattern, update, sequential):
     torch.manual_seed(0)
     model = Net().eval()
     items = [torch.randn(16, 1, 6, 6) for _ in range(4)]
@@ -34,16 +32,16 @@ def test_a_whole_model_comes_closer_to_the_dense_one(pattern, solver, sequential
         copy.deepcopy(model), "2:4", items
     )  # batch norm's statistics, for both to compare on
     dense = copy.deepcopy(model)
-    settings = nmt.Adam(steps=150) if solver == "adam" else solver
+    settings = nmt.Adam(steps=150) if update == "adam" else update
     plan = nmt.plan(model, pattern)
     plain = copy.deepcopy(model)
     nmt.sparsify_(plain, plan, nmt.Fixed()).finalize_()
     parameters = dict(model.named_parameters())
     storage = {name: p.data_ptr() for name, p in parameters.items()}
-    found = nmt.adaprune_(model, plan, items, settings, sequential)
+    found = nmt.adaprune_(model, plan, items, update=settings, sequential=sequential)
     assert nmt.verify(model, plan)
-    assert {layer.name for layer in found} == {layer.path for layer in plan.planned}
-    assert found[0].name == "conv"
+    assert {layer.path for layer in found} == {layer.path for layer in plan.planned}
+    assert found[0].path == "conv"
     assert all(layer.after <= layer.before for layer in found)
     assert dict(model.named_parameters()).keys() == parameters.keys()
     assert all(
@@ -95,7 +93,7 @@ def test_the_problem_of_a_sequential_layer_has_pruned_inputs_and_dense_outputs()
         )
 
 
-def test_layers_that_see_the_same_tensor_are_gathered_in_one_run():
+def test_layers_that_see_the_same_tensor_are_collected_in_one_run():
     class Parallel(nn.Module):
         def __init__(self):
             super().__init__()
@@ -151,13 +149,32 @@ def test_scores_choose_the_mask():
     wanted = nmt.solve(base[0].weight, "2:4", found["0"]).mask
     assert not torch.equal(wanted, nmt.solve(base[0].weight, "2:4").mask)
     plan = nmt.plan(base, "2:4", scores=found)
-    for given_plan, scores in ((plan, None), ("2:4", found), ("2:4", "activation")):
+    for given_plan, rule in (
+        (plan, {}),
+        ("2:4", {"scores": found}),
+        ("2:4", {"criterion": "activation"}),
+    ):
         model = copy.deepcopy(base)
-        nmt.adaprune_(model, given_plan, [x], scores=scores)
+        nmt.adaprune_(model, given_plan, [x], **rule)
         assert torch.equal(model[0].weight != 0, wanted)
     model = copy.deepcopy(base)
-    nmt.adaprune_(model, plan, [x], scores="magnitude")
+    nmt.adaprune_(model, plan, [x], criterion="magnitude")
     assert not torch.equal(model[0].weight != 0, wanted)
+
+
+def test_former_names_are_taken_with_a_warning():
+    torch.manual_seed(0)
+    base, x = nn.Sequential(nn.Linear(8, 4)), [torch.randn(40, 8)]
+    for former, now in (
+        ({"solver": nmt.Adam(steps=3)}, {"update": nmt.Adam(steps=3)}),
+        ({"scores": "activation"}, {"criterion": "activation"}),
+    ):
+        models = [copy.deepcopy(base) for _ in range(2)]
+        with pytest.warns(DeprecationWarning, match=f"renamed to {next(iter(now))}") as caught:
+            nmt.adaprune_(models[0], "2:4", x, **former)
+        assert [warning.filename for warning in caught] == [__file__]
+        nmt.adaprune_(models[1], "2:4", x, **now)
+        assert torch.equal(models[0][0].weight, models[1][0].weight)
 
 
 def test_batch_norms_get_the_statistics_of_the_pruned_model():
@@ -241,11 +258,11 @@ def test_one_shot_iterators_and_keyword_arguments_are_taken():
 def test_it_repeats_bit_for_bit_and_draws_no_random_numbers():
     torch.manual_seed(0)
     base, x = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 8)), torch.randn(90, 16)
-    for solver in ("least_squares", nmt.Adam(steps=20)):
+    for update in ("least_squares", nmt.Adam(steps=20)):
         state, results = torch.get_rng_state(), []
         for _ in range(2):
             model = copy.deepcopy(base)
-            nmt.adaprune_(model, "2:4", [x], solver)
+            nmt.adaprune_(model, "2:4", [x], update=update)
             results.append(model[0].weight.detach().clone())
         assert torch.equal(*results)
         assert torch.equal(torch.get_rng_state(), state)
@@ -278,7 +295,9 @@ def test_progress_is_shown_if_asked_for(prune, capsys):
 def test_the_report_names_layers_and_prints():
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
     found = nmt.adaprune_(model, "2:4", [torch.randn(9, 8)])
+    assert [layer.path for layer in found] == ["0", "2"]
     assert [layer.name for layer in found] == ["0", "2"]
+    assert found["2"] is found.of("2") is found[1]
     assert found.of("2").shape == (4, 8)
     assert found.of("2").pattern == nmsolve.Pattern.parse("2:4")
     assert "error before" in str(found)

@@ -8,8 +8,6 @@ import nmsolve
 import nmsolve.torch as nmt
 from tests.checkpoint.snapshots import differing, snapshot
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 class Branches(nn.Module):
     """A batch norm, a dropout, and a layer that only inputs with a positive first entry reach."""
@@ -132,7 +130,7 @@ def test_arguments_that_were_mixed_up_are_told_shortly():
         (lambda: nmt.adaprune_(model, x, "2:4"), "cannot read the pattern [tensor"),
         (
             lambda: nmt.adaprune_(model, "2:4", x, scores=nmt.scores.activation),
-            "scores must be 'magnitude', 'activation' or",
+            "scores must be what nmt.scores gives",
         ),
         (lambda: nmt.adaprune_(model, "2:4", x, scores=found["0"]), "got Tensor"),
         (lambda: nmt.plan(model, "2:4", scores=found["0"]), "scores map layer paths to tensors"),
@@ -173,7 +171,7 @@ def untouched(model, before):
 @pytest.mark.parametrize("run", [1, 2, 3, 4])
 @pytest.mark.parametrize("sequential", [True, False])
 def test_whatever_interrupts_leaves_the_model_as_it_was(error, run, sequential):
-    """Runs: reaching layers, gathering (three stages if sequential), batch norm."""
+    """Runs: reaching layers, collecting (three stages if sequential), batch norm."""
     if run == 4 and not sequential:
         return
     torch.manual_seed(0)
@@ -194,7 +192,7 @@ def test_inputs_of_too_low_a_rank_need_damping():
     x[0][:, 5] = x[0][:, 4]
     x[1][:, 5] = x[1][:, 4]
     with pytest.raises(nmsolve.InputError) as caught:
-        nmt.adaprune_(model, "2:4", x, nmt.LeastSquares(damping=0))
+        nmt.adaprune_(model, "2:4", x, update=nmt.LeastSquares(damping=0))
     assert "layer first: its 8 inputs have rank 7" in str(caught.value)
     assert "damping=1e-2" in str(caught.value)
     untouched(model, before)
@@ -228,8 +226,18 @@ def test_models_and_plans_that_do_not_fit_are_refused():
         "nothing to do",
         "6 input channels",
     )
-    refuses(lambda: nmt.adaprune_(model, "2:4", x, "lasso"), "'lasso'", "least_squares")
+    refuses(lambda: nmt.adaprune_(model, "2:4", x, update="lasso"), "'lasso'", "least_squares")
     refuses(lambda: nmt.adaprune_(model, "2:4", x, scores="wanda"), "'wanda'", "activation")
+    refuses(lambda: nmt.adaprune_(model, "2:4", x, criterion="wanda"), "'wanda'", "'activation'")
+    refuses(
+        lambda: nmt.adaprune_(
+            model, "2:4", x, criterion="activation", scores=nmt.scores.magnitude(model)
+        ),
+        "criterion='activation' and scores",
+    )
+    refuses(
+        lambda: nmt.adaprune_(model, "2:4", x, update="adam", solver="adam"), "update and solver"
+    )
     refuses(lambda: nmt.adaprune_(model, "2:4", x, scores={}), "no scores for layer 0")
     refuses(lambda: nmt.adaprune_(model, "2:4", x, scores={"0": torch.zeros(3)}), "shape (3,)")
     sparse = nmt.sparsify_(model, "2:4")

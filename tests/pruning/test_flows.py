@@ -4,7 +4,6 @@ shared layers, batch norms.
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,8 +11,6 @@ from torch.nn import functional as F
 import nmsolve.torch as nmt
 from tests.checkpoint.snapshots import differing, snapshot
 from tests.pruning.pruning_models import mlp, refuses, same_after
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_batch_norms_that_are_not_reached_keep_their_statistics():
@@ -285,7 +282,9 @@ def test_weights_that_are_read_past_their_modules():
     x = [torch.randn(3, 5, 8), torch.randn(2, 5, 8)]
     scores = [nmt.scores.activation(model, x) for model in models]
     assert all(torch.equal(scores[0][path], scores[1][path]) for path in ("qkv", "proj"))
-    assert nmt.losses(models[0], ["2:4", "1:4"], x) == nmt.losses(models[1], ["2:4", "1:4"], x)
+    assert nmt.losses(models[0], ["2:4", "1:4"], calibration=x) == nmt.losses(
+        models[1], ["2:4", "1:4"], calibration=x
+    )
     for model in models:
         nmt.adaprune_(model, "2:4", x)
     assert same_after(*models)

@@ -16,8 +16,6 @@ from nmsolve.torch.pruning import batch_norm, layerwise
 from tests.checkpoint.snapshots import differing, snapshot
 from tests.pruning.pruning_models import mlp, refuses, same_after
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_compiled_models_are_seen_though_their_code_is_there_already():
     model = mlp()
@@ -114,7 +112,7 @@ def test_autocast_around_it_does_not_hide_what_was_pruned():
     plain = nmt.adaprune_(model, "1:4", [x])
     with torch.autocast("cpu", torch.bfloat16):
         found = nmt.adaprune_(other, "1:4", [x])
-        nmt.adaprune_(mlp(), "1:4", [x], nmt.Adam(steps=3))
+        nmt.adaprune_(mlp(), "1:4", [x], update=nmt.Adam(steps=3))
     for one, two in zip(plain, found, strict=True):
         assert two.before == pytest.approx(one.before, rel=0.05)
     seen = []
@@ -317,7 +315,7 @@ def test_weights_made_in_inference_mode_are_refused():
 def test_adam_works_inside_inference_mode():
     model, x = mlp(), [torch.randn(50, 16)]
     with torch.inference_mode():
-        found = nmt.adaprune_(model, "2:4", x, nmt.Adam(steps=100))
+        found = nmt.adaprune_(model, "2:4", x, update=nmt.Adam(steps=100))
     assert all(layer.after < layer.before for layer in found)
 
 

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nmsolve.torch as nmt
-from nmsolve.torch.calibration.layout import Layout
+from nmsolve.geometry import Geometry
 from nmsolve.torch.pruning import least_squares
 from reference.pruning import convolution_inputs, least_squares_row
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def masked(layer, pattern):
@@ -50,7 +48,10 @@ def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
     dense, plain = copy.deepcopy(layer), masked(layer, pattern)
     with patch.object(least_squares, "_AT_ONCE", at_once):  # one row at a time, or all
         found = nmt.adaprune_(
-            layer, pattern, list(x.split(2)), nmt.LeastSquares(damping=damping, tolerance=1e-12)
+            layer,
+            pattern,
+            list(x.split(2)),
+            update=nmt.LeastSquares(damping=damping, tolerance=1e-12),
         )[0]
 
     assert nmt.verify(layer, nmt.plan(layer, pattern))
@@ -89,7 +90,7 @@ def test_rounding_never_makes_a_layer_worse_than_masking(dtype):
     x = torch.randn(5, 16).to(dtype)
     dense = layer.weight.detach().double()
     plain = dense * nmt.solve(layer.weight, "2:4").mask
-    nmt.adaprune_(layer, "2:4", [x], nmt.LeastSquares(damping=1e4))
+    nmt.adaprune_(layer, "2:4", [x], update=nmt.LeastSquares(damping=1e4))
     errors = [
         ((w - dense) @ x.double().T).square().sum(1)
         for w in (plain, layer.weight.detach().double())
@@ -127,7 +128,7 @@ def test_without_damping_it_is_plain_least_squares():
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 4).double(), torch.randn(30, 8, dtype=torch.double)
     dense = copy.deepcopy(layer)
-    found = nmt.adaprune_(layer, "2:4", [x], nmt.LeastSquares(damping=0))[0]
+    found = nmt.adaprune_(layer, "2:4", [x], update=nmt.LeastSquares(damping=0))[0]
     wanted = (dense(x) - dense.bias).detach()
     for row in range(4):
         kept = layer.weight[row] != 0
@@ -151,7 +152,7 @@ def test_adam_is_torchs_adam_on_the_kept_weights():
         nn.functional.mse_loss(x @ weight.T, x @ dense.weight.detach().T).backward()
         weight.grad *= mask
         optimizer.step()
-    nmt.adaprune_(layer, "2:4", [x[:10], x[10:]], nmt.Adam(steps=25, lr=3e-3))
+    nmt.adaprune_(layer, "2:4", [x[:10], x[10:]], update=nmt.Adam(steps=25, lr=3e-3))
     torch.testing.assert_close(layer.weight, nn.Parameter(weight.detach()), rtol=1e-4, atol=1e-6)
 
 
@@ -165,9 +166,9 @@ def test_laying_out_weights_is_undone(seed, shape, parts):
     if shape[0] % parts:
         return
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    layout = Layout(shape, 1, parts)
+    layout = Geometry(shape, 1, parts)
     assert torch.equal(layout.weight(layout.matrices(weight)), weight)
-    turned = Layout(shape[:2], 0, 1)
+    turned = Geometry(shape[:2], 0, 1)
     assert torch.equal(
         turned.weight(turned.matrices(weight.reshape(*shape[:2], -1)[..., 0])),
         weight.reshape(*shape[:2], -1)[..., 0],
@@ -193,8 +194,8 @@ def test_iterating_in_float32_ends_where_float64_does(
     x[:, 1] *= outlier
     wide = copy.deepcopy(layer).double()
     solver = nmt.LeastSquares(damping=damping)
-    found = nmt.adaprune_(layer, "2:4", [x], solver)[0]
-    wanted = nmt.adaprune_(wide, "2:4", [x.double()], solver)[0]
+    found = nmt.adaprune_(layer, "2:4", [x], update=solver)[0]
+    wanted = nmt.adaprune_(wide, "2:4", [x.double()], update=solver)[0]
     assert found.residual <= solver.tolerance
     # Else damping alone says where in the inputs' null space weights are, and residuals hardly
     # depend on it.

@@ -11,7 +11,7 @@ from tests.training.small_net import Net
 if torch.cuda.is_available():
     PRUNE = {
         "least squares": nmt.adaprune_,
-        "adam": lambda *args: nmt.adaprune_(*args, nmt.Adam(steps=50)),
+        "adam": lambda *args: nmt.adaprune_(*args, update=nmt.Adam(steps=50)),
         "second order": nmt.sparsegpt_,
     }
 

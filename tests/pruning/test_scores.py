@@ -14,8 +14,6 @@ import nmsolve.torch as nmt
 from nmsolve.cli import main
 from reference.pruning import activation_scores, convolution_inputs
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def by_loops(weight, inputs):
     return torch.from_numpy(

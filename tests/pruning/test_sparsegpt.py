@@ -14,15 +14,13 @@ from torch import nn
 
 import nmsolve
 import nmsolve.torch as nmt
-from nmsolve.torch.calibration.layout import Layout
+from nmsolve.geometry import Geometry
 from nmsolve.torch.calibration.moments import Moments
-from nmsolve.torch.pruning.admm import alternating_mask
-from nmsolve.torch.pruning.obs import surgeon_mask
+from nmsolve.torch.pruning.admm import admm_mask
+from nmsolve.torch.pruning.obs import obs_mask
 from nmsolve.torch.pruning.problem import Problem
 from reference.pruning import matching_n, surgeon_row
 from tests.training.small_net import Net
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def problem_of(rows, cols, pattern, seed, padding="error"):
@@ -35,7 +33,12 @@ def problem_of(rows, cols, pattern, seed, padding="error"):
     entry = nmt.plan(nn.Sequential(layer), pattern, padding=padding)[0]
     weight = layer.weight.detach()[None]
     gram = (x.T @ x)[None]
-    problem = Problem(entry, Layout((rows, cols), 1, 1), weight, Moments.of_dense(gram, weight))
+    problem = Problem(
+        entry=entry,
+        layout=Geometry((rows, cols), 1, 1),
+        weight=weight,
+        moments=Moments.of_dense(gram, weight),
+    )
     return problem, gram + problem.damping(1e-2) * torch.eye(cols, dtype=torch.double)
 
 
@@ -45,12 +48,12 @@ def problem_of(rows, cols, pattern, seed, padding="error"):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=10, deadline=None)
-def test_masks_are_the_surgeons(cols, pattern, seed):
+def test_row_wise_masks_are_those_of_obs(cols, pattern, seed):
     """Blocks of columns and Cholesky factors change the order of the arithmetic, not what is
     chosen.
     """
     problem, hessian = problem_of(2, cols, pattern, seed)
-    found = surgeon_mask(problem, problem.weight, hessian)[0]
+    found = obs_mask(problem, problem.weight, hessian)[0]
     n = nmsolve.Pattern.parse(pattern).n
     for row in range(2):
         wanted = surgeon_row(problem.weight[0, row].numpy(), hessian[0].numpy(), n, 4)
@@ -81,24 +84,24 @@ def all_masks(n, m):
             yield torch.from_numpy(np.array(rows))
 
 
-def test_alternating_comes_near_the_best_of_all_masks():
+def test_admm_comes_near_the_best_of_all_masks():
     """On one 4 × 4 block all 90 masks can be tried."""
     ratios, plain = [], []
     for seed in range(12):
         problem, hessian = problem_of(4, 4, "2:4T", seed)
         best = min(error_on(problem, mask, hessian) for mask in all_masks(2, 4))
-        found, _ = alternating_mask(problem, problem.weight, hessian)
+        found, _ = admm_mask(problem, problem.weight, hessian)
         assert nmt.verify(found[0], "2:4T")
         ratios.append(error_on(problem, found[0], hessian) / best)
         plain.append(error_on(problem, problem.best_mask(problem.weight.abs())[0], hessian) / best)
     assert np.exp(np.mean(np.log(ratios))) < 1.3 < np.exp(np.mean(np.log(plain)))
 
 
-def test_alternating_prunes_by_magnitude_where_inputs_are_uncorrelated():
+def test_admm_prunes_by_magnitude_where_inputs_are_uncorrelated():
     """With a diagonal Hessian the projection is the answer."""
     problem, _ = problem_of(8, 8, "4:8T", 0)
     scale = torch.linspace(0.5, 2, 8, dtype=torch.double)
-    found, _ = alternating_mask(problem, problem.weight, torch.diag(scale.square())[None])
+    found, _ = admm_mask(problem, problem.weight, torch.diag(scale.square())[None])
     wanted = problem.best_mask((problem.weight * scale).square())
     assert torch.equal(found, wanted)
 
@@ -162,7 +165,7 @@ def test_what_makes_no_sense_is_refused():
     x = torch.randn(9, 8)
     for damping in (0, -1.0, float("nan"), "much", True):
         with pytest.raises(nmsolve.InputError, match="damping must be a positive number"):
-            nmt.sparsegpt_(model, "2:4", [x], damping)
+            nmt.sparsegpt_(model, "2:4", [x], damping=damping)
     plan = nmt.plan(model, "2:4", scores=nmt.scores.magnitude(model))
     with pytest.raises(nmsolve.InputError, match="plan has scores"):
         nmt.sparsegpt_(model, plan, [x])
@@ -180,13 +183,13 @@ def test_matching_patterns_follow_the_binomial_rule(zeros, m, confidence):
     with torch.no_grad():
         layer.weight.fill_(1.0).view(-1)[:count] = 0
     n = matching_n(count / layer.weight.numel(), m, confidence)
-    found = nmt.matching_plan(nn.Sequential(layer), m, confidence)
+    found = nmt.matching_plan(nn.Sequential(layer), m=m, confidence=confidence)
     if n == m:
         assert not found.planned
     else:
         assert found.planned[0].pattern == nmsolve.Pattern(n, m)
         assert (
-            nmt.matching_plan(nn.Sequential(layer), m, confidence, transposable=m == 8)
+            nmt.matching_plan(nn.Sequential(layer), m=m, confidence=confidence, transposable=m == 8)
             .planned[0]
             .pattern.n
             == n

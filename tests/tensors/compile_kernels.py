@@ -9,8 +9,9 @@ Prints a line of JSON a kernel. shares: how many lanes share a block; solves: ho
 solves side by side; spills: loads from and stores to local memory in the machine code; loops:
 instructions and spills of every loop's body, the longest first; pipes: how many instructions go to
 each unit of a multiprocessor, in all and in the longest loop without a loop inside. Last, a line
-for each kernel of the ascent: how often it is compiled for all numbers of blocks. `python
-tests/tensors/compile_kernels.py 4:8T/float32 …` compiles cases of one's own for sm_90.
+for each kernel of the ascent: how often it is compiled for all numbers of blocks. FEW without an
+argument, all cases for `all`; `python tests/tensors/compile_kernels.py 4:8T/float32 …` compiles
+cases of one's own for sm_90.
 """
 
 import json
@@ -34,13 +35,15 @@ from nmsolve.torch.device.problem import Problem
 #: multiples of 16 are special.
 CASES = (
     ("2:4T", torch.bfloat16, (1, 64, 4096), 90),
+    ("<=7:18T", torch.float16, (1, 36, 35), 90),
     ("<=2:4T", torch.float32, (1, 4, 4), 80),
     ("3:6T", torch.float64, (2, 12, 18), 90),
     ("4:8T", torch.float32, (1, 64, 64), 90),
     ("8:16T", torch.float32, (1, 64, 64), 90),
     ("16:32T", torch.float32, (1, 64, 64), 90),
-    ("<=7:18T", torch.float16, (1, 36, 35), 90),
 )
+#: Every kernel, with a lane for each block and with several lanes that share one.
+FEW = CASES[:2]
 
 
 class Target:
@@ -214,9 +217,9 @@ def main():
     launch = JITFunction.run
     own = [
         (text, getattr(torch, dtype), (1, 64, 4096), 90)
-        for text, dtype in (case.split("/") for case in sys.argv[1:])
+        for text, dtype in (case.split("/") for case in sys.argv[1:] if case != "all")
     ]
-    for case in own or CASES:
+    for case in own or (CASES if "all" in sys.argv else FEW):
         driver.set_active(Target(case[-1]))
         JITFunction.run = compile_only(launch, case)
         steps(*case[:-1])

@@ -15,11 +15,11 @@ from nmsolve.torch import masks
 
 #: On a CPU Triton's interpreter runs the kernels (conftest.py); with a GPU the compiler does, on
 #: the GPU.
-PLACES = [pytest.param(("cpu", "plain"), id="plain")]
+PLACES = [pytest.param(("cpu", "torch"), id="plain")]
 if torch.cuda.is_available():
     PLACES += [
         pytest.param(("cuda", engine), id=f"cuda-{engine}", marks=pytest.mark.gpu)
-        for engine in ("triton", "plain")
+        for engine in ("triton", "torch")
     ]
 else:
     PLACES.append(pytest.param(("cpu", "triton"), id="interpreter"))
@@ -41,7 +41,7 @@ def tensor(array: np.ndarray, device: str = "cpu") -> Tensor:
 
 
 def engine_of(place):
-    return importlib.import_module(f"nmsolve.torch.device.{place[1]}")
+    return importlib.import_module(f"nmsolve.torch.device.{place[1]}_engine")
 
 
 def solve(place, weights, pattern, scores=None, padding="error", duals=False) -> nmt.MaskResult:

@@ -27,15 +27,19 @@ BOUNDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.long)])
+def compiled(request, tmp_path_factory):
     if sys.platform != "linux":
         pytest.fail("Triton compiles on Linux only")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     environment.pop("TRITON_INTERPRET", None)
     script = Path(__file__).with_name("compile_kernels.py")
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, str(script), *(["all"] if request.param == "all" else [])],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -63,7 +67,7 @@ def test_kernels_compile_for_gpus(built):
         "ascend_first",
         "ascend_rest",
     }
-    assert {row["target"] for row in built} == {"sm_80", "sm_90"}
+    assert {row["target"] for row in built} >= {"sm_90"}
     assert all(row["instructions"] > 300 for row in built)
 
 
@@ -84,4 +88,5 @@ def test_kernels_need_no_more_than_they_did(built):
             assert row["loops"][0][1] <= loop[1], row
         if row["kernel"].startswith("ascend"):  # lanes that share a block talk by shuffles
             assert row["shared"] == 0, row
-    assert seen == set(BOUNDS)
+    assert seen == {key for key in BOUNDS if key[0] in {row["case"] for row in built}}
+    assert seen

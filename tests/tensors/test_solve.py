@@ -340,8 +340,8 @@ def test_engines_of_devices():
         (cuda, "16:32T", "triton"),
         (cuda, "16:33T", None),
         (cuda, "32:64T", None),
-        (cuda, "32:64", "plain"),
-        (other, "4:8T", "plain"),
+        (cuda, "32:64", "torch"),
+        (other, "4:8T", "torch"),
         (other, "32:64T", None),
         (torch.device("cpu"), "2:4", None),
         (torch.device("mps"), "2:4T", None),
@@ -412,4 +412,4 @@ print(engine_name(torch.device("cuda"), nmsolve.Pattern.parse("4:8T")))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
-    assert done.stdout.strip() == "plain", done.stderr
+    assert done.stdout.strip() == "torch", done.stderr

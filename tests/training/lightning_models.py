@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import nmsolve.torch as nmt
 
 MARKS = [
-    pytest.mark.usefixtures("quick"),
     # Lightning's advice for machines with more cores: these datasets are eight batches.
     pytest.mark.filterwarnings(
         "ignore:The 'train_dataloader' does not have many workers:UserWarning"

@@ -2,9 +2,6 @@
 instead of waiting.
 """
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,8 +9,9 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve.errors import InputError
+from tests.ranks import WORLD
 
-STEPS, WORLD = 6, 2
+STEPS = 6
 METHODS = {
     "fixed": lambda: nmt.Fixed(),
     "srste-coupled": lambda: nmt.SRSTE(decay=0.05, update_every=2, decoupled=False),
@@ -87,38 +85,6 @@ def _mine(rank):
     return [(x.chunk(WORLD)[rank], t.chunk(WORLD)[rank]) for x, t in batches()]
 
 
-def _entry(rank, port, target, args, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    try:
-        torch.save(target(rank, *args), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def on_two_ranks(folder, target, *args):
-    """What `target(rank, …)` returns on each of two processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_entry, args=(rank, port, target, args, folder))
-        for rank in range(WORLD)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
-        process.kill()
-    assert not alive, "the ranks hang"
-    assert [process.exitcode for process in processes] == [0] * WORLD
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
-
-
 def ddp(rank, runs):
     found = []
     for pattern, name in runs:
@@ -151,8 +117,8 @@ def assert_same_as_alone(runs, found):
                     torch.testing.assert_close(rank_state[key], value, rtol=1e-7, atol=1e-9)
 
 
-def test_ddp(tmp_path):
-    assert_same_as_alone(RUNS, on_two_ranks(tmp_path, ddp, RUNS))
+def test_ddp(on_two_ranks):
+    assert_same_as_alone(RUNS, on_two_ranks(ddp, RUNS))
 
 
 def fsdp(rank, runs):
@@ -188,8 +154,8 @@ def fsdp(rank, runs):
     return found
 
 
-def test_fsdp2(tmp_path):
-    found = on_two_ranks(tmp_path, fsdp, RUNS)
+def test_fsdp2(on_two_ranks):
+    found = on_two_ranks(fsdp, RUNS)
     assert_same_as_alone(RUNS, [found[0]])  # full state dicts are rank 0's
 
 
@@ -231,11 +197,11 @@ def resumed(rank, folder, name):
 
 
 @pytest.mark.parametrize("name", ["srste", "lbc", "fixed"])
-def test_fsdp2_resumes_bit_for_bit(tmp_path, name):
-    assert on_two_ranks(tmp_path, resumed, str(tmp_path), name) == [True, True]
+def test_fsdp2_resumes_bit_for_bit(on_two_ranks, tmp_path, name):
+    assert on_two_ranks(resumed, str(tmp_path), name) == [True, True]
 
 
-def empty(rank, folder):
+def empty(rank):
     """A rank that holds no row of a layer: training, saving and resuming go on."""
     from torch.distributed.fsdp import fully_shard
 
@@ -297,11 +263,11 @@ def written(rank):
     return True
 
 
-def test_writes_to_sharded_weights(tmp_path):
-    assert on_two_ranks(tmp_path, written) == [True, True]
+def test_writes_to_sharded_weights(on_two_ranks):
+    assert on_two_ranks(written) == [True, True]
 
 
-def rolled_back(rank, folder):
+def rolled_back(rank):
     """Candidates that are loaded into a model in training, where a rank has none to count, and are
     not due for a while.
     """
@@ -323,12 +289,12 @@ def rolled_back(rank, folder):
     return [layer.masked.candidates.left for layer in sparse.layers]
 
 
-def test_candidates_loaded_in_training(tmp_path):
-    assert on_two_ranks(tmp_path, rolled_back, str(tmp_path)) == [[1, 1], [1, 1]]
+def test_candidates_loaded_in_training(on_two_ranks):
+    assert on_two_ranks(rolled_back) == [[1, 1], [1, 1]]
 
 
-def test_ranks_without_a_row(tmp_path):
-    assert on_two_ranks(tmp_path, empty, str(tmp_path)) == [True, True]
+def test_ranks_without_a_row(on_two_ranks):
+    assert on_two_ranks(empty) == [True, True]
 
 
 def troubles(rank):
@@ -370,8 +336,8 @@ def troubles(rank):
     return messages
 
 
-def test_troubles_of_shards_are_errors_on_every_rank(tmp_path):
-    first, second = on_two_ranks(tmp_path, troubles)
+def test_troubles_of_shards_are_errors_on_every_rank(on_two_ranks):
+    first, second = on_two_ranks(troubles)
     assert (
         "layer 0 of shape (24, 8): this rank's shard has rows 0 to 11, which cuts blocks of "
         "pattern 4:8T" in first[0]

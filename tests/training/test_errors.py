@@ -372,7 +372,7 @@ def test_a_score_that_is_none(score):
         (lambda: nmt.LBC(t_i=5, t_f=5), "t_i must be less than t_f, got t_i=5, t_f=5"),
         (lambda: nmt.LBC(t_i=0, t_f=5, criterion="best"), "criterion must be one of 'learned'"),
         (lambda: nmt.LBC(t_i=0, t_f=5, momentum=1.0), "momentum"),
-        (lambda: nmt.sparsify_(net(), "2:4", nmt.STE(solver="magic")), "magic"),
+        (lambda: nmt.sparsify_(net(), "2:4", nmt.STE(mask_method="magic")), "magic"),
         (lambda: nmt.sparsify_(net(), "2:4", nmt.STE(score="taylor")), "score must be"),
         (lambda: nmt.sparsify_(net(), "2:4", "srste"), r"nmt\.Fixed\(\).*got 'srste'"),
         (lambda: nmt.sparsify_("net", "2:4"), r"nn\.Module, got str"),

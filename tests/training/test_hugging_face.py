@@ -20,8 +20,6 @@ from tests.training.hugging_face_models import (
     trainer_of,
 )
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_plans():
     """Groups of Conv1D lie along its first axis, and the head that shares the embedding's weight is

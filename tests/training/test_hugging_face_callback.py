@@ -9,8 +9,6 @@ import nmsolve.torch as nmt
 from tests.checkpoint.snapshots import differing, hooks_of, snapshot
 from tests.training.hugging_face_models import At, InOrder, Logged, adamw, bert, gpt2, trainer_of
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_logs(tmp_path):
     """In every entry of the history, those of evaluation too, and in what later callbacks are

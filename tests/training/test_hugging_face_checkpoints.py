@@ -10,8 +10,6 @@ import nmsolve.torch as nmt
 from tests.checkpoint.snapshots import differing, hooks_of, snapshot
 from tests.training.hugging_face_models import METHODS, MODELS, At, bert, stopped, trainer_of
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.mark.parametrize(
     ("name", "pattern", "method", "part"),

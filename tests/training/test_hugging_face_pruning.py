@@ -12,8 +12,6 @@ import nmsolve.torch as nmt
 from reference.pruning import activation_scores
 from tests.training.hugging_face_models import MODELS, batches
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def llama():
     """Grouped queries, gated feed-forward, and a head that is the embedding."""

@@ -171,7 +171,8 @@ def test_stats_and_reports_print():
     assert stats.sad_share == stats.sad / stats.weights
     assert "block.self_attn.in_proj_weight" in str(stats)
     assert "total" in str(stats)
-    assert stats["head"] is stats.layers["head"]
+    assert stats["head"] is stats.layers["head"] is stats[-1]
+    assert [layer.path for layer in stats.layers.values()] == list(stats.layers)
     with pytest.raises(KeyError, match="no planned layer 'tail'"):
         stats["tail"]
     report = nmt.verify(model, sparse.plan)

@@ -199,11 +199,11 @@ def test_transposable_masks_are_the_best_at_every_refresh(pattern, method):
     assert sparse.stats().flips > 0
 
 
-@pytest.mark.parametrize("solver", ["greedy", "cover", "min_cost_flow"])
-def test_other_solvers(solver):
+@pytest.mark.parametrize("mask_method", ["greedy", "cover", "min_cost_flow"])
+def test_other_mask_methods(mask_method):
     model = nn.Sequential(nn.Linear(16, 16))
-    nmt.sparsify_(model, "2:4T", nmt.STE(solver=solver))
-    expected = nmt.solve(model[0].parametrizations.weight.original, "2:4T", method=solver)
+    nmt.sparsify_(model, "2:4T", nmt.STE(mask_method=mask_method))
+    expected = nmt.solve(model[0].parametrizations.weight.original, "2:4T", method=mask_method)
     assert torch.equal(model[0].parametrizations.weight[0].mask, expected.mask)
 
 

@@ -7,6 +7,7 @@ from torch.nn.utils import prune
 
 import nmsolve.torch as nmt
 from nmsolve import InputError, Pattern, PatternError
+from nmsolve.torch.weights.layer_plan import PlannedWeight, SkippedWeight
 
 
 class Zoo(nn.Module):
@@ -86,6 +87,25 @@ def test_every_weight_has_an_entry_with_a_pattern_or_a_reason():
     assert listed <= set(found)  # nothing is left out in silence
 
 
+def test_entries_are_looked_up_by_index_or_path():
+    plan = nmt.plan(Zoo(), "2:4")
+    assert plan["head"] is plan[[layer.path for layer in plan].index("head")]
+    assert plan["attention.in_proj_weight"].parameter == "in_proj_weight"
+    with pytest.raises(KeyError, match="no planned layer .*tail.*; there are free, embed"):
+        plan["tail"]
+
+
+def test_planned_and_skipped_weights():
+    plan = nmt.plan(Zoo(), "2:4")
+    assert all(isinstance(layer, PlannedWeight) for layer in plan.planned)
+    assert all(isinstance(layer, SkippedWeight) for layer in plan if layer not in plan.planned)
+    head = plan["head"].with_pattern(Pattern(1, 4))
+    assert (head.pattern, head.axis, head.path) == (Pattern(1, 4), 1, "head")
+    skipped = head.skipped("by hand")
+    assert (skipped.pattern, skipped.reason, skipped.axis) == (None, "by hand", 1)
+    assert head.opened().with_pattern(Pattern(2, 4)) == plan["head"]
+
+
 def test_blocks_need_rows_and_stay_in_their_filter_group():
     found = by_path(nmt.plan(Zoo(), "4:8T"))
     assert found["head"].reason == "10 output channels do not consist of blocks of 8"
@@ -132,7 +152,7 @@ def test_include_exclude_and_patterns_by_glob():
     assert by_path(nmt.plan(model, "2:4", include="body"))["head.0"].reason == "not included"
     mixed = by_path(nmt.plan(model, {"body.0": "2:4T", "body": "1:4", "head": None}))
     assert [str(mixed[path].pattern) for path in ("body.0", "body.1")] == ["2:4T", "1:4"]
-    assert mixed["head.0"].reason == "left dense: no pattern is given for it"
+    assert mixed["head.0"].reason == "kept dense by the pattern of 'head'"
     sparse = nmt.sparsify_(model, nmt.plan(model, {"body.0": "2:4T", "*": "1:8"}))
     assert sparse.finalize_().ok
     assert [float((m.weight != 0).float().mean()) for m in (model.body[0], model.head[0])] == [

@@ -83,7 +83,7 @@ def kernel_us(matrices: list[Tensor], text: str, expected: Tensor) -> float:
     pattern = nmsolve.Pattern.parse(text)
     # On a CPU the core solves; there torch operations stand in, so that the row is there.
     engine = import_module(
-        f"nmsolve.torch.device.{engine_name(matrices[0].device, pattern) or 'plain'}"
+        f"nmsolve.torch.device.{engine_name(matrices[0].device, pattern) or 'torch'}_engine"
     )
     views = [weights[None] for weights in matrices]
     mask = torch.empty(views[0].shape, dtype=torch.bool, device=views[0].device)

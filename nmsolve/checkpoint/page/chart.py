@@ -152,9 +152,8 @@ def _ticks(low: float, high: float) -> tuple[list[float], int]:
     """Round numbers that enclose low … high, about `_TICKS` of them, and the digits that their
     percentages need.
     """
-    spread = max(
-        high - low, 0.01, 1e-6 * max(abs(low), abs(high))
-    )  # a hundredth, or what is all but equal would look unlike
+    # a hundredth, or what is all but equal would look unlike
+    spread = max(high - low, 0.01, 1e-6 * max(abs(low), abs(high)))
     step = _step(spread / (_TICKS - 1))
     first, last = math.floor(low / step), math.ceil(high / step)
     if first == last:
@@ -164,7 +163,7 @@ def _ticks(low: float, high: float) -> tuple[list[float], int]:
 
 
 def _numbers(n: int) -> list[int]:
-    """Which tensors are numbered below the axis: the first, the last, and round numbers between
+    """The tensors that are numbered below the axis: the first, the last, and round numbers between
     that keep clear of it.
     """
     step = 1 if n <= 10 else int(_step(n / _TICKS))

@@ -90,7 +90,7 @@ def page(
 
 
 def is_page(beginning: bytes) -> bool:
-    """Whether a file that begins like this is such a page.
+    """Return whether a file that begins like this is such a page.
 
     Examples
     --------

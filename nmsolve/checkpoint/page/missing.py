@@ -14,9 +14,8 @@ def missing(report: PruneReport) -> Html:
     groups: dict[str, list[TensorReport]] = {}
     for t in report.dense:
         groups.setdefault(t.reason or "No reason is recorded", []).append(t)
-    ordered = sorted(
-        groups.items(), key=lambda group: -sum(t.weights for t in group[1])
-    )  # stable: ties as in the checkpoint
+    # stable: ties as in the checkpoint
+    ordered = sorted(groups.items(), key=lambda group: -sum(t.weights for t in group[1]))
     return element(
         "section",
         element("h2", "Where sparsity is missing, and why"),

@@ -18,8 +18,10 @@ from nmsolve.pattern import Pattern
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """value : what cells are sorted by, None where it is not known; a column without `value` is
-    sorted by its text.
+    """A column of the table.
+
+    value : the number that a cell is sorted by, None where it is not known; a column without
+    `value` is sorted by its text.
     """
 
     key: str

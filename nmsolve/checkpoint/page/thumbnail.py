@@ -10,13 +10,13 @@ from nmsolve.checkpoint.page.values import sized, unknown
 from nmsolve.checkpoint.summary import TensorReport
 from nmsolve.pattern import Pattern
 
-# pixels of the longer side: a whole number a cell for 32, 16, 8 and 4 cells, since others would
-# blur or beat
+#: Pixels of the longer side: a whole number per cell for 32, 16, 8 and 4 cells, since others would
+#: blur or beat.
 _SIDE = 64
 
 
 def strokes(mask: NDArray[np.bool_]) -> str:
-    """The path of a mask's kept entries: row i is drawn along y = i, one stroke of width 1 a run.
+    """The path of a mask's kept entries: row i is drawn along y = i, one stroke of width 1 per run.
 
     A run takes a third of the characters that its rectangle would.
 
@@ -47,8 +47,8 @@ def _borders(pattern: Pattern, rows: int, columns: int) -> str:
 
 
 def _caption(tensor: TensorReport, rows: int, columns: int) -> str:
-    """Which entries are shown: a tensor with more axes than two shows one matrix, one with groups
-    along columns is turned.
+    """A sentence on which entries are shown: a tensor with more axes than two shows one matrix, one
+    with groups along columns is turned.
     """
     matrix = len(tensor.shape) == 2
     turned = (

@@ -1,4 +1,4 @@
-"""How numbers read on the page: as text, or as a dash that says what is not known."""
+"""Numbers as the page shows them: as text, or as a dash that says what is not known."""
 
 from __future__ import annotations
 

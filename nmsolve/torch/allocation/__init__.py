@@ -1,4 +1,6 @@
 """A pattern for every layer under a budget: exact allocation, and DominoSearch.
 
-`budget` says what is limited; `multiply_adds` counts what layers cost.
+From below: `budget` limits and `candidates` are offered, `multiply_adds` counts the costs of
+layers. Exact: `knapsack_core`, `knapsack`, `layer_losses`, `mask_losses`, `costs`, `allocated`,
+`exact`. DominoSearch: `erk`, `search`, `searched_weight`, `domino_options`, `domino_run`, `domino`.
 """

@@ -1,4 +1,4 @@
-"""What a choice of patterns may cost: kept weights, multiply-adds, or measured seconds."""
+"""Budgets for a choice of patterns: kept weights, multiply-adds, or measured seconds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from nmsolve.pattern import Pattern
 @dataclass(frozen=True, slots=True)
 class Params:
     """At most `limit` kept weights over the planned layers.
+
+    Attributes
+    ----------
+    limit : int
+
+    Raises
+    ------
+    InputError
+        If the limit is no positive number, or a share of the weights.
 
     Examples
     --------
@@ -32,8 +41,17 @@ class FLOPs:
     """At most `limit` multiply-adds of planned weights, for the example inputs that they are
     counted with.
 
-    A kept weight costs one a token, or one an output position of a convolution; biases, norms and
-    the scores of attention are not counted.
+    A kept weight costs one per token, or one per output position of a convolution; biases, norms
+    and the scores of attention are not counted.
+
+    Attributes
+    ----------
+    limit : int
+
+    Raises
+    ------
+    InputError
+        If the limit is no positive number, or a share of the multiply-adds.
 
     Examples
     --------
@@ -52,7 +70,17 @@ class Latency:
     """At most `limit` seconds (or whatever unit the table is in) over the planned layers, by a
     table of measured ones.
 
-    table : layer path → pattern → time; "dense" for the layer without a pattern.
+    Attributes
+    ----------
+    table : mapping
+        Layer path → pattern → time; "dense" for the layer without a pattern.
+    limit : float
+        In the table's unit.
+
+    Raises
+    ------
+    InputError
+        If the limit is no positive number.
 
     Examples
     --------
@@ -71,6 +99,7 @@ Budget = Params | FLOPs | Latency
 
 
 def _check_limit(budget: object, limit: object, unit: str) -> None:
+    """InputError unless a limit is a positive number; NumPy's numbers become Python's."""
     name = type(budget).__name__
     try:
         number = (

@@ -1,5 +1,5 @@
-"""What a layer can be given: a pattern, or None, which leaves it dense; and numbers in tables by
-layer and candidate.
+"""Candidates for a layer: patterns, or None, which leaves it dense; and tables of numbers by layer
+and candidate.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from nmsolve.pattern import Pattern
 
 #: A pattern; None leaves the layer dense.
 Candidate = Pattern | None
-#: How candidates are given: "dense" for None.
+#: A candidate in any of its spellings: "dense" for None.
 Named = Pattern | str | None
 #: Layer path → candidate → number.
 Table = Mapping[str, Mapping[Any, float]]
 
 
 def candidate_of(named: Named) -> Candidate:
-    """A candidate from any of its spellings."""
+    """Return a candidate from any of its spellings."""
     return None if named is None or named == "dense" else Pattern.of(named)
 
 
 def name_of(candidate: Candidate) -> str:
-    """How a candidate is called in tables."""
+    """Return the name of a candidate in tables."""
     return "dense" if candidate is None else str(candidate)
 
 
 def candidates_of(named: Iterable[Named] | None) -> tuple[Candidate, ...]:
-    """The candidates, each once, in the order given.
+    """Return the candidates, each once, in the order given.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def candidates_of(named: Iterable[Named] | None) -> tuple[Candidate, ...]:
 
 
 def row_of(table: Table, path: str, what: str) -> dict[Candidate, float]:
-    """A layer's numbers by candidate. what : "the latency table", for messages.
+    """Return a layer's numbers by candidate; `what` is "the latency table", for messages.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def row_of(table: Table, path: str, what: str) -> dict[Candidate, float]:
 
 
 def number_of(row: Mapping[Candidate, float], path: str, candidate: Candidate, what: str) -> float:
-    """A candidate's number in a layer's row; InputError with what there is."""
+    """Return a candidate's number in a layer's row; InputError with those that there are."""
     if candidate not in row:
         raise InputError(
             f"{what} has nothing for layer {path} with {name_of(candidate)}; it has "

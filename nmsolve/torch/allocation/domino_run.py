@@ -1,58 +1,43 @@
-"""A run of DominoSearch: all layers are trained and shrunk, and n falls, layer by layer, until the
-budget is met.
+"""A run of DominoSearch: all layers are trained and shrunk, and n decreases, layer by layer, until
+the budget is met.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nmsolve.errors import InputError
 from nmsolve.torch.allocation.budget import FLOPs, Params
+from nmsolve.torch.allocation.domino_options import Options
 from nmsolve.torch.allocation.erk import erk_densities
 from nmsolve.torch.allocation.multiply_adds import positions_of
 from nmsolve.torch.allocation.search import Drop
 from nmsolve.torch.allocation.searched_weight import SearchedWeight, penalty_factors
 from nmsolve.torch.calibration.inputs import Item, run
+from nmsolve.torch.progress import progress_bar
 from nmsolve.torch.running import undisturbed
 
 _DIVERGED = "training diverged; a smaller lr or decay helps. The model is as it was"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """As for `domino_search`, checked; candidates in ascending order, m the last."""
-
-    m: int
-    candidates: tuple[int, ...]
-    betas: tuple[float, float]
-    layerwise: bool
-    decay: float
-    doubling: tuple[int, ...]
-    lr: float
-    penalty_every: int
-    check_every: int
-    vote: float
-    max_steps: int
-
-    def penalty(self, step: int) -> float:
-        """λ at an iteration, 0 at those without."""
-        return (
-            0.0
-            if step % self.penalty_every
-            else self.decay * 2.0 ** sum(step >= milestone for milestone in self.doubling)
-        )
-
-
 class DominoRun:
-    """All layers of a search, and what has fallen so far."""
+    """All layers of a search, and how far they have come.
+
+    Attributes
+    ----------
+    layers : list of SearchedWeight
+    budget : Params or FLOPs
+    options : Options
+    unit : str
+        Of the budget, for messages.
+    history : list of Drop
+        In the order in which layers came down to a smaller n.
+    """
 
     def __init__(
         self, layers: list[SearchedWeight], budget: Params | FLOPs, options: Options
@@ -66,15 +51,15 @@ class DominoRun:
 
     @property
     def cost(self) -> float:
-        """Of the plan as it is, in the budget's unit."""
+        """The cost of the plan as it is, in the budget's unit."""
         by_params = isinstance(self.budget, Params)
         return math.fsum(
             layer.kept_weights if by_params else layer.multiply_adds for layer in self.layers
         )
 
     def check_budget(self) -> None:
-        """InputError if no plan can meet the budget, or the dense model does; while all layers are
-        dense.
+        """Raise InputError if no plan can meet the budget, or the dense model does; while all
+        layers are dense.
         """
         n, m, dense = self.options.candidates[0], self.options.m, self.cost
         lowest = dense * n / m
@@ -91,8 +76,8 @@ class DominoRun:
             )
 
     def count(self, positions: dict[str, float]) -> None:
-        """Once it is known how often weights are multiplied: where layers should come to, and how
-        hard they are pushed.
+        """Take how often weights are multiplied, by path; set each layer's target sparsity and its
+        share of the penalty.
         """
         for layer in self.layers:
             layer.positions = math.fsum(positions[entry.path] for entry in layer.entries)
@@ -101,11 +86,11 @@ class DominoRun:
             [tuple(layer.weight.shape) for layer in self.layers], self.budget.limit / self.cost
         )
         self._targets = [1 - density for density in densities]
-        self._push()
+        self._set_penalties()
 
     def decrease_n(self, step: int) -> bool:
-        """Let n fall where layers have voted for it; whether the budget is met, at which the others
-        are not asked any more.
+        """Decrease n where the groups of a layer vote for it; return whether the budget is met, at
+        which the other layers are not asked any more.
         """
         options = self.options
         for layer in self.layers:
@@ -122,10 +107,11 @@ class DominoRun:
                 self.history.append(Drop(step, layer.path, layer.n, self.cost))
                 if self.cost <= self.budget.limit:
                     return True
-                self._push()
+                self._set_penalties()
         return False
 
-    def _push(self) -> None:
+    def _set_penalties(self) -> None:
+        """Set each layer's share of the penalty."""
         if not self.options.layerwise:
             return
         dense = [layer.weight.numel() * layer.positions for layer in self.layers]
@@ -138,32 +124,28 @@ class DominoRun:
 def train(
     model: nn.Module,
     train_step: Callable[[nn.Module], Tensor],
-    dominoes: DominoRun,
+    search: DominoRun,
     example_inputs: Item | None,
     progress: bool | None,
 ) -> int:
-    """Train and shrink until the budget is met or time is up; the number of iterations.
+    """Train and shrink until the budget is met or max_steps have been done; return the number of
+    iterations.
 
     Raises
     ------
     InputError
-        If the budget, once its unit is known, cannot be met; if train_step returns no loss; if
-        numbers are not finite any more.
+        If the budget, once multiply-adds are known, cannot be met; if train_step returns no loss;
+        if numbers are not finite any more.
     """
-    layers, options = dominoes.layers, dominoes.options
+    layers, options = search.layers, search.options
     entries = [entry for layer in layers for entry in layer.entries]
     if example_inputs is not None:
         with undisturbed(model, training=False):
-            dominoes.count(positions_of(model, entries, lambda: run(model, example_inputs)))
+            search.count(positions_of(model, entries, lambda: run(model, example_inputs)))
     searched = {id(layer.weight) for layer in layers}
     others = [p for p in model.parameters() if id(p) not in searched]
     optimizer = torch.optim.SGD(others, lr=options.lr) if others else None
-    with tqdm(
-        total=options.max_steps,
-        desc="domino search",
-        leave=False,
-        disable=None if progress is None else not progress,
-    ) as bar:
+    with progress_bar(about="domino search", total=options.max_steps, progress=progress) as bar:
         for step in range(options.max_steps):
             with torch.no_grad():
                 for layer in layers:
@@ -177,13 +159,13 @@ def train(
                     "given (or pass example_inputs=)"
                 )
                 call = partial(_append_taken, first, train_step, model)
-                dominoes.count(positions_of(model, entries, call, by))
+                search.count(positions_of(model, entries, call, by))
                 loss = first[0]
             else:
                 loss = _taken(train_step, model, step)
             _check_loss(loss, step, layers)
             try:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             except RuntimeError as error:
                 raise InputError(
                     f"backward from the loss of iteration {step} failed: {error}"
@@ -197,8 +179,8 @@ def train(
             bar.update()
             if step % options.check_every == 0:
                 with torch.no_grad():
-                    met = dominoes.decrease_n(step)
-                bar.set_postfix_str(f"{dominoes.cost:.0f} of {dominoes.budget!r}", refresh=False)
+                    met = search.decrease_n(step)
+                bar.set_postfix_str(f"{search.cost:.0f} of {search.budget!r}", refresh=False)
                 if met:
                     return step + 1
     return options.max_steps
@@ -221,7 +203,7 @@ def _append_taken(
 
 
 def _check_loss(loss: object, step: int, layers: list[SearchedWeight]) -> None:
-    """InputError unless backward can start from it, and nobody has gone before."""
+    """InputError unless backward can start from a loss, and has not been called yet."""
     asked = "train_step returns the loss of a batch, a scalar tensor with its graph"
     if not isinstance(loss, Tensor):
         raise InputError(
@@ -250,38 +232,3 @@ def _check_loss(loss: object, step: int, layers: list[SearchedWeight]) -> None:
         )
     if not bool(torch.isfinite(loss)):
         raise InputError(f"the loss is {loss.item()} at iteration {step}: {_DIVERGED}")
-
-
-@contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Time to train a model, after which its parameters, their gradients, its buffers and its flags
-    are as before.
-
-    Inside, it starts without gradients.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    parameters = [
-        (p, p.data, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()
-    ]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    try:
-        for parameter, *_ in parameters:
-            parameter.grad = None
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, own, before, gradient, trained in parameters:
-                parameter.data = own  # a cast in between made it another
-                parameter.copy_(before)
-                parameter.grad = gradient
-                parameter.requires_grad_(trained)
-            for module, name, buffer, saved in buffers:
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-                module._buffers[name] = buffer
-        for module, training in flags:
-            module.training = training

@@ -1,6 +1,4 @@
-"""Erdős–Rényi-kernel densities: how sparse each layer should be, by the shape of its weight
-alone.
-"""
+"""Erdős–Rényi-kernel (ERK) densities of layers, from the shapes of their weights alone."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from collections.abc import Sequence
 
 
 def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[float]:
-    r"""The share of each weight to keep, so that all of them together keep `density`.
+    r"""Return the share of each weight to keep, so that all of them together keep `density`.
 
     .. math:: d_i = \min\left(1, \varepsilon \frac{\sum_k s_{ik}}{\prod_k s_{ik}}\right), \quad
               \sum_i d_i \prod_k s_{ik} = d \sum_i \prod_k s_{ik}
@@ -24,11 +22,11 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[flo
     Returns
     -------
     list of float
-        One a weight, in (0, 1].
+        One for each weight, in (0, 1].
 
     Notes
     -----
-    A layer for which ε asks for more than there is stays dense, and ε is solved anew for the
+    A layer for which ε asks for more than there is stays dense, and ε is solved again for the
     others. That only raises ε, so a layer once dense stays dense, and the order in which they are
     found does not matter.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
-from nmsolve.result import Status
-from nmsolve.table import shortened, table
+from nmsolve.torch.allocation.allocated import Allocation
 from nmsolve.torch.allocation.budget import Budget, FLOPs, Latency, Params
 from nmsolve.torch.allocation.candidates import (
     Candidate,
@@ -19,95 +17,15 @@ from nmsolve.torch.allocation.candidates import (
     Table,
     candidates_of,
     name_of,
-    number_of,
     row_of,
 )
-from nmsolve.torch.allocation.knapsack import choose, reachable
-from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option, losses
+from nmsolve.torch.allocation.costs import check_reachable, costs_of
+from nmsolve.torch.allocation.knapsack import choose
+from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option
+from nmsolve.torch.allocation.mask_losses import losses
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.weights.planning import LayerPlan, Plan
-
-_UNITS = {Params: "kept weights", FLOPs: "multiply-adds", Latency: "in the table's unit"}
-
-
-class Allocation(Plan):
-    """A plan that loses least under a budget, to be used like any other. Equal to one with the same
-    layers; prints as a table.
-
-    objective : what the planned layers lose. bound : no plan of these candidates within the budget
-    loses less. gap : (objective − bound) / |objective|. status : OPTIMAL if that is at most 1e-9.
-    budget : as given. cost : of the plan, in the budget's unit. seconds : how long the search took,
-    without the losses. layer_losses, layer_costs : by path, of every weight that was allocated.
-    """
-
-    def __init__(
-        self,
-        layers: Iterable[LayerPlan],
-        scores: Mapping[str, Tensor] | None = None,
-        *,
-        objective: float,
-        bound: float,
-        status: Status,
-        budget: Budget,
-        seconds: float,
-        layer_losses: Mapping[str, float],
-        layer_costs: Mapping[str, float],
-    ) -> None:
-        super().__init__(layers, scores)
-        self.objective = objective
-        self.bound = bound
-        self.status = status
-        self.budget = budget
-        self.seconds = seconds
-        self.layer_losses = dict(layer_losses)
-        self.layer_costs = dict(layer_costs)
-
-    @property
-    def gap(self) -> float:
-        """What is not proven, as a share of the loss."""
-        return (
-            (self.objective - self.bound) / abs(self.objective)
-            if self.objective
-            else 0.0 - self.bound
-        )
-
-    @property
-    def cost(self) -> float:
-        """What the plan costs, in the budget's unit; the limit where only the rounding of the sum
-        is above it.
-        """
-        return min(_total(self.layer_costs.values()), self.budget.limit)
-
-    def __str__(self) -> str:
-        rows = []
-        for layer in self.layers:
-            found = [
-                f"{values[layer.path]:.6g}" if layer.path in values else ""
-                for values in (self.layer_losses, self.layer_costs)
-            ]
-            shape, pattern = (
-                "×".join(map(str, layer.shape)),
-                "-" if layer.pattern is None else str(layer.pattern),
-            )
-            why = layer.reason or (
-                f"shares weight and mask with {layer.tied_to}" if layer.tied_to else ""
-            )
-            rows.append((shortened(layer.path), layer.kind, shape, pattern, *found, why))
-        head = ("layer", "kind", "shape", "pattern", "loss", "cost", "reason")
-        return f"{table(head, rows, {4, 5})}\n{self._summary()}"
-
-    def __repr__(self) -> str:
-        return (
-            f"<Allocation: {len(self.planned)} of {len(self)} weights have a pattern, "
-            f"{self._summary()}>"
-        )
-
-    def _summary(self) -> str:
-        cost, limit = _number(self.cost), _number(self.budget.limit)
-        return (
-            f"{self.status.value}: loss {self.objective:.8g}, gap {self.gap:.1e}; cost {cost} of "
-            f"at most {limit} {_UNITS[type(self.budget)]}"
-        )
+from nmsolve.torch.options import is_number
+from nmsolve.torch.weights.layer_plan import LayerPlan, OpenWeight
 
 
 def allocate(
@@ -141,7 +59,8 @@ def allocate(
         a layer as it is. Needed for a model; for losses, those of them to choose from, or None for
         all.
     budget : Params, FLOPs or Latency
-        What the planned layers may cost: kept weights, multiply-adds, or times by a table.
+        The limit on the costs of the planned layers: kept weights, multiply-adds, or times by a
+        table.
     calibration, example_inputs, include, exclude, padding, scores
         For a model: as for `nmsolve.torch.losses`.
     time_limit : float
@@ -191,9 +110,9 @@ def allocate(
             f"candidates are patterns, such as ['2:4', '4:8T', 'dense'], got {candidates!r}: pass "
             f"budget={candidates!r}"
         )
-    _check_budget(budget)
-    assert budget is not None
-    _check_time(time_limit)
+    budget = _checked(budget)
+    if not (is_number(time_limit) and time_limit > 0):
+        raise InputError(f"time_limit takes a positive number of seconds, got {time_limit!r}")
     for_model = {
         "calibration": calibration, "example_inputs": example_inputs, "include": include,
         "exclude": exclude or None,
@@ -212,12 +131,12 @@ def allocate(
         offered = losses(
             model_or_losses,
             candidates,
-            calibration,
-            example_inputs,
-            include,
-            exclude,
-            padding,
-            scores,
+            calibration=calibration,
+            example_inputs=example_inputs,
+            include=include,
+            exclude=exclude,
+            padding=padding,
+            scores=scores,
         )
     else:
         unused = [name for name, value in for_model.items() if value is not None]
@@ -226,20 +145,20 @@ def allocate(
                 f"{unused[0]} is for a model; losses are there already: pass it to "
                 "nmt.losses(model, …)"
             )
-        offered = _offered(model_or_losses, candidates, budget)
+        offered = _offered(model_or_losses, candidates)
     layers = [layer for layer in offered if layer.options]
-    costs = [_costs(layer, budget) for layer in layers]
-    _check_reachable(layers, costs, budget)
+    costs = [costs_of(layer, budget) for layer in layers]
+    check_reachable(layers, costs, budget)
     started = time.perf_counter()
     found = choose(
         [[option.loss for option in layer.options] for layer in layers],
         costs,
         budget.limit,
-        time_limit,
+        time_limit=time_limit,
     )
     chosen = {layer.path: layer.options[j] for layer, j in zip(layers, found.choices, strict=True)}
     return Allocation(
-        (_planned(layer.entry, chosen.get(layer.entry.owner)) for layer in offered),
+        (_settled(layer.entry, chosen.get(layer.entry.owner)) for layer in offered),
         offered.scores,
         objective=found.objective,
         bound=found.bound,
@@ -253,36 +172,24 @@ def allocate(
     )
 
 
-def _check_budget(budget: object) -> None:
-    if not isinstance(budget, Params | FLOPs | Latency):
-        k = budget if isinstance(budget, int | float) and not isinstance(budget, bool) else "…"
-        raise InputError(
-            f"budget says what it limits: nmt.Params({k}) kept weights, nmt.FLOPs({k}) "
-            f"multiply-adds, or nmt.Latency(table, {k}); got {budget!r}"
-        )
+def _checked(budget: object) -> Budget:
+    """The budget; InputError if it is none."""
+    if isinstance(budget, Params | FLOPs | Latency):
+        return budget
+    k = budget if is_number(budget) else "…"
+    raise InputError(
+        f"budget says what it limits: nmt.Params({k}) kept weights, nmt.FLOPs({k}) "
+        f"multiply-adds, or nmt.Latency(table, {k}); got {budget!r}"
+    )
 
 
-def _check_time(time_limit: object) -> None:
-    if (
-        isinstance(time_limit, bool)
-        or not isinstance(time_limit, int | float)
-        or not 0 < time_limit < math.inf
-    ):
-        raise InputError(f"time_limit takes a positive number of seconds, got {time_limit!r}")
-
-
-def _offered(given: Losses | Table, candidates: Iterable[Named] | None, budget: Budget) -> Losses:
+def _offered(given: Losses | Table, candidates: Iterable[Named] | None) -> Losses:
     """Losses that were computed or measured before, with all candidates or some of them."""
     if not isinstance(given, Losses):
         if not isinstance(given, Mapping):
             raise InputError(
                 "allocate takes a model, nmt.losses(model, …), or a mapping of losses; got a "
                 f"{type(given).__name__}"
-            )
-        if not isinstance(budget, Latency):
-            raise InputError(
-                f"a mapping of losses has no shapes, so that {type(budget).__name__} has nothing "
-                "to count: pass nmt.losses(model, candidates, …).with_values(mapping)"
             )
         given = _without_model(given)
     if not any(layer.options for layer in given):
@@ -297,7 +204,7 @@ def _offered(given: Losses | Table, candidates: Iterable[Named] | None, budget: 
                 f"there are no losses for {name_of(candidate)}; there are some for "
                 f"{', '.join(map(name_of, there))}"
             )
-    return Losses((_with_some(layer, wanted) for layer in given), given.scores)
+    return _restricted(given, wanted)
 
 
 def _without_model(values: Table) -> Losses:
@@ -305,10 +212,9 @@ def _without_model(values: Table) -> Losses:
     layers = []
     for path in values:
         row = row_of(values, path, "the mapping of losses")
-        entry = LayerPlan(
-            name=path, parameter="weight", kind="", shape=(), pattern=None, axis=None,
-            padding="error", reason=None
-        )  # fmt: skip
+        entry = OpenWeight(
+            name=path, parameter="weight", kind="", shape=(), axis=-1, padding="error"
+        )
         options = tuple(
             Option(pattern=candidate, loss=loss, kept=None) for candidate, loss in row.items()
         )
@@ -318,90 +224,26 @@ def _without_model(values: Table) -> Losses:
     return Losses(layers)
 
 
-def _with_some(layer: LayerLosses, wanted: tuple[Candidate, ...]) -> LayerLosses:
-    options = tuple(option for option in layer.options if option.pattern in wanted)
-    if not layer.options or any(option.pattern for option in options):
-        return replace(layer, options=options)
-    reason = f"none of {', '.join(map(name_of, wanted))} fits it"
-    return replace(layer, entry=replace(layer.entry, reason=reason), options=())
+def _restricted(given: Losses, wanted: tuple[Candidate, ...]) -> Losses:
+    """The losses with some of their candidates; weights that none of these fits are skipped."""
+    unfit = f"none of {', '.join(map(name_of, wanted))} fits it"
+    skipped: set[str] = set()  # owners, which come before the layers that share their weights
+    layers = []
+    for layer in given:
+        options = tuple(option for option in layer.options if option.pattern in wanted)
+        if layer.options and not any(option.pattern for option in options):
+            skipped.add(layer.path)
+        if layer.entry.owner in skipped:
+            layers.append(replace(layer, entry=layer.entry.skipped(unfit), options=()))
+        else:
+            layers.append(replace(layer, options=options))
+    return Losses(layers, given.scores)
 
 
-def _costs(layer: LayerLosses, budget: Budget) -> list[float]:
-    """What each option of a layer costs."""
-    if isinstance(budget, Latency):
-        row = row_of(budget.table, layer.path, "the latency table")
-        times = [
-            number_of(row, layer.path, option.pattern, "the latency table")
-            for option in layer.options
-        ]
-        for option, seconds in zip(layer.options, times, strict=True):
-            if seconds < 0:
-                named = name_of(option.pattern)
-                raise InputError(
-                    f"the latency table has {seconds!r} for layer {layer.path} with {named}: times "
-                    "are not negative"
-                )
-        return times
-    kept = [option.kept for option in layer.options]
-    assert None not in kept  # only mappings do not know it, and those go with latencies
-    if isinstance(budget, Params):
-        return kept  # type: ignore[return-value]
-    if layer.positions is None:
-        raise InputError(
-            f"no multiply-adds are known of layer {layer.path}: pass example_inputs that reach it "
-            "to nmt.losses(model, …), or to nmt.allocate for a model"
-        )
-    return [_whole(layer.positions * number) for number in kept if number is not None]
-
-
-def _check_reachable(
-    layers: Sequence[LayerLosses], costs: Sequence[Sequence[float]], budget: Budget
-) -> None:
-    """InputError with the smallest reachable budget, if this one is below it."""
-    least = [min(range(len(row)), key=row.__getitem__) for row in costs]
-    if reachable(costs, budget.limit):
-        return
-    floor = _total(row[j] for row, j in zip(costs, least, strict=True))
-    where: dict[str, list[str]] = {}
-    for layer, j in zip(layers, least, strict=True):
-        where.setdefault(name_of(layer.options[j].pattern), []).append(layer.path)
-    cheapest = "; ".join(
-        f"{name} for {', '.join(paths[:3])}"
-        + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        for name, paths in where.items()
-    )
-    table_first = "…, " if isinstance(budget, Latency) else ""
-    named = f"nmt.{type(budget).__name__}({table_first}{_number(budget.limit)})"
-    counted = (
-        " of the example inputs (the calibration's first item unless given)"
-        if isinstance(budget, FLOPs)
-        else ""
-    )
-    raise InputError(
-        f"{named} is below the smallest reachable, {_number(floor)} "
-        f"{_UNITS[type(budget)]}{counted}, with the cheapest candidate everywhere ({cheapest}). "
-        "Raise the budget, or offer sparser candidates"
-    )
-
-
-def _planned(entry: LayerPlan, option: Option | None) -> LayerPlan:
-    if option is None:
+def _settled(entry: LayerPlan, option: Option | None) -> LayerPlan:
+    """The weight with the option that was chosen for it; as it is where there was none."""
+    if not isinstance(entry, OpenWeight) or option is None:
         return entry
-    return replace(
-        entry,
-        pattern=option.pattern,
-        reason=None if option.pattern else "left dense by the allocation",
-    )
-
-
-def _total(values: Iterable[float]) -> float:
-    """An exact sum, rounded once; an int of ints."""
-    return _whole(math.fsum(values))
-
-
-def _whole(value: float) -> float:
-    return int(value) if float(value).is_integer() else value
-
-
-def _number(value: float) -> str:
-    return repr(_whole(value))
+    if option.pattern is None:
+        return entry.skipped("left dense by the allocation")
+    return entry.with_pattern(option.pattern)

@@ -1,5 +1,5 @@
-"""How often each planned weight is multiplied in a run of the model, from the shapes that reach
-it.
+"""Counts of the products with each planned weight in a run of the model, from the shapes of its
+inputs.
 """
 
 from __future__ import annotations
@@ -9,22 +9,28 @@ from typing import Any
 
 from torch import nn
 
-from nmsolve.errors import InputError
-from nmsolve.torch.calibration.activations import Use, unreached, watched
-from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.calibration.activations import Use, check_reached, watched
+from nmsolve.torch.weights.layer_plan import PlannedWeight
 
 
 def positions_of(
     model: nn.Module,
-    entries: Sequence[LayerPlan],
+    entries: Sequence[PlannedWeight],
     run: Callable[[], Any],
     by: str | None = "the example inputs",
 ) -> dict[str, float]:
-    """By path, how often an entry of each weight is multiplied while run() runs the model: tokens,
-    or output positions.
+    """Return by path how often an entry of each weight is multiplied while run() runs the model:
+    tokens, or output positions.
 
-    The multiply-adds of a layer are that times its kept weights. by : what runs the model, for the
-    message; None: layers may be left out, at zero.
+    The multiply-adds of a layer are that times its kept weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+    entries : sequence of PlannedWeight
+    run : function without arguments
+    by : str or None
+        Description of the run, for the message; None: layers may be left out, at zero.
 
     Raises
     ------
@@ -38,8 +44,6 @@ def positions_of(
 
     with watched(model, entries, count):
         run()
-    reached = {entry.owner for entry in entries if found[entry.path]}
-    unused = [entry.path for entry in entries if entry.owner not in reached]
-    if unused and by is not None:
-        raise InputError(unreached(unused, by))
+    if by is not None:
+        check_reached(entries, {entry.owner for entry in entries if found[entry.path]}, by)
     return found

@@ -1,6 +1,4 @@
-"""`Search`: the plan that a search over patterns came to, with what it costs and how it came
-about.
-"""
+"""`Search`: the plan that a search over patterns found, with its costs and its history."""
 
 from __future__ import annotations
 
@@ -8,14 +6,22 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nmsolve.torch.allocation.budget import FLOPs, Params
-from nmsolve.torch.weights.planning import LayerPlan, Plan
+from nmsolve.torch.weights.layer_plan import LayerPlan, Plan
 
 
 class Drop(NamedTuple):
-    """A layer of a search came down to a smaller n.
+    """A step of a search: a layer came down to a smaller n.
 
-    step : the iteration, from 0. path : the layer. n : of every m, from here on. cost : of the
-    whole plan then, in the budget's unit.
+    Attributes
+    ----------
+    step : int
+        The iteration, from 0.
+    path : str
+        The layer's.
+    n : int
+        Kept of every m, from here on.
+    cost : float
+        Of the whole plan then, in the budget's unit.
     """
 
     step: int
@@ -28,10 +34,26 @@ class Search(Plan):
     """A plan that was searched for, to be used like any other. Equal to one with the same layers;
     prints as a table.
 
-    budget : as given. reached : whether the plan meets it. cost : of the plan, in the budget's
-    unit. kept_weights, multiply_adds : of the plan, both, over the layers that were searched, of
-    which some may have been left dense. steps : iterations. seconds : how long they took. history :
-    the drops in their order.
+    Attributes
+    ----------
+    layers, scores, planned, patterns
+        As of every `Plan`.
+    budget : Params or FLOPs
+        As given.
+    reached : bool
+        Whether the plan meets the budget.
+    cost : float
+        Of the plan, in the budget's unit.
+    kept_weights : int
+        Of the plan, over the layers that were searched, of which some may have been left dense.
+    multiply_adds : float
+        Of the same layers.
+    steps : int
+        Iterations.
+    seconds : float
+        Of the search.
+    history : tuple of Drop
+        In their order.
     """
 
     def __init__(
@@ -55,12 +77,12 @@ class Search(Plan):
 
     @property
     def cost(self) -> float:
-        """What the plan costs, in the budget's unit."""
+        """The cost of the plan, in the budget's unit."""
         return self.kept_weights if isinstance(self.budget, Params) else self.multiply_adds
 
     @property
     def reached(self) -> bool:
-        """Whether the plan meets the budget."""
+        """True if the plan meets the budget."""
         return self.cost <= self.budget.limit
 
     def __str__(self) -> str:

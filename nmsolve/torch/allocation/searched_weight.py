@@ -1,5 +1,5 @@
-"""A planned weight in a DominoSearch: what is trained, what the model holds of it, and how it comes
-down from m to smaller n.
+"""A planned weight in a DominoSearch: the weight that is trained, the masked one that the model
+holds, and its way from m down to smaller n.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError
+from nmsolve.geometry import as_groups, from_groups
 from nmsolve.torch.tensors import check_weight
-from nmsolve.torch.weights.layer_kinds import from_groups, groups_of
-from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.weights.layer_plan import PlannedWeight
 
 #: Where no layer is further than this above its target sparsity, redundancy says nothing any more.
 _NEAR = 0.01
@@ -21,25 +21,39 @@ _NEAR = 0.01
 class SearchedWeight:
     """A weight that is searched.
 
-    The model's own tensor holds what the mask keeps and zeros; all of the weight, with what is
-    dropped as it last was, is in `dense`, in float32 at least. No module is replaced or
-    parametrized, so whatever reads the weight reads the masked one.
+    The model's own tensor holds the entries that the mask keeps, and zeros. No module is replaced
+    or parametrized, so whatever reads the weight reads the masked one.
 
-    path : the layer, the first of them where several share the weight. walk : the mask's n. n : the
-    plan's, the last candidate that walk has passed. positions : how often an entry is multiplied.
-    eta : its share of the penalty.
+    Attributes
+    ----------
+    entries : tuple of PlannedWeight
+        Of all layers that share the weight.
+    path : str
+        The layer, the first of them where several share the weight.
+    weight : Tensor
+        The model's.
+    dense : Tensor
+        All of the weight, with dropped entries as they last were, in float32 at least.
+    m : int
+        Length of a group.
+    walk : int
+        The mask's n.
+    n : int
+        The plan's, the last candidate that `walk` has passed.
+    positions : float
+        Products per entry, in a run of the model.
+    eta : float
+        Its share of the penalty.
     """
 
-    def __init__(self, entries: Sequence[LayerPlan], weight: Tensor, m: int) -> None:
-        axis = entries[0].axis
-        assert axis is not None
+    def __init__(self, entries: Sequence[PlannedWeight], weight: Tensor, m: int) -> None:
         self.entries = tuple(entries)
         self.path = entries[0].path
         self.weight = weight
         self.m = self.n = self.walk = m
         self.positions = 0.0
         self.eta = 1.0
-        self._axis = axis
+        self._axis = entries[0].axis
         values = check_weight(weight, f"the weight of layer {self.path}", "domino_search")
         self.dense = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
         if not self.finite:
@@ -58,17 +72,17 @@ class SearchedWeight:
 
     @property
     def kept_weights(self) -> int:
-        """As the plan keeps them."""
+        """Weights that the plan keeps."""
         return self.weight.numel() // self.m * self.n
 
     @property
     def multiply_adds(self) -> float:
-        """Of what the plan keeps."""
+        """Multiply-adds of the weights that the plan keeps."""
         return self.kept_weights * self.positions
 
     @property
     def finite(self) -> bool:
-        """Whether all of the weight is."""
+        """True if all of the weight is finite."""
         return bool(torch.isfinite(self.dense).all())
 
     @property
@@ -80,7 +94,7 @@ class SearchedWeight:
         return int(short.sum()) / short.numel()
 
     def mask_(self) -> None:
-        """Let the model hold the largest `walk` of every m; among equals the first."""
+        """Have the model hold the largest `walk` of every m; among equals the first."""
         if self.walk < self.m:
             order = self._magnitudes().argsort(dim=-1, descending=True, stable=True)
             kept = torch.zeros_like(order, dtype=torch.bool).scatter_(
@@ -91,11 +105,11 @@ class SearchedWeight:
         self._version = self.weight._version
 
     def touched(self) -> bool:
-        """Whether someone else has changed the weight, or gone backward, since `mask_`."""
+        """Return whether someone else has changed the weight, or called backward, since `mask_`."""
         return self.weight._version != self._version or self.weight.grad is not None
 
     def update(self, lr: float, decay: float) -> None:
-        """W ← W − lr M∘(∇ + λ η W)."""
+        """Update W ← W − lr M∘(∇ + λ η W)."""
         gradient = self.weight.grad
         gradient = (
             torch.zeros_like(self.dense) if gradient is None else gradient.to(self.dense.dtype)
@@ -105,7 +119,7 @@ class SearchedWeight:
         self.dense.sub_(torch.where(self._mask, gradient, 0), alpha=lr)
 
     def _magnitudes(self) -> Tensor:
-        return groups_of(self.dense, self._axis, self.m).abs()
+        return as_groups(self.dense, self._axis, self.m).abs()
 
 
 def penalty_factors(
@@ -115,11 +129,24 @@ def penalty_factors(
     targets: Sequence[float],
     betas: tuple[float, float],
 ) -> list[float]:
-    r"""η of each layer: of dense multiply-adds, the n that it is at, and the sparsity that it
-    should come to.
+    r"""Return η of each layer, from its dense multiply-adds, its n and its target sparsity.
 
     .. math:: \eta_i = \beta_1 \frac{a_i n_i}{\max_j a_j n_j}
         + \beta_2 \frac{s_i - (1 - n_i / m)}{\max_j |s_j - (1 - n_j / m)|}
+
+    Parameters
+    ----------
+    multiply_adds : sequence of float
+        a, of the dense layers.
+    n : sequence of int
+    m : int
+    targets : sequence of float
+        s, the sparsities that layers should come to.
+    betas : (float, float)
+
+    References
+    ----------
+    Sun et al., DominoSearch, NeurIPS 2021, section 3.
 
     Examples
     --------

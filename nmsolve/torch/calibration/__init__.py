@@ -1,6 +1,6 @@
-"""What a model's layers are given: calibration inputs, run through it, and seen as matrices layer
-by layer.
+"""Calibration inputs, run through a model, and seen as matrices layer by layer.
 
-`inputs` passes what the user gives to the model; `uses` sees what reaches each planned weight;
-`layout` lays weights out beside it.
+From below: `inputs` passes the user's items to the model; `convolutions` and `products` serve
+weights that are multiplied in ways of their own; `activations` sees the inputs of each planned
+weight; `moments` and `gradients` are sums over the calibration.
 """

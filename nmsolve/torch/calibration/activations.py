@@ -1,37 +1,41 @@
-"""What reaches a planned weight when its model runs: each use, with its inputs as matrices.
+"""Inputs of planned weights while their model runs: each use of a weight, with its inputs as
+matrices.
 
 Hooks see what modules are called with, `Products` the weights that F.linear is given without a call
-of their module. Attention uses its output projection past the module's forward; what reaches that
-is the attention's own output with the identity in its place.
+of their module. Attention uses its output projection past the module's forward; its input is
+the attention's own output with the identity in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmsolve.errors import InputError
+from nmsolve.torch.calibration.convolutions import Convolution, matrices, output_positions
 from nmsolve.torch.calibration.inputs import Calibration, Item, run, run_all
 from nmsolve.torch.calibration.products import Products
-from nmsolve.torch.weights.planning import LayerPlan, parameters_of
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-#: Elements of an input that are laid out at once.
-_PIECE = 2**24
+from nmsolve.torch.weights.layer_kinds import base_of, layer_kind
+from nmsolve.torch.weights.layer_plan import PlannedWeight
+from nmsolve.torch.weights.parameters import parameters_of
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A call of the module of a planned weight. inputs : what each part multiplies, or one tensor
-    for all parts.
+    """A call of the module of a planned weight.
+
+    Attributes
+    ----------
+    module : nn.Module
+    inputs : tuple of Tensor
+        Of each part of the weight, or one tensor for all parts.
     """
 
     module: nn.Module
@@ -39,48 +43,40 @@ class Use:
 
     @property
     def positions(self) -> float:
-        """How often an entry of the weight is multiplied: tokens, or output positions; the mean
-        over parts.
-        """
-        if isinstance(self.module, _CONVOLUTIONS):
-            x = _batched(self.module, self.inputs[0])
-            return x.shape[0] * math.prod(_outputs(self.module, x))
+        """Products per entry of the weight: tokens, or output positions; the mean over parts."""
+        if isinstance(self.module, Convolution):
+            samples, positions = output_positions(self.module, self.inputs[0])
+            return samples * positions
         counts = [x.shape[:-1].numel() for x in self.inputs]
         return sum(counts) / len(counts)
 
     def positions_of_sample(self, part: int) -> int:
         """Rows of a part's matrix for each entry of the input's first axis."""
-        if isinstance(self.module, _CONVOLUTIONS):
-            return math.prod(_outputs(self.module, _batched(self.module, self.inputs[0])))
+        if isinstance(self.module, Convolution):
+            return output_positions(self.module, self.inputs[0])[1]
         return self.inputs[part].shape[1:-1].numel()
 
     def matrices(self) -> Iterator[tuple[int, Tensor]]:
-        """(part, (samples, cols)) pieces of the inputs, laid out as `Layout.matrices` lays out the
-        weight; none where there are no samples.
+        """Yield (part, (samples, cols)) pieces of the inputs, laid out as `Geometry.matrices` lays
+        out the weight; none where there are no samples.
         """
-        if not isinstance(self.module, _CONVOLUTIONS):
+        if not isinstance(self.module, Convolution):
             yield from (
                 (part, x.reshape(-1, x.shape[-1]))
                 for part, x in enumerate(self.inputs)
                 if x.numel()
             )
-            return
-        if not self.inputs[0].numel():
-            return
-        x = _batched(self.module, self.inputs[0])
-        size = math.prod(_outputs(self.module, x)) * math.prod(self.module.kernel_size) * x.shape[1]
-        for piece in torch.split(x, max(1, _PIECE // max(1, size))):
-            yield from enumerate(_patches(self.module, piece))
+        elif self.inputs[0].numel():
+            yield from matrices(self.module, self.inputs[0])
 
 
+#: Called with a weight's path and a use of it.
 Seen = Callable[[str, Use], None]
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Iterator[None]:
-    """While it lasts, every use of the weights of these entries calls seen(path, use), before the
-    product.
-    """
+def watched(model: nn.Module, entries: Sequence[PlannedWeight], seen: Seen) -> Iterator[None]:
+    """Have every use of the weights of these entries call seen(path, use), before the product."""
     modules = dict(model.named_modules())
     handles = []
     paths: dict[int, str] = {}
@@ -95,19 +91,23 @@ def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Itera
             module, parent = modules[entry.name], modules.get(entry.name.rpartition(".")[0])
             weight = id(parameters_of(module)[entry.parameter])
             owners.setdefault(paths.setdefault(weight, entry.path), module)
-            inside = isinstance(parent, nn.MultiheadAttention) and parent.out_proj is module
-            called = parent if inside else module
-            assert called is not None
+            attention = (
+                parent
+                if isinstance(parent, nn.MultiheadAttention) and parent.out_proj is module
+                else None
+            )
+            called = module if attention is None else attention
             handles.append(
                 called.register_forward_pre_hook(lambda *_, weight=weight: within.add(weight))
             )
-            handles.append(
-                called.register_forward_pre_hook(
-                    _hook(entry, module, inside, seen), with_kwargs=True
-                )
+            hook = (
+                _hook(entry, module, seen)
+                if attention is None
+                else _projection_hook(entry, attention, seen)
             )
-            base = _base_of(module)
-            if not inside and (
+            handles.append(called.register_forward_pre_hook(hook, with_kwargs=True))
+            base = base_of(module)
+            if attention is None and (
                 type(module).forward is not base.forward or "forward" in vars(module)
             ):
                 handles.append(
@@ -127,7 +127,7 @@ def watched(model: nn.Module, entries: Sequence[LayerPlan], seen: Seen) -> Itera
 
 def run_watched(
     model: nn.Module,
-    entries: Sequence[LayerPlan],
+    entries: Sequence[PlannedWeight],
     calibration: Calibration,
     seen: Callable[[str, Use, int], None],
     about: str,
@@ -149,8 +149,8 @@ def run_watched(
 
 @contextlib.contextmanager
 def _in_the_open() -> Iterator[None]:
-    """Without what would go past hooks: encoder layers that are fused into one operator, and code
-    that is compiled already.
+    """Switch off code that goes past hooks: encoder layers that are fused into one operator, and
+    code that is compiled already.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     eager = (
@@ -159,21 +159,12 @@ def _in_the_open() -> Iterator[None]:
         else contextlib.nullcontext()
     )
     try:
-        torch.backends.mha.set_fastpath_enabled(
-            False
-        )  # it would pack padded inputs into nested tensors, too
+        # It would pack padded inputs into nested tensors, too.
+        torch.backends.mha.set_fastpath_enabled(False)
         with eager:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _base_of(module: nn.Module) -> type[nn.Module]:
-    """The class that says what is computed with a module's weight: torch's own, or Hugging Face's
-    Conv1D.
-    """
-    known = (nn.Linear, *_CONVOLUTIONS, nn.MultiheadAttention)
-    return next(kind for kind in type(module).__mro__ if kind in known or kind.__name__ == "Conv1D")
 
 
 def _check_of(path: str, base: type[nn.Module]) -> Callable[..., None]:
@@ -208,16 +199,31 @@ def _check_of(path: str, base: type[nn.Module]) -> Callable[..., None]:
     return check
 
 
-def _hook(entry: LayerPlan, module: nn.Module, inside: bool, seen: Seen) -> Callable[..., None]:
+def _hook(entry: PlannedWeight, module: nn.Module, seen: Seen) -> Callable[..., None]:
+    """A hook for calls of a weight's own module."""
+    kind = layer_kind(module)
+    names = () if kind is None else kind.inputs.get(entry.parameter, ())
+    arguments = list(inspect.signature(base_of(module).forward).parameters)[1:]
+
     def note(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if inside:
-            inputs: tuple[Tensor, ...] = (_attended(called, args, kwargs),)
-        elif isinstance(called, nn.MultiheadAttention):
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            inputs = tuple(given[name] for name in _OF[entry.parameter])
+        if names:
+            given = dict(zip(arguments, args, strict=False)) | kwargs
+            inputs = tuple(given[name] for name in names)
         else:
             inputs = (args[0] if args else next(iter(kwargs.values())),)
-        seen(entry.path, Use(module, tuple(_plain(entry.path, x) for x in inputs)))
+        seen(entry.path, Use(called, tuple(_plain(entry.path, x) for x in inputs)))
+
+    return note
+
+
+def _projection_hook(
+    entry: PlannedWeight, attention: nn.MultiheadAttention, seen: Seen
+) -> Callable[..., None]:
+    """A hook for attention whose output projection has the weight."""
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = _plain(entry.path, _attended(attention, args, kwargs))
+        seen(entry.path, Use(attention.out_proj, (inputs,)))
 
     return note
 
@@ -232,18 +238,10 @@ def _plain(path: str, x: Any) -> Tensor:
     return x
 
 
-#: What attention's packed and separate projections multiply.
-_OF = {
-    "in_proj_weight": ("query", "key", "value"),
-    "q_proj_weight": ("query",),
-    "k_proj_weight": ("key",),
-    "v_proj_weight": ("value",),
-}
-
-
-def _attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What attention gives to its output projection."""
-    assert isinstance(attention, nn.MultiheadAttention)
+def _attended(
+    attention: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """The input of attention's output projection."""
     width, weight = attention.embed_dim, attention.out_proj.weight
     through = nn.Linear(width, width, bias=False, device="meta")
     through.weight = nn.Parameter(torch.eye(width, dtype=weight.dtype, device=weight.device))
@@ -255,64 +253,23 @@ def _attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return attended
 
 
-def _batched(module: nn.Module, x: Tensor) -> Tensor:
-    assert isinstance(module, _CONVOLUTIONS)
-    return x.unsqueeze(0) if x.dim() == len(module.kernel_size) + 1 else x
+def check_reached(entries: Iterable[PlannedWeight], reached: Container[str], by: str) -> None:
+    """Raise InputError, naming the layers, if inputs do not reach every weight.
 
-
-def _padding(module: nn.Module) -> list[int]:
-    """As F.pad takes it: before and after, the last axis first. Attributes may have been changed
-    since the module was made.
+    Parameters
+    ----------
+    entries : iterable of PlannedWeight
+    reached : container of str
+        Owners of the weights that were reached, by whichever layer that shares them.
+    by : str
+        The inputs that were to reach them, for the message: "the calibration".
     """
-    assert isinstance(module, _CONVOLUTIONS)
-    if module.padding_mode != "zeros":
-        return list(module._reversed_padding_repeated_twice)  # what its own forward pads by
-    if isinstance(module.padding, str):
-        wide = [
-            d * (k - 1) if module.padding == "same" else 0
-            for d, k in zip(module.dilation, module.kernel_size, strict=True)
-        ]
-        return [side for total in reversed(wide) for side in (total // 2, total - total // 2)]
-    return [size for size in reversed(module.padding) for _ in range(2)]
-
-
-def _outputs(module: nn.Module, x: Tensor) -> list[int]:
-    """Output positions along each axis of a batch of inputs."""
-    assert isinstance(module, _CONVOLUTIONS)
-    padding = _padding(module)
-    found = []
-    for axis, (kernel, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    ):
-        before, after = padding[-2 * axis - 2], padding[-2 * axis - 1]
-        found.append(
-            (x.shape[2 + axis] + before + after - dilation * (kernel - 1) - 1) // stride + 1
-        )
-    return found
-
-
-def _patches(module: nn.Module, x: Tensor) -> Tensor:
-    """(filter groups, batch · output positions, kernel positions · input channels of a group)."""
-    assert isinstance(module, _CONVOLUTIONS)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, _padding(module), mode=mode)
-    axes = len(module.kernel_size)
-    for axis, (size, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    ):
-        x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    x = x.reshape(
-        x.shape[0], module.groups, -1, *x.shape[2:]
-    )  # batch, group, channel, positions …, kernel …
-    positions, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
-    return x.permute(1, 0, *positions, *kernel, 2).flatten(1, 1 + axes).flatten(2)
-
-
-def unreached(paths: Sequence[str], by: str) -> str:
-    """The message for layers that inputs do not reach."""
+    paths = [entry.path for entry in entries if entry.owner not in reached]
+    if not paths:
+        return
     names = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
     are = f"layer {names} is" if len(paths) == 1 else f"layers {names} are"
-    return (
+    raise InputError(
         f"{are} never reached by {by}: no call of the model goes through the module's forward, and "
         "no F.linear takes its weight; give inputs that do, or leave the weight out (nmt.plan(…, "
         "exclude=[…]))"

@@ -1,4 +1,4 @@
-"""Calibration inputs: an iterable of what a model is called with, run through it as often as
+"""Calibration inputs: an iterable of items that a model is called with, run through it as often as
 needed.
 """
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from tqdm import tqdm
 
 from nmsolve.errors import InputError
+from nmsolve.torch.progress import progress_bar
 
-#: What a model is called with: a tensor, or a list or tuple of arguments, or a mapping of keyword
+#: An input of a model: a tensor, or a list or tuple of arguments, or a mapping of keyword
 #: arguments.
 Item = Any
 
@@ -23,7 +23,12 @@ class Calibration:
     """The items of a calibration iterable, as often as they are asked for.
 
     Iterators, which can be run through once only, are kept as a list unless they will be run
-    through `once`; everything else is iterated anew each time.
+    through `once`; everything else is iterated again each time.
+
+    Attributes
+    ----------
+    count : int or None
+        Number of items; None until they have been run through.
     """
 
     def __init__(self, items: Iterable[Item], once: bool = False) -> None:
@@ -45,7 +50,6 @@ class Calibration:
         self._items: Iterable[Item] = (
             list(items) if hasattr(items, "__next__") and not once else items
         )
-        #: How many items there are; known once they have been run through.
         self.count: int | None = None
 
     def __iter__(self) -> Iterator[Item]:
@@ -78,11 +82,17 @@ def _by_index(items: Any) -> Iterator[Item]:
 
 
 def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
-    """model(item): tensors as the one argument, lists and tuples as positional, mappings as keyword
-    arguments.
+    """Return model(item): tensors are the one argument, lists and tuples positional, mappings
+    keyword arguments.
 
-    The model gets copies: some change their inputs in place. index : of the item, for messages;
-    None for example inputs.
+    The model gets copies: some change their inputs in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+    item : Item
+    index : int, optional
+        Of the item, for messages; None for example inputs.
 
     Raises
     ------
@@ -108,13 +118,15 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
 
 def run_all(
     calibration: Calibration, each: Callable[[Item, int], None], about: str, progress: bool | None
-) -> None:
-    """Call each(item, index) for all items, under a progress bar (None: on a terminal only)."""
-    disable = None if progress is None else not progress
-    for index, item in enumerate(
-        tqdm(calibration, about, calibration.count, leave=False, disable=disable)
-    ):
+) -> int:
+    """Call each(item, index) for all items, under a progress bar (None: on a terminal only); return
+    how many there were.
+    """
+    index = -1
+    bar = progress_bar(calibration, about=about, total=calibration.count, progress=progress)
+    for index, item in enumerate(bar):
         each(item, index)
+    return index + 1
 
 
 def _copied(value: Any) -> Any:
@@ -153,8 +165,9 @@ def _remedy(item: Item) -> str:
 
 
 def check_finite(tensor: Tensor, subject: str, index: int) -> None:
-    """InputError if what was computed from a calibration item is not finite. subject : "the input
-    of layer fc", for the message.
+    """Raise InputError if a tensor that was computed from a calibration item is not finite.
+
+    `subject` names it in the message: "the input of layer fc".
     """
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):

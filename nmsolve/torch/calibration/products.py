@@ -16,8 +16,13 @@ class Products(TorchFunctionMode):
     """While it lasts, F.linear with one of some weights calls seen(path, inputs) before the
     product.
 
-    paths : by the weight's id. within : ids of the weights whose modules are being called, which
-    see their inputs themselves.
+    Parameters
+    ----------
+    paths : mapping of int to str
+        By the weight's id.
+    within : container of int
+        Ids of the weights whose modules are being called, which see their inputs themselves.
+    seen : function of a path and a tensor
     """
 
     def __init__(

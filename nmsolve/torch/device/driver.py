@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import cast
@@ -10,42 +10,41 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from nmsolve import solvers
 from nmsolve.pattern import Pattern
+from nmsolve.solvers import ASCENT, ENUMERATION, ROWWISE, Solver, TaskResult, solver_for
 from nmsolve.solvers.enumeration import prove
 from nmsolve.torch.device import ascent
 from nmsolve.torch.device.problem import Engine, Problem
 from nmsolve.torch.result import TensorDuals
 from nmsolve.torch.tensors import FLOATS8, compute_dtype
+from nmsolve.totals import Totals
 
 
 @dataclass(slots=True)
 class Found:
-    """Masks of matrices (batch, rows, cols, padded to whole blocks), and what their pieces came
-    to.
+    """Masks of matrices, padded to whole blocks, and what their pieces came to.
+
+    Attributes
+    ----------
+    mask : (batch, rows, cols) bool tensor
+    pattern : Pattern
+    solver : Solver
+        The one of the core whose algorithm ran.
+    totals : Totals
+        One task per piece.
+    rows, columns : list of tensors
+        Potentials of each piece, if they were asked for.
     """
 
     mask: Tensor
     pattern: Pattern
-    objectives: list[float] = field(default_factory=list)
-    bounds: list[float] = field(default_factory=list)
-    open: float = 0
-    stats: dict[str, float] = field(default_factory=dict)
+    solver: Solver
+    totals: Totals
     rows: list[Tensor] = field(default_factory=list)
     columns: list[Tensor] = field(default_factory=list)
 
-    def add(
-        self, objective: float, bound: float, still_open: float, stats: dict[str, float]
-    ) -> None:
-        """Count a piece in, of which so many blocks or groups are not proven."""
-        self.objectives.append(objective)
-        self.bounds.append(bound)
-        self.open += still_open
-        for key, value in stats.items():
-            self.stats[key] = self.stats.get(key, 0) + value
-
     def duals(self, batch: tuple[int, ...]) -> TensorDuals:
-        """The potentials of all pieces, for matrices with these leading axes."""
+        """Return the potentials of all pieces, for matrices with these leading axes."""
         m, (_, rows, cols) = self.pattern.m, self.mask.shape
         empty = self.mask.new_zeros(0, dtype=torch.float64)
         u = torch.cat([empty, *(part.reshape(-1) for part in self.rows)]).view(
@@ -59,8 +58,8 @@ class Found:
 
 
 def _pieces(X: Tensor, mask: Tensor, unit: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Parts of X (batch, rows, cols) and of its mask, of about `most` weights and whole block rows,
-    in order.
+    """Yield parts of X (batch, rows, cols) and of its mask, of about `most` weights and whole block
+    rows, in order.
     """
     _, rows, cols = mask.shape
     if rows * cols <= most:
@@ -78,10 +77,26 @@ def _pieces(X: Tensor, mask: Tensor, unit: int, most: int) -> Iterator[tuple[Ten
 
 
 def _nonnegative(X: Tensor) -> Tensor:
-    """Where scores are at least 0. Of float8 the code says so: all signs but −0's are above 0x80,
-    and NaN ends the solve anyway.
+    """Return where scores are at least 0. Of float8 the code says so: all signs but −0's are above
+    0x80, and NaN ends the solve anyway.
     """
     return X.view(torch.uint8) <= 0x80 if X.dtype in FLOATS8 else X >= 0
+
+
+@dataclass(slots=True)
+class Solved:
+    """A piece whose mask is written.
+
+    Attributes
+    ----------
+    result : TaskResult
+    rows, columns : tensor or None
+        Its potentials, if they were asked for.
+    """
+
+    result: TaskResult
+    rows: Tensor | None = None
+    columns: Tensor | None = None
 
 
 def solve_matrices(
@@ -92,78 +107,119 @@ def solve_matrices(
     tolerance: float,
     collect: bool,
     threads: int,
-) -> Found | None:
-    """Solve X (batch, rows, cols), with zeros up to whole blocks; None if a score is not finite.
+) -> Found:
+    """Solve matrices with zeros up to whole blocks.
 
-    absolute : whether |X| is scored, or X as it is. collect : whether duals are wanted.
+    Parameters
+    ----------
+    engine : module
+        `torch_engine` or `triton_engine`.
+    X : (batch, rows, cols) tensor
+        Scores.
+    absolute : bool
+        Score |X| in place of X.
+    tolerance : float
+        The relative gap up to which the result counts as optimal.
+    collect : bool
+        Return potentials too.
+    threads : int
+        Of the host, for blocks that it is left.
+
+    Returns
+    -------
+    Found
+        Its totals are `refused` if a score is not finite.
     """
-    n, m, unit = pattern.n, pattern.m, pattern.rows
+    m, unit = pattern.m, pattern.rows
     shape = (X.shape[0], -(-X.shape[1] // unit) * unit, -(-X.shape[2] // m) * m)
-    found = Found(torch.empty(shape, dtype=torch.bool, device=X.device), pattern)
-    if X.numel() == 0:
-        return found
     nonnegative = absolute or not X.dtype.is_signed or bool(_nonnegative(X).all())
-    module = solvers.module_for("exact", pattern, nonnegative)
-    if module == "enumeration" and collect:  # which makes no duals
-        module = "ascent"
-    dtype = compute_dtype(X.dtype, module == "ascent" and not nonnegative)
+    solver = solver_for("exact", pattern, absolute=nonnegative)
+    if solver is ENUMERATION and collect:  # which makes no duals
+        solver = ASCENT
+    mask = torch.empty(shape, dtype=torch.bool, device=X.device)
+    found = Found(mask, pattern, solver, Totals(0.0))
+    dtype = compute_dtype(X.dtype, solver is ASCENT and not nonnegative)
     problem = Problem(pattern, absolute, dtype, tolerance / 4)
-    for piece, mask in _pieces(X, found.mask, unit, engine.PIECE):
+    for piece, part in _pieces(X, mask, unit, engine.PIECE) if X.numel() else ():
         if piece.dtype in FLOATS8:
             piece = piece.to(dtype)
-        if module == "ascent":
-            if piece.dtype not in (
-                torch.float16,
-                torch.bfloat16,
-                dtype,
-            ):  # once for both calls of the engine
-                piece = piece.to(dtype)
-            outcome = ascent.solve_piece(
-                cast(Engine, engine), piece, mask, problem, collect, threads
-            )
-            if outcome is None:
-                return None
-            found.add(
-                outcome.objective, outcome.objective + outcome.gap, outcome.unproven, outcome.stats
-            )
-            if outcome.duals is not None:
-                grid = (mask.shape[0], mask.shape[1] // m, mask.shape[2] // m, m)
-                found.rows.append(outcome.duals[0].view(grid).transpose(2, 3))
-                found.columns.append(outcome.duals[1])
-            continue
-        if module == "enumeration":
-            sums = engine.enumerate_blocks(piece, mask, n, absolute, dtype, False)
-        else:
-            sums = engine.keep_groups(piece, mask, n, m, pattern.at_most, absolute, dtype, collect)
-        objective, bound, wrong, again = sums.totals.tolist()
-        if wrong:
-            return None
-        stats: dict[str, float] = {}
-        still_open = 0.0
-        if module == "enumeration":
-            apart = None
-            if again:
-                sums = engine.enumerate_blocks(piece, mask, n, absolute, dtype, True)
-                objective, bound, _, _ = sums.totals.tolist()
-                apart = torch.nonzero(sums.open).squeeze(1)
-            blocks = mask.numel() // 16
-            bound, closed = prove(objective, bound, dtype == torch.float64, tolerance)
-            still_open = 0 if closed else blocks
-            stats = {"enumerated": blocks}
-            if apart is not None and apart.numel():
-                more, loose, unsolved = ascent.finish_on_host(
-                    piece, mask, problem, apart, None, threads
-                )
-                objective, bound, still_open = (
-                    objective + more,
-                    bound + more + loose,
-                    still_open + unsolved,
-                )
-                stats["solved_on_host"] = apart.numel()
-        found.add(objective, bound, still_open, stats)
-        if collect:
-            u = sums.thresholds.double()
-            if pattern.at_most:
-                u = torch.zeros_like(u) if pattern.transposable else u.clamp_min(0)
-            found.rows.append(u)
+        solved = _PIECE[solver](engine, piece, part, problem, collect, threads)
+        found.totals.add(None if solved is None else solved.result)
+        if solved is None:
+            break
+        if solved.rows is not None:
+            found.rows.append(solved.rows)
+        if solved.columns is not None:
+            found.columns.append(solved.columns)
     return found
+
+
+def _select(
+    engine: ModuleType, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
+) -> Solved | None:
+    """Solve groups, which need no proof."""
+    p = problem.pattern
+    sums = engine.keep_groups(
+        X, mask, p.n, p.m, p.at_most, problem.absolute, problem.dtype, collect
+    )
+    objective, bound, wrong, _ = sums.totals.tolist()
+    if wrong:
+        return None
+    u = None
+    if collect:
+        u = sums.thresholds.double()
+        if p.at_most:
+            u = torch.zeros_like(u) if p.transposable else u.clamp_min(0)
+    return Solved(TaskResult(objective, bound, 0, {}), u)
+
+
+def _enumerate(
+    engine: ModuleType, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
+) -> Solved | None:
+    """Solve 4 × 4 blocks: those that are apart on the host."""
+    n, absolute, dtype = problem.pattern.n, problem.absolute, problem.dtype
+    sums = engine.enumerate_blocks(X, mask, n, absolute, dtype, False)
+    objective, bound, wrong, again = sums.totals.tolist()
+    if wrong:
+        return None
+    apart = None
+    if again:
+        sums = engine.enumerate_blocks(X, mask, n, absolute, dtype, True)
+        objective, bound, _, _ = sums.totals.tolist()
+        apart = torch.nonzero(sums.open).squeeze(1)
+    blocks = mask.numel() // 16
+    bound, closed = prove(objective, bound, dtype == torch.float64, 4 * problem.tolerance)
+    still_open = 0 if closed else blocks
+    stats: dict[str, float] = {"enumerated": blocks}
+    if apart is not None and apart.numel():
+        more, loose, unsolved = ascent.finish_on_host(X, mask, problem, apart, None, threads)
+        objective, bound = objective + more, bound + more + loose
+        still_open += int(unsolved)
+        stats["solved_on_host"] = apart.numel()
+    return Solved(TaskResult(objective, bound, still_open, stats))
+
+
+def _ascend(
+    engine: ModuleType, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
+) -> Solved | None:
+    """Solve other blocks by dual ascent."""
+    if X.dtype not in (torch.float16, torch.bfloat16, problem.dtype):
+        X = X.to(problem.dtype)  # once for both calls of the engine
+    outcome = ascent.solve_piece(cast(Engine, engine), X, mask, problem, collect, threads)
+    if outcome is None:
+        return None
+    objective = outcome.objective
+    result = TaskResult(objective, objective + outcome.gap, int(outcome.unproven), outcome.stats)
+    if outcome.duals is None:
+        return Solved(result)
+    m = problem.pattern.m
+    grid = (mask.shape[0], mask.shape[1] // m, mask.shape[2] // m, m)
+    u, v = outcome.duals
+    return Solved(result, u.view(grid).transpose(2, 3), v)
+
+
+_PIECE: dict[Solver, Callable[..., Solved | None]] = {
+    ROWWISE: _select,
+    ENUMERATION: _enumerate,
+    ASCENT: _ascend,
+}

@@ -95,7 +95,7 @@ def is_lost(error: BaseException, device: torch.device) -> bool:
         return False
     if any(part in str(error) for part in _LOST):
         return True
-    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize(device)
@@ -118,7 +118,7 @@ def _is_foreign(error: BaseException) -> bool:
 
 def _memory(device: torch.device) -> str:
     """How much is free, where the device tells."""
-    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return ""
     try:
         free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""cuSPARSELt's algorithms: how many there are for a product, which one is taken, and what a layer
+"""cuSPARSELt's algorithms: their number for a product, the choice of one, and what a layer
 remembers of that.
 
 An algorithm is a kernel with its tiling; 0 is the library's own choice. Which is fastest depends on
@@ -34,11 +34,20 @@ class Fastest(NamedTuple):
     """The fastest right algorithms of a layer's products for inputs of one size, and where they
     were found.
 
-    Numbers all through, because operators of torch take lists of numbers: see `Memory`.
+    All are numbers, because operators of torch take lists of numbers: see `Memory`.
 
-    architecture : 90 for compute capability 9.0. version : of cuSPARSELt, as `Machine` gives it.
-    dtype : place in (float16, bfloat16). tokens : rows of the input, padded. forward, backward :
-    algorithms of x Wᵀ and of dy W, −1 if not measured.
+    Attributes
+    ----------
+    architecture : int
+        90 for compute capability 9.0.
+    version : int
+        cuSPARSELt's, as `Machine` gives it.
+    dtype : int
+        Place in (float16, bfloat16).
+    tokens : int
+        Rows of the input, padded.
+    forward, backward : int
+        Algorithms of x Wᵀ and of dy W; −1 if not measured.
     """
 
     architecture: int
@@ -54,7 +63,7 @@ Memory = tuple[int, ...]
 
 
 def offered(values: Tensor, x: Tensor) -> int:
-    """How many algorithms cuSPARSELt offers for a product: their numbers are 0, 1, … .
+    """Return how many algorithms cuSPARSELt offers for a product: their numbers are 0, 1, … .
 
     Parameters
     ----------
@@ -88,8 +97,8 @@ def offered(values: Tensor, x: Tensor) -> int:
 def sorted_out(
     count: int, wrong: Callable[[int], str | None], device: torch.device
 ) -> tuple[list[int], dict[int, str]]:
-    """The right ones of the algorithms 0 … count − 1, and what is wrong with each of the wrong
-    ones.
+    """Return the right ones of the algorithms 0 … count − 1, and what is wrong with each of the
+    others.
 
     wrong : what is wrong with an algorithm's result, None if it is right. The first that raises, as
     one that the library refuses does, is the last that is tried; but what algorithm 0 raises, and
@@ -111,8 +120,8 @@ def sorted_out(
 
 
 def fastest(times_us: Mapping[int, float]) -> int:
-    """The algorithm to use, from the times of those that are right: 0, unless another is faster by
-    more than `MARGIN`.
+    """Return the algorithm to use, from the times of those that are right: 0, unless another is
+    faster by more than `MARGIN`.
 
     Examples
     --------
@@ -126,7 +135,7 @@ def fastest(times_us: Mapping[int, float]) -> int:
 def remembered(
     machine: Machine, dtype: torch.dtype, tokens: int, forward: int, backward: int = -1
 ) -> Memory:
-    """What a layer remembers of one size of its inputs; memories of several are added."""
+    """Return what a layer remembers of one size of its inputs; memories of several are added."""
     architecture, version = _where(machine)
     return Fastest(architecture, version, _DTYPES.index(dtype), padded(tokens), forward, backward)
 
@@ -134,7 +143,7 @@ def remembered(
 def recall(
     memory: Sequence[int], machine: Machine, dtype: torch.dtype, tokens: int, backward: bool = False
 ) -> int:
-    """The algorithm to use for a product; 0 where nothing was measured under the same
+    """Return the algorithm to use for a product; 0 where nothing was measured under the same
     circumstances.
     """
     if not memory or dtype not in _DTYPES:
@@ -147,8 +156,8 @@ def recall(
 
 
 def named(backend: str, memory: Sequence[int]) -> str:
-    """A backend and the algorithms that are remembered for it, without repeats: "cusparselt/3", or
-    "cutlass" if there are none.
+    """Return a backend and the algorithms that are remembered for it, without repeats:
+    "cusparselt/3", or "cutlass" if there are none.
 
     Examples
     --------

@@ -1,5 +1,5 @@
-"""What this machine can run, and why not: the GPU solver, and 2:4 matmuls through cuSPARSELt or
-CUTLASS.
+"""The engines that this machine can run, and why not the others: the GPU solver, and 2:4 matmuls
+through cuSPARSELt or CUTLASS.
 
 Every decision is a pure function of a `Machine`, so it can be asked about machines that are not at
 hand.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from nmsolve.errors import InputError
+from nmsolve.table import table
 from nmsolve.torch.device.failures import first_line
 
 #: Rows and columns of a 2:4 weight are multiples of these, for float16 and bfloat16
@@ -50,12 +51,21 @@ _said: set[str] = set()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What backends are decided from.
+    """The facts that backends are decided from.
 
-    no_gpu : None if torch sees a GPU, else why it does not. capability : the GPU's compute
-    capability. hip : torch's ROCm version. cusparselt : the version that is loaded or, where that
-    cannot be told, that torch was built with, 602 for 0.6.2; None if torch was built without.
-    triton : None if it can be imported, else the error.
+    Attributes
+    ----------
+    no_gpu : str or None
+        None if torch sees a GPU, else why it does not.
+    capability : (int, int) or None
+        The GPU's compute capability.
+    hip : str or None
+        torch's ROCm version.
+    cusparselt : int or None
+        The version that is loaded or, where that cannot be told, that torch was built with: 602 for
+        0.6.2. None if torch was built without.
+    triton : str or None
+        None if it can be imported, else the error.
     """
 
     no_gpu: str | None
@@ -66,15 +76,14 @@ class Machine:
 
     @classmethod
     def here(cls, device: int | None = None) -> Machine:
-        """The machine this runs on, seen from one of its GPUs (the current one by default)."""
+        """Return the machine this runs on, seen from a GPU of it (by default the current one)."""
         no_gpu = _why_no_gpu()
         capability = None
         if no_gpu is None:
             try:
                 capability = torch.cuda.get_device_capability(device)
-            except (
-                RuntimeError
-            ) as error:  # a process that was forked after its parent had used CUDA
+            # In a process that was forked after its parent had used CUDA.
+            except RuntimeError as error:
                 no_gpu = first_line(error)
         known = torch.backends.cusparselt
         try:
@@ -95,25 +104,24 @@ class Machine:
 
 
 def _why_no_gpu() -> str | None:
-    """None if torch sees a GPU, else why it does not, on one line."""
+    """Return why torch sees no GPU, on one line; None if it sees one."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is a CPU build"
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch warns of a driver that it cannot use, where nobody may have asked for a GPU
+        # torch warns of a driver that it cannot use, where nobody may have asked for a GPU.
+        warnings.simplefilter("ignore")
         if torch.cuda.is_available():
             return None
     try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # raised before anything was initialised
         return first_line(error)
     return "torch.cuda.is_available() is False"
 
 
 def loaded_cusparselt() -> str | None:
-    """The version of the cuSPARSELt library that this process has loaded, "0.8.1"; None where that
-    cannot be told.
+    """Return the version of the cuSPARSELt library that this process has loaded, "0.8.1"; None
+    where that cannot be told.
 
     It may be newer than the one that torch was compiled with, which is what
     `torch.backends.cusparselt.version()` gives.
@@ -123,8 +131,8 @@ def loaded_cusparselt() -> str | None:
 
 
 def _loaded_number() -> int | None:
-    """The version of the loaded cuSPARSELt as torch numbers versions: the library tells without a
-    handle or a GPU.
+    """Return the version of the loaded cuSPARSELt as torch numbers versions: the library tells
+    without a handle or a GPU.
     """
     try:
         # RTLD_NOLOAD finds what is loaded and never loads anything. All versions so far share this
@@ -144,8 +152,17 @@ def _loaded_number() -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One entry of `backends`: what it is for, whether this machine can run it, and by what or why
-    not.
+    """One entry of `backends`. True in a condition if it is available.
+
+    Attributes
+    ----------
+    name : {"triton", "cusparselt", "cutlass", "dense"}
+    available : bool
+        Whether this machine can run it.
+    purpose : str
+        What it is for.
+    reason : str
+        What serves it, or why nothing does.
     """
 
     name: str
@@ -173,23 +190,16 @@ class Backends(Mapping[str, Backend]):
         return len(self._entries)
 
     def __str__(self) -> str:
-        rows = [("backend", "for", "", "reason")]
-        rows += [
+        rows = [
             (b.name, b.purpose, "yes" if b.available else "no", b.reason) for b in self.values()
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            "  ".join(
-                [*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]
-            ).rstrip()
-            for row in rows
-        )
+        return table(("backend", "for", "", "reason"), rows)
 
     __repr__ = __str__
 
 
 def backends(machine: Machine | None = None) -> Backends:
-    """What a machine can run, and why not.
+    """Return what a machine can run, and why not the rest.
 
     Parameters
     ----------
@@ -202,13 +212,23 @@ def backends(machine: Machine | None = None) -> Backends:
         A mapping from "triton", "cusparselt", "cutlass" and "dense" to `Backend`. Prints as a
         table.
 
+    Raises
+    ------
+    InputError
+        If `machine` is none.
+
     Examples
     --------
     >>> old = Machine(no_gpu=None, capability=(7, 5), hip=None, cusparselt=602, triton=None)
     >>> print(backends(old)["cusparselt"].reason)
     2:4 needs compute capability 8.0 or newer, this GPU has 7.5
     """
-    machine = machine or Machine.here()
+    if machine is None:
+        machine = Machine.here()
+    elif not isinstance(machine, Machine):
+        raise InputError(
+            f"machine must be a Machine, or None for this one, got {type(machine).__name__}"
+        )
     entries = {}
     for name, title in _TITLES.items():
         reason = _missing(name, machine)
@@ -221,6 +241,15 @@ def backends(machine: Machine | None = None) -> Backends:
     return Backends(entries)
 
 
+def check_backend(backend: object) -> None:
+    """Raise InputError unless a layer can have a backend of this name."""
+    if backend != "dense" and backend not in SPARSE_BACKENDS:
+        raise InputError(
+            f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
+            f"{backend!r}"
+        )
+
+
 def why_not(
     backend: str,
     shape: tuple[int, ...],
@@ -228,7 +257,7 @@ def why_not(
     device: torch.device | str,
     machine: Machine | None = None,
 ) -> str | None:
-    """Why a 2:4 backend cannot multiply by a weight; None if it can.
+    """Return why a 2:4 backend cannot multiply by a weight; None if it can.
 
     Parameters
     ----------
@@ -292,12 +321,14 @@ def _unsuitable_dtype(dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def machine_at(index: int | None) -> Machine:
-    """The machine this runs on, seen from a GPU: asked once, because layers ask at every call."""
+    """Return the machine this runs on, seen from a GPU: asked once, because layers ask at every
+    call.
+    """
     return Machine.here(index)
 
 
 def _missing(name: str, machine: Machine) -> str | None:
-    """Why a machine cannot run a backend."""
+    """Return why a machine cannot run a backend; None if it can."""
     if name == "dense":
         return None
     if machine.capability is None:
@@ -360,8 +391,8 @@ def _version(number: int) -> str:
 
 
 def warn_once(topic: str, message: str) -> None:
-    """A UserWarning the first time a topic comes up in this process: not once a layer, nor once a
-    step.
+    """Give a UserWarning the first time a topic comes up in this process: not once per layer, nor
+    once per step.
     """
     if topic not in _said:
         _said.add(topic)

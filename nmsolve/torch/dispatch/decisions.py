@@ -1,4 +1,4 @@
-"""What `accelerate_` decided, layer by layer, and the rule by which measured times decide."""
+"""The decisions of `accelerate_`, layer by layer, and the rule by which measured times decide."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nmsolve.table import shortened, table
+from nmsolve.table import extent, shortened, table
 from nmsolve.torch.dispatch.algorithms import Memory, named
 from nmsolve.torch.weights.entries import Entries
 
@@ -18,11 +18,19 @@ MARGIN = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """A backend at the recorded shapes.
+    """A layer timed at the recorded shapes, dense and by a backend.
 
-    dense_us, sparse_us : microseconds a run of the model, of each call the larger of the device's
-    and the host's time. failure : why the backend cannot be used. algorithms : cuSPARSELt's that
-    were fastest, with which it was timed. wrong : those that gave wrong results.
+    Attributes
+    ----------
+    dense_us, sparse_us : float or None
+        Microseconds per run of the model, of each call the larger of the device's and the host's
+        time. None where the backend cannot be used.
+    failure : str or None
+        Why the backend cannot be used.
+    algorithms : tuple of int
+        cuSPARSELt's that were fastest, with which it was timed.
+    wrong : tuple of int
+        Algorithms that gave wrong results.
     """
 
     dense_us: float | None
@@ -36,14 +44,27 @@ class Timing:
 class LayerDecision:
     """One row of the table.
 
-    name : module path. shape : the weight's. tokens : rows of input it was given in all. backend :
-    the one that was chosen or, of those that were not, came closest; None if there was none.
-    dense_us, sparse_us : of all its calls together, None unless measured. decision : "sparse",
-    "masked dense" (training: a SparseLinear that multiplies densely) or "dense" (untouched).
-    algorithms : what the backend multiplies with, where it has several (see `SparseLinear`).
+    Attributes
+    ----------
+    path : str
+        Module path.
+    shape : tuple of int
+        The weight's.
+    tokens : int
+        Rows of input that it was given in all.
+    backend : str or None
+        The one that was chosen or, of those that were not, came closest; None if there was none.
+    dense_us, sparse_us : float or None
+        Microseconds of all its calls together; None unless measured.
+    decision : {"sparse", "masked dense", "dense"}
+        "masked dense" (training): a SparseLinear that multiplies densely. "dense": untouched.
+    reason : str
+        Why; for a measured layer its speed beside dense.
+    algorithms : tuple of int
+        What the backend multiplies with, where it has several (see `SparseLinear`).
     """
 
-    name: str
+    path: str
     shape: tuple[int, ...]
     tokens: int
     backend: str | None
@@ -53,9 +74,20 @@ class LayerDecision:
     reason: str
     algorithms: Memory = ()
 
+    @property
+    def name(self) -> str:
+        """The same as `path`."""
+        return self.path
+
 
 class Acceleration(Entries[LayerDecision]):
-    """What became of every layer with a weight matrix. Prints as a table."""
+    """The decisions for all layers with a weight matrix. Prints as a table.
+
+    Attributes
+    ----------
+    layers : tuple of LayerDecision
+        In the model's order.
+    """
 
     def __str__(self) -> str:
         if not self.layers:
@@ -82,8 +114,8 @@ class Acceleration(Entries[LayerDecision]):
 def _cells(layer: LayerDecision) -> tuple[str, ...]:
     times = ("-" if us is None else f"{us:.1f}" for us in (layer.dense_us, layer.sparse_us))
     return (
-        shortened(layer.name, 28),
-        "×".join(map(str, layer.shape)),
+        shortened(layer.path, 28),
+        extent(layer.shape),
         str(layer.tokens),
         named(layer.backend, layer.algorithms) if layer.backend else "-",
         *times,
@@ -92,15 +124,16 @@ def _cells(layer: LayerDecision) -> tuple[str, ...]:
 
 
 def choose(
-    timings: Mapping[str, Timing], only_if_faster: bool
+    timings: Mapping[str, Timing], *, only_if_faster: bool
 ) -> tuple[str | None, str | None, str]:
-    """Which backend to use (None: dense), which one to show, and the reason.
+    """Return the backend to use (None: dense), the one to show, and the reason.
 
     The fastest of those that are right, if it is faster than dense by more than `MARGIN`.
 
     Examples
     --------
-    >>> choose({"cutlass": Timing(dense_us=10.0, sparse_us=20.0, failure=None)}, True)
+    >>> slow = Timing(dense_us=10.0, sparse_us=20.0, failure=None)
+    >>> choose({"cutlass": slow}, only_if_faster=True)
     (None, 'cutlass', 'slower: 0.50 × the speed of dense')
     """
     right = {

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.algorithms import Memory, recall
-from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, machine_at, warn_once, why_not
-from nmsolve.torch.dispatch.packing import pack_unchecked, packed_linear
+from nmsolve.torch.dispatch.availability import check_backend, machine_at, warn_once, why_not
+from nmsolve.torch.dispatch.packing import packed_linear, packed_parts
 
 
 def masked_linear(
@@ -31,7 +31,7 @@ def masked_linear(
     straight_through: bool = False,
     algorithms: Memory = (),
 ) -> Tensor:
-    r"""A linear layer whose weight is masked, differentiable.
+    r"""Multiply by a masked weight, differentiably.
 
     .. math:: y = x (W \circ M)^T + b, \quad
               dx = dy (W \circ M), \quad dW = M \circ (dy^T x), \quad db = \textstyle\sum dy
@@ -48,7 +48,7 @@ def masked_linear(
     bias : (out_features,) tensor, optional
     backend : {"dense", "cusparselt", "cutlass"}
         Who multiplies. What a backend cannot serve (a CPU, float32, a shape) is multiplied densely
-        by the masked weight, and said once a process.
+        by the masked weight, which is said once per process.
     straight_through : bool
         Leave dW unmasked, so that dropped weights go on learning (STE, SR-STE).
     algorithms : tuple of int
@@ -77,11 +77,7 @@ def masked_linear(
     >>> masked_linear(x, W, W > 2).tolist()
     [[7.0], [7.0], [7.0]]
     """
-    if backend != "dense" and backend not in SPARSE_BACKENDS:
-        raise InputError(
-            f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
-            f"{backend!r}"
-        )
+    check_backend(backend)
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     _check_operands(x, weight, mask, bias)
     if transformed():
@@ -95,8 +91,8 @@ def masked_linear(
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work, which know
-    nothing of operators of our own.
+    """Return whether a transform of torch.func or forward-mode differentiation is at work, which
+    know nothing of operators of our own.
     """
     if torch.compiler.is_compiling():
         return False
@@ -105,18 +101,18 @@ def transformed() -> bool:
 
 
 def _through(weight: Tensor, mask: Tensor) -> Tensor:
-    """W∘M, with the gradient of W."""
+    """Return W∘M, with the gradient of W."""
     return masked(weight, mask).detach() + (weight - weight.detach())
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
-    """W∘M, contiguous; what is dropped becomes +0 whatever it was."""
+    """Return W∘M, contiguous; what is dropped becomes +0 whatever it was."""
     return torch.where(mask, weight, 0).contiguous()
 
 
 def autocast(tensor: Tensor) -> Tensor:
-    """The tensor as `torch.nn.functional.linear` would cast it: operators of our own are unknown to
-    autocast.
+    """Return the tensor as `torch.nn.functional.linear` would cast it: operators of our own are
+    unknown to autocast.
     """
     kind = tensor.device.type
     if (
@@ -165,23 +161,23 @@ def _product(
     algorithms: Sequence[int],
     backward: bool = False,
 ) -> Tensor:
-    """x weightᵀ + b by a backend, or densely where it cannot serve; the weight is 2:4 already."""
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # operands were cast, or not, by whoever called
+    """Return x weightᵀ + b by a backend, or densely where it cannot serve; the weight is 2:4
+    already.
+    """
+    # Operands were cast, or not, by the caller.
+    with torch.autocast(x.device.type, enabled=False):
         if backend == "dense":
             return F.linear(x, weight, bias)
         reason = why_not(backend, tuple(weight.shape), weight.dtype, weight.device)
         if reason is None:
-            packed = pack_unchecked(weight, backend)
-            assert packed.packed is not None
+            values, meta = packed_parts(weight, backend)
             algorithm = recall(
                 algorithms, machine_at(x.device.index), x.dtype, x.shape[0], backward
             )
             return packed_linear(
                 x,
-                packed.packed,
-                packed.meta,
+                values,
+                meta,
                 bias,
                 (weight.shape[0], weight.shape[1]),
                 backend,
@@ -213,7 +209,7 @@ def sparse_linear(
     straight_through: bool,
     algorithms: Sequence[int] = (),
 ) -> Tensor:
-    """x (W∘M)ᵀ + b for x (tokens, in_features)."""
+    """Return x (W∘M)ᵀ + b for x (tokens, in_features)."""
     return _product(x, masked(weight, mask), bias, backend, algorithms)
 
 
@@ -231,7 +227,7 @@ def sparse_linear_grad_input(
     straight_through: bool,
     algorithms: Sequence[int] = (),
 ) -> Tensor:
-    """dy (W∘M) for dy (tokens, out_features): the product with the packed transpose."""
+    """Return dy (W∘M) for dy (tokens, out_features): the product with the packed transpose."""
     return _product(
         dy, masked(weight, mask).t().contiguous(), None, backend, algorithms, backward=True
     )

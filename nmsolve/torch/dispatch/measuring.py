@@ -1,5 +1,5 @@
-"""A linear layer, dense against a 2:4 backend: first whether the backend is right at the recorded
-shapes, then how fast.
+"""A linear layer, dense against a 2:4 backend: whether the backend is right at the recorded shapes,
+then how fast it is.
 """
 
 from __future__ import annotations
@@ -18,15 +18,25 @@ from nmsolve.torch.dispatch.algorithms import Memory, fastest, offered, remember
 from nmsolve.torch.dispatch.availability import machine_at, why_not
 from nmsolve.torch.dispatch.decisions import Timing
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
-from nmsolve.torch.dispatch.packing import pack, pack_unchecked, packed_linear, padded
+from nmsolve.torch.dispatch.packing import pack, packed_linear, packed_parts, padded
 from nmsolve.torch.dispatch.recording import Call
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from nmsolve.torch.dispatch.timing import call_times, medians_us, rotation_beyond_cache
 
 
 class Product(NamedTuple):
-    """x Wᵀ + b, by what an algorithm's speed depends on: W is (rows, cols), x has so many tokens
-    when padded.
+    """x Wᵀ + b, by what an algorithm's speed depends on.
+
+    Attributes
+    ----------
+    rows, cols : int
+        The shape of W.
+    tokens : int
+        Rows of x when padded.
+    dtype : torch.dtype
+    bias : bool
+        Whether there is a b.
+    device : torch.device
     """
 
     rows: int
@@ -38,8 +48,14 @@ class Product(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """Of a product, the fastest right algorithm of cuSPARSELt, and what is wrong with those that
-    are not right.
+    """The result of a search for the algorithms of a product.
+
+    Attributes
+    ----------
+    algorithm : int
+        The fastest right one.
+    wrong : mapping of int to str
+        What is wrong with those that are not right.
     """
 
     algorithm: int
@@ -51,6 +67,7 @@ def measure(
     bias: Tensor | None,
     calls: Mapping[Call, int],
     backend: str,
+    *,
     training: bool,
     searched: dict[Product, Searched] | None = None,
 ) -> Timing:
@@ -61,9 +78,16 @@ def measure(
     weight : (out_features, in_features) tensor
         2:4 (training: transposable), zeros in place. In training it is cast to the calls' dtype
         each time, as autocast does.
-    calls : how often each input shape was seen. training : forward, backward and the packing for
-    both; else the forward alone, of a weight packed before. searched : products whose algorithms
-    were searched before, for other layers; those of this one are added.
+    bias : (out_features,) tensor, optional
+    calls : mapping of Call to int
+        How often each input shape was seen.
+    backend : {"cusparselt", "cutlass"}
+    training : bool
+        True: forward, backward and the packing for both. False: the forward alone, of a weight
+        packed before.
+    searched : dict of Product to Searched, optional
+        Products whose algorithms were searched before, for other layers; those of this one are
+        added.
 
     Returns
     -------
@@ -107,9 +131,8 @@ def measure(
             if 0 in wrong:  # which whatever is not measured would use
                 return Timing(dense_us=None, sparse_us=None, failure=f"wrong result: {wrong[0]}")
             pair = _time(weight, bias, call, backend, training, memory)
-            if (
-                isinstance(pair, str) and memory
-            ):  # right with the weight it was searched with, but not with this one
+            if isinstance(pair, str) and memory:
+                # Right with the weight it was searched with, but not with this one.
                 memory = ()
                 pair = _time(weight, bias, call, backend, training, memory)
             if isinstance(pair, str):
@@ -138,8 +161,8 @@ def _fastest(
     searched: dict[Product, Searched],
     wrong: dict[int, str],
 ) -> Memory:
-    """The fastest right algorithms for a call's products, each of which has a shape of its own;
-    wrong ones are added to `wrong`.
+    """Return the fastest right algorithms for a call's products, each of which has a shape of its
+    own; add wrong ones to `wrong`.
     """
     weight = weight.detach().to(call.dtype)
     bias = None if bias is None else bias.detach().to(call.dtype)
@@ -159,19 +182,15 @@ def _fastest(
 
 
 def _search(weight: Tensor, bias: Tensor | None, tokens: int) -> Searched:
-    """Every algorithm for x Wᵀ + b, x (tokens, in_features), checked by value; the right ones
-    timed.
+    """Check every algorithm for x Wᵀ + b, x (tokens, in_features), by value, and time the right
+    ones.
     """
     rows, cols = weight.shape
     rotation = rotation_beyond_cache(
         (weight.numel() + tokens * cols) * weight.element_size(), weight.device
     )
     xs = [_drawn((tokens, cols), weight, seed) for seed in range(rotation)]
-    values = []
-    for _ in range(rotation):
-        packed = pack_unchecked(weight, "cusparselt").packed
-        assert packed is not None
-        values.append(packed)
+    values = [packed_parts(weight, "cusparselt")[0] for _ in range(rotation)]
 
     def multiply(algorithm: int, i: int) -> Tensor:
         return packed_linear(xs[i], values[i], None, bias, (rows, cols), "cusparselt", algorithm)
@@ -198,8 +217,8 @@ def _search(weight: Tensor, bias: Tensor | None, tokens: int) -> Searched:
 
 
 def _drawn(shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
-    """N(0, 1), of the dtype and on the device of another tensor; the global random numbers stay as
-    they were.
+    """Return N(0, 1), of the dtype and on the device of another tensor; the global random numbers
+    stay as they were.
     """
     generator = torch.Generator(like.device).manual_seed(seed)
     return torch.randn(shape, generator=generator, device=like.device, dtype=torch.float32).to(
@@ -215,7 +234,7 @@ def _time(
     training: bool,
     algorithms: Memory,
 ) -> tuple[float, float] | str:
-    """Microseconds of one call, dense and sparse; or what is wrong with the sparse result."""
+    """Return microseconds of one call, dense and sparse, or what is wrong with the result."""
     size = (
         weight.numel() * weight.element_size() + call.tokens * weight.shape[1] * call.dtype.itemsize
     )
@@ -250,7 +269,7 @@ def _time(
 
 
 def _linear(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
-    """The dense layer, with copies of its parameters."""
+    """Return the dense layer, with copies of its parameters."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta", bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach().clone(), training)
     if bias is not None:
@@ -259,19 +278,21 @@ def _linear(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
 
 
 def _sparse(layer: nn.Linear, backend: str, training: bool, algorithms: Memory) -> nn.Module:
-    """The layer that would take the dense one's place; of a SparseLinear the parameters are the
-    dense one's.
+    """Return the layer that would take the dense one's place; of a SparseLinear the parameters are
+    the dense one's.
     """
     if training:
-        return SparseLinear.from_linear(layer, layer.weight != 0, backend, algorithms)
-    return PackedLinear.from_linear(layer, backend, algorithms)
+        return SparseLinear.from_linear(
+            layer, layer.weight != 0, backend=backend, algorithms=algorithms
+        )
+    return PackedLinear.from_linear(layer, backend, algorithms=algorithms)
 
 
 def _reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor, training: bool
 ) -> tuple[Tensor, ...]:
-    """What dense and sparse approximate: the same operands, rounded to the calls' dtype first,
-    multiplied in float32.
+    """Return what dense and sparse approximate: the same operands, rounded to the calls' dtype
+    first, multiplied in float32.
     """
     x32, w32, dy32 = (tensor.detach().to(x.dtype).float() for tensor in (x, weight, dy))
     y = F.linear(x32, w32, None if bias is None else bias.detach().to(x.dtype).float())
@@ -287,8 +308,8 @@ def wrong_result(
     reference: Sequence[Tensor],
     kept: Tensor | None = None,
 ) -> str | None:
-    """What is wrong with a layer's y (training: and gradients of x, W and b); None if they are as
-    good as the dense ones.
+    """Return what is wrong with a layer's y (training: and gradients of x, W and b); None if they
+    are as good as the dense ones.
 
     Largest errors against the reference are compared, tensor by tensor: the sparse may be off by 4
     × what dense is, plus one unit of the dtype relative to the largest value. kept : the mask, if

@@ -9,16 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.algorithms import Memory, named, recall
-from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS, machine_at, warn_once, why_not
+from nmsolve.torch.dispatch.availability import check_backend, machine_at, warn_once, why_not
 from nmsolve.torch.dispatch.masked_product import autocast, transformed
-from nmsolve.torch.dispatch.packing import is_2to4, pack, packed_linear, unpack, wrap
+from nmsolve.torch.dispatch.packing import (
+    check_2to4,
+    checked_parts,
+    is_2to4,
+    packed_linear,
+    unpack,
+    wrap,
+)
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 
 
 class PackedLinear(nn.Module):
-    r"""A linear layer for inference whose weight is 2:4 and packed: 9/16 of the dense weight's
+    r"""Linear layer for inference whose weight is 2:4 and packed: 9/16 of the dense weight's
     memory.
 
     .. math:: y = x W^T + b
@@ -58,37 +64,28 @@ class PackedLinear(nn.Module):
     backend: str
     algorithms: Memory = ()  # of the class, for layers that were pickled before there were any
     bias: nn.Parameter | None
-    # Exactly one of _dense and _values is there. Packed parts are kept apart, not as torch's tensor
-    # class, which can neither be converted nor loaded and which a compiler has to know; its own
-    # operators see them again in `packing.wrap`.
-    _dense: Tensor | None
-    _values: Tensor | None
+    # The dense weight or, where it is packed, its values. Packed parts are kept apart, not as
+    # torch's tensor class, which can neither be converted nor loaded and which a compiler has to
+    # know; its own operators see them again in `packing.wrap`.
+    _stored: Tensor
+    _packed: bool
     _meta: Tensor | None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, backend: str, algorithms: Memory = ()) -> Self:
-        """A layer with the weight (of a SparseLinear: the masked weight), bias and hooks of an
-        nn.Linear.
+    def from_linear(cls, linear: nn.Linear, backend: str, *, algorithms: Memory = ()) -> Self:
+        """Return a layer with the weight (of a SparseLinear: the masked weight), bias and hooks of
+        an nn.Linear.
 
         Raises
         ------
         InputError
             If the weight is not 2:4, or the backend does not exist.
         """
-        if backend != "dense" and backend not in SPARSE_BACKENDS:
-            raise InputError(
-                f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
-                f"{backend!r}"
-            )
+        check_backend(backend)
         weight = (
             linear.masked_weight if isinstance(linear, SparseLinear) else linear.weight.detach()
         )
-        report = is_2to4(weight)
-        if not report:
-            raise InputError(
-                f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it "
-                "drops"
-            )
+        check_2to4(weight)
         new = cls()
         # Hooks, by the very dictionaries, so that handles given out before still remove them.
         new.__dict__.update(
@@ -102,14 +99,14 @@ class PackedLinear(nn.Module):
         )
         new.register_parameter("bias", bias)
         new._store(weight)
-        if new._dense is weight:  # the two are not to change together
-            new._dense = weight.clone()
+        if new._stored is weight:  # the two are not to change together
+            new._stored = weight.clone()
         return new
 
     @property
     def packed(self) -> bool:
-        """Whether the weight is packed at present."""
-        return self._values is not None
+        """True while the weight is packed."""
+        return self._packed
 
     @property
     def weight(self) -> Tensor:
@@ -117,22 +114,20 @@ class PackedLinear(nn.Module):
         return self._unpacked()
 
     def _unpacked(self) -> Tensor:
-        if self._values is None:
-            assert self._dense is not None
-            return self._dense
-        return unpack(
-            wrap((self.out_features, self.in_features), self._values, self._meta, self.backend)
-        )
+        if not self._packed:
+            return self._stored
+        shape = (self.out_features, self.in_features)
+        return unpack(wrap(shape, self._stored, self._meta, self.backend))
 
     def forward(self, input: Tensor) -> Tensor:
-        """y for input (..., in_features)."""
-        if self._values is not None and not transformed():
+        """Return y for input (..., in_features)."""
+        if self._packed and not transformed():
             x = autocast(input)
-            if x.dtype == self._values.dtype and x.dim() and x.shape[-1] == self.in_features:
+            if x.dtype == self._stored.dtype and x.dim() and x.shape[-1] == self.in_features:
                 bias = None if self.bias is None else autocast(self.bias)
                 y: Tensor = packed_product(
                     x.reshape(-1, self.in_features),
-                    self._values,
+                    self._stored,
                     self._meta,
                     bias,
                     self.out_features,
@@ -141,11 +136,11 @@ class PackedLinear(nn.Module):
                     self.algorithms,
                 )
                 return y.reshape(*x.shape[:-1], self.out_features)
-        # Also for an input that does not fit, which this refuses in torch's words.
+        # Also an input that does not fit comes here, which torch refuses in its own words.
         return F.linear(input, self._unpacked(), self.bias)
 
     def extra_repr(self) -> str:
-        """As nn.Linear's, and who multiplies."""
+        """Return what nn.Linear shows, and who multiplies."""
         shape = (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}"
@@ -155,7 +150,7 @@ class PackedLinear(nn.Module):
 
     def _store(self, weight: Tensor) -> None:
         """Keep a 2:4 weight, packed where the backend can."""
-        self._dense, self._values, self._meta = weight, None, None
+        self._stored, self._meta, self._packed = weight, None, False
         if self.backend == "dense":
             return
         reason = why_not(self.backend, tuple(weight.shape), weight.dtype, weight.device)
@@ -166,8 +161,8 @@ class PackedLinear(nn.Module):
                 f"{reason}",
             )
             return
-        packed = pack(weight, self.backend)
-        self._dense, self._values, self._meta = None, packed.packed, packed.meta
+        self._stored, self._meta = checked_parts(weight, self.backend)
+        self._packed = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -180,12 +175,15 @@ class PackedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Dense, so that a copy can be opened on a machine that has no such backend.
-        return {**self.__dict__, "_dense": self.weight, "_values": None, "_meta": None}
+        return {**self.__dict__, "_stored": self.weight, "_packed": False, "_meta": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_dense" in state:  # as earlier versions pickled it, with `_values` for None
+            state = {"_stored": state["_dense"], "_packed": False} | {
+                name: state[name] for name in state if name not in ("_dense", "_values")
+            }
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        assert self._dense is not None
-        self._store(self._dense)
+        self._store(self._stored)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -228,10 +226,8 @@ class PackedLinear(nn.Module):
         elif local_metadata.get("assign_to_params_buffers", False):
             self._store(loaded)
         else:
-            current = self._dense if self._values is None else self._values
-            assert current is not None
             # A copy, as loading is everywhere: the layer must not follow the checkpoint's tensor.
-            self._store(loaded.to(current.device, current.dtype, copy=True))
+            self._store(loaded.to(self._stored.device, self._stored.dtype, copy=True))
 
 
 @torch.library.custom_op(
@@ -250,7 +246,7 @@ def packed_product(
     backend: str,
     algorithms: Sequence[int] = (),
 ) -> Tensor:
-    """x Wᵀ + b for x (tokens, in_features) and the parts of a packed W."""
+    """Return x Wᵀ + b for x (tokens, in_features) and the parts of a packed W."""
     algorithm = recall(algorithms, machine_at(x.device.index), x.dtype, x.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         return packed_linear(x, values, meta, bias, (out_features, in_features), backend, algorithm)
@@ -270,7 +266,7 @@ def packed_product_grad_input(
     in_features: int,
     backend: str,
 ) -> Tensor:
-    """dy W for dy (tokens, out_features). The transpose is not packed in inference, so W is
+    """Return dy W for dy (tokens, out_features). The transpose is not packed in inference, so W is
     unpacked.
     """
     with torch.autocast(dy.device.type, enabled=False):

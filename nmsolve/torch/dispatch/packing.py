@@ -38,15 +38,15 @@ _UNPACKED_AT_ONCE = 2**26
 _SLICE = 16
 
 
-def is_2to4(weight: Tensor, transposable: bool = False) -> Report:
-    """Whether at most 2 of every 4 consecutive entries of a row (transposable: also of a column of
-    a block) are nonzero.
+def is_2to4(weight: Tensor, *, transposable: bool = False) -> Report:
+    """Return whether at most 2 of every 4 consecutive entries of a row (transposable: also of a
+    column of a block) are nonzero.
 
     Parameters
     ----------
     weight : (rows, cols) tensor
-        Weights, or a bool mask. On any device; one value a group is computed there, and one flag an
-        axis comes back.
+        Weights, or a bool mask. On any device; one value per group is computed there, and one
+        flag per axis comes back.
     transposable : bool
         Also check columns, so that the transpose can be packed too.
 
@@ -98,8 +98,17 @@ def is_2to4(weight: Tensor, transposable: bool = False) -> Report:
     )
 
 
+def check_2to4(weight: Tensor) -> None:
+    """Raise InputError unless a weight is 2:4."""
+    report = is_2to4(weight)
+    if not report:
+        raise InputError(
+            f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops"
+        )
+
+
 def pack(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
-    """A dense 2:4 weight as one of torch's semi-structured tensors.
+    """Return a dense 2:4 weight as one of torch's semi-structured tensors.
 
     Parameters
     ----------
@@ -119,20 +128,48 @@ def pack(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
     SolverError
         If what was packed does not unpack to the weight.
     """
+    return wrap(tuple(weight.shape), *checked_parts(weight, backend), backend)
+
+
+def checked_parts(weight: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+    """Return the parts of what `pack` returns, `.packed` and `.meta`, with all its checks."""
     reason = why_not(backend, tuple(weight.shape), weight.dtype, weight.device)
     if reason is not None:
         raise InputError(
             f"cannot pack a {weight.dtype} weight of shape {tuple(weight.shape)} for {backend}: "
             f"{reason}"
         )
-    _check_values(weight)
-    packed = pack_unchecked(weight.detach(), backend)
-    check_round_trip(packed, weight)
-    return packed
+    check_2to4(weight)
+    if not bool(torch.isfinite(weight).all()):
+        row, col = divmod(
+            int((~torch.isfinite(weight)).flatten().to(torch.uint8).argmax()), weight.shape[1]
+        )
+        raise InputError(
+            f"a weight of shape {tuple(weight.shape)} with {float(weight[row, col])} at index "
+            f"[{row}, {col}] cannot be packed"
+        )
+    values, meta = packed_parts(weight.detach(), backend)
+    check_round_trip(wrap(tuple(weight.shape), values, meta, backend), weight)
+    return values, meta
 
 
 def unpack(packed: SparseSemiStructuredTensor) -> Tensor:
-    """The dense weight of a packed one, exactly.
+    """Return the dense weight of a packed one, exactly.
+
+    Parameters
+    ----------
+    packed : SparseSemiStructuredTensor
+        From `pack`, of shape (out_features, in_features).
+
+    Returns
+    -------
+    (out_features, in_features) tensor
+        Of the same dtype and device.
+
+    Raises
+    ------
+    InputError
+        If it is no packed weight.
 
     Notes
     -----
@@ -140,13 +177,16 @@ def unpack(packed: SparseSemiStructuredTensor) -> Tensor:
     and zeros a sum, hence exact. The identity is taken in slices of columns, because all of it may
     be larger than the weight.
     """
+    if not isinstance(packed, SparseSemiStructuredTensor):
+        raise InputError(f"unpack takes what nmt.pack returned, got a {type(packed).__name__}")
     with torch.no_grad(), torch.autocast(packed.device.type, enabled=False):
         if isinstance(packed, SparseSemiStructuredTensorCUSPARSELT):
             rows, cols = packed.shape
             return columns_by_products(
                 lambda identity: torch.mm(packed, identity), rows, cols, packed.dtype, packed.device
             )
-        return packed.to_dense()  # type: ignore[no-any-return, no-untyped-call]
+        dense: Tensor = packed.to_dense()
+        return dense
 
 
 def columns_by_products(
@@ -156,7 +196,7 @@ def columns_by_products(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """A matrix (rows, cols) that is known by its products alone.
+    """Return a matrix (rows, cols) that is known by its products alone.
 
     multiply : the product with a matrix (cols, any multiple of 16), if cols is one.
     """
@@ -169,8 +209,8 @@ def columns_by_products(
 
 
 def column_slices(rows: int, cols: int) -> list[tuple[int, int]]:
-    """Bounds of slices of the columns of a matrix (rows, cols), for `unpack`: as few as its limit
-    allows.
+    """Return bounds of slices of the columns of a matrix (rows, cols), for `unpack`: as few as its
+    limit allows.
 
     Examples
     --------
@@ -182,27 +222,33 @@ def column_slices(rows: int, cols: int) -> list[tuple[int, int]]:
 
 
 def pack_unchecked(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
-    """`pack` for a weight that is 2:4 by construction; drops values of any other."""
+    """Return what `pack` does, of a weight that is 2:4 by construction; drop values of any
+    other.
+    """
+    return wrap(tuple(weight.shape), *packed_parts(weight, backend), backend)
+
+
+def packed_parts(weight: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+    """Return the parts of what `pack_unchecked` returns, `.packed` and `.meta`."""
+    # What from_dense of torch's classes does; CUTLASS's part works on any device, so that it is
+    # tested on every machine.
     weight = aligned(weight)
-    if backend == "cusparselt":
-        with _no_prototype_warning(SparseSemiStructuredTensorCUSPARSELT):
-            return SparseSemiStructuredTensorCUSPARSELT.from_dense(weight)
-    # What from_dense of the CUTLASS class does, on any device, so that it is tested on every
-    # machine.
-    return wrap(tuple(weight.shape), *_to_cutlass(weight), backend)
+    return (torch._cslt_compress(weight), None) if backend == "cusparselt" else _to_cutlass(weight)
 
 
 def wrap(
     shape: tuple[int, ...], values: Tensor, meta: Tensor | None, backend: str
 ) -> SparseSemiStructuredTensor:
-    """Torch's tensor around packed parts, `.packed` and `.meta`, that were kept apart from it."""
+    """Return torch's tensor around packed parts, `.packed` and `.meta`, that were kept apart from
+    it.
+    """
     kind: Any = (
         SparseSemiStructuredTensorCUSPARSELT
         if backend == "cusparselt"
         else SparseSemiStructuredTensorCUTLASS
     )
     with _no_prototype_warning(kind):
-        return kind(  # type: ignore[no-any-return]
+        packed: SparseSemiStructuredTensor = kind(
             torch.Size(shape),
             packed=values,
             meta=meta,
@@ -210,10 +256,11 @@ def wrap(
             meta_t=None,
             compressed_swizzled_bitmask=None,
         )
+    return packed
 
 
 def check_round_trip(packed: SparseSemiStructuredTensor, weight: Tensor) -> None:
-    """Raises SolverError unless a packed weight unpacks to a dense one."""
+    """Raise SolverError unless a packed weight unpacks to a dense one."""
     # −0 == 0 here, on purpose: a dropped −0 comes back as 0.
     if not torch.equal(unpack(packed), weight.detach()):
         raise SolverError(
@@ -231,8 +278,8 @@ def packed_linear(
     backend: str,
     algorithm: int = 0,
 ) -> Tensor:
-    """x Wᵀ + b, (tokens, out_features), contiguous, for x (tokens, in_features) of any strides and
-    any number of tokens.
+    """Return x Wᵀ + b, (tokens, out_features), contiguous, for x (tokens, in_features) of any
+    strides and any number of tokens.
 
     values, meta, shape : the parts of a packed weight (`.packed`, `.meta`), and the shape of the
     dense one. algorithm : cuSPARSELt's, below `algorithms.offered`; RuntimeError where it refuses.
@@ -253,48 +300,34 @@ def packed_linear(
 
 
 def padded(tokens: int) -> int:
-    """How many tokens are multiplied where there are some, as many as the kernels ask for."""
+    """Return how many tokens are multiplied where there are some: what the kernels ask for."""
     return tokens + -tokens % _TOKENS
 
 
 def operand(x: Tensor) -> Tensor:
-    """x (tokens, in_features) as the kernels take it: padded, contiguous, aligned."""
+    """Return x (tokens, in_features) as the kernels take it: padded, contiguous, aligned."""
     more = padded(x.shape[0]) - x.shape[0]
     return aligned(F.pad(x, (0, 0, 0, more)) if more else x)
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, and starting where the kernels may read it: a view into a flat buffer may not."""
+    """Return a tensor that is contiguous and starts where the kernels may read it, which a view
+    into a flat buffer may not.
+    """
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
-
-
-def _check_values(weight: Tensor) -> None:
-    report = is_2to4(weight)
-    if not report:
-        raise InputError(
-            f"only a 2:4 weight can be packed: {report}; solve a mask first and zero what it drops"
-        )
-    if not bool(torch.isfinite(weight).all()):
-        row, col = divmod(
-            int((~torch.isfinite(weight)).flatten().to(torch.uint8).argmax()), weight.shape[1]
-        )
-        raise InputError(
-            f"a weight of shape {tuple(weight.shape)} with {float(weight[row, col])} at index "
-            f"[{row}, {col}] cannot be packed"
-        )
 
 
 def _to_cutlass(weight: Tensor) -> tuple[Tensor, Tensor]:
     from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
-    values, meta = sparse_semi_structured_from_dense_cutlass(weight)  # type: ignore[no-untyped-call]
+    values, meta = sparse_semi_structured_from_dense_cutlass(weight)
     return values, meta
 
 
 @contextlib.contextmanager
 def _no_prototype_warning(kind: Any) -> Iterator[None]:
-    """Silences torch's warning that its tensor class is a prototype: the library's choice, not its
+    """Silence torch's warning that its tensor class is a prototype: the library's choice, not its
     user's.
     """
     if kind._PROTOTYPE_WARNING_SHOWN:

@@ -1,4 +1,4 @@
-"""Which shapes reach the linear layers of a model, from a run that leaves no trace in it."""
+"""Shapes that reach the linear layers of a model, from a run that leaves no trace in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from nmsolve.torch.running import undisturbed
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An input that a linear layer was given: how many tokens (rows), the dtype it multiplies in,
-    and the device.
+    """An input that a linear layer was given.
+
+    Attributes
+    ----------
+    tokens : int
+        Its rows.
+    dtype : torch.dtype
+        What the layer multiplies in.
+    device : torch.device
     """
 
     tokens: int
@@ -25,9 +32,9 @@ class Call:
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool
 ) -> dict[str, Counter[Call]]:
-    """The calls of every nn.Linear in model(*args, **kwargs), by module name."""
+    """Return the calls of every nn.Linear in model(*args, **kwargs), by module path."""
     seen: dict[str, Counter[Call]] = {}
     handles = []
     try:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from nmsolve.errors import InputError
 from nmsolve.torch.dispatch.algorithms import Memory, named
-from nmsolve.torch.dispatch.availability import SPARSE_BACKENDS
+from nmsolve.torch.dispatch.availability import check_backend
 from nmsolve.torch.dispatch.masked_product import masked, masked_linear
 from nmsolve.torch.dispatch.packing import is_2to4
-from nmsolve.torch.weights.sharding import is_sharded, placed_like
+from nmsolve.torch.weights.sharding import placed_like, whole
 
 
 class SparseLinear(nn.Linear):
-    r"""A linear layer that is trained with a transposable 2:4 mask.
+    r"""Linear layer that is trained with a transposable 2:4 mask.
 
     .. math:: y = x (W \circ M)^T + b
 
@@ -36,6 +36,16 @@ class SparseLinear(nn.Linear):
         cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling,
         and used only for inputs of the size and dtype, and on the kind of GPU, that they were
         measured with.
+
+    Attributes
+    ----------
+    mask : (out_features, in_features) bool tensor
+        A buffer, which state dicts do not hold.
+    backend : str
+    algorithms : tuple of int
+        As given.
+    weight, bias, in_features, out_features
+        As of nn.Linear; `weight` is dense.
 
     Raises
     ------
@@ -82,10 +92,10 @@ class SparseLinear(nn.Linear):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, mask: Tensor, backend: str = "dense", algorithms: Memory = ()
+        cls, linear: nn.Linear, mask: Tensor, *, backend: str = "dense", algorithms: Memory = ()
     ) -> Self:
-        """A layer that shares the parameters, hooks and training flag of an nn.Linear, which may
-        then be dropped.
+        """Return a layer that shares the parameters, hooks and training flag of an nn.Linear, which
+        may then be dropped.
 
         The very Parameter objects, so an optimizer that holds them goes on. InputError if the
         weight is not a parameter of its own.
@@ -106,11 +116,7 @@ class SparseLinear(nn.Linear):
         return new
 
     def _take(self, mask: Tensor, backend: str, algorithms: Memory) -> None:
-        if backend != "dense" and backend not in SPARSE_BACKENDS:
-            raise InputError(
-                f"backend must be one of 'dense', {', '.join(map(repr, SPARSE_BACKENDS))}; got "
-                f"{backend!r}"
-            )
+        check_backend(backend)
         self.backend, self.algorithms = backend, algorithms
         self._buffers.pop("mask", None)
         self.register_buffer("mask", self._checked(mask), persistent=False)
@@ -142,12 +148,12 @@ class SparseLinear(nn.Linear):
 
     @property
     def masked_weight(self) -> Tensor:
-        """W∘M, a new tensor that knows nothing of autograd."""
+        """W∘M, a new tensor outside autograd."""
         return masked(self.weight.detach(), placed_like(self.mask, self.weight))
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module's. Entering eval mode zeroes what the mask drops, for code that reads
-        `weight` itself.
+        """Set the mode. Entering eval mode zeroes what the mask drops, for code that reads `weight`
+        itself.
         """
         super().train(mode)
         weight = self._parameters.get("weight")
@@ -157,7 +163,7 @@ class SparseLinear(nn.Linear):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        """y for input (..., in_features)."""
+        """Return y for input (..., in_features)."""
         return masked_linear(
             input,
             self.weight,
@@ -168,7 +174,7 @@ class SparseLinear(nn.Linear):
         )
 
     def extra_repr(self) -> str:
-        """As nn.Linear's, and who multiplies."""
+        """Return what nn.Linear shows, and who multiplies."""
         return (
             f"{super().extra_repr()}, pattern=2:4T, backend={named(self.backend, self.algorithms)}"
         )
@@ -177,9 +183,8 @@ class SparseLinear(nn.Linear):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if (
-            "weight" in self._parameters
-        ):  # else parametrized, or pruned by torch's own hooks: theirs to save
+        # Otherwise parametrized, or pruned by torch's own hooks: theirs to save.
+        if "weight" in self._parameters:
             weight = self.weight if keep_vars else self.weight.detach()
             destination[prefix + "weight"] = masked(weight, placed_like(self.mask, weight))
 
@@ -196,7 +201,7 @@ class SparseLinear(nn.Linear):
         loaded = state_dict.get(prefix + "weight")
         mask = None
         if isinstance(loaded, Tensor) and loaded.shape == self.weight.shape and not loaded.is_meta:
-            mask = self._mask_of(loaded.full_tensor() if is_sharded(loaded) else loaded)  # type: ignore[attr-defined]
+            mask = self._mask_of(whole(loaded))
             if mask is None:
                 error_msgs.append(
                     f"{prefix}weight cannot be loaded into a SparseLinear: "
@@ -211,8 +216,8 @@ class SparseLinear(nn.Linear):
             self.mask = mask
 
     def _mask_of(self, loaded: Tensor) -> Tensor | None:
-        """The mask that goes with a loaded weight: our own if it covers it, else its nonzeros; None
-        if those are not 2:4T.
+        """Return the mask for a loaded weight: our own if it covers it, else its nonzeros; None if
+        those are not 2:4T.
         """
         nonzeros = loaded.detach() != 0
         if not self.mask.is_meta:

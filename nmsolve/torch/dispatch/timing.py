@@ -1,5 +1,5 @@
-"""How long calls take: on a GPU the time of the device and that of the host; the clock elsewhere;
-alternating, medians.
+"""Times of calls: on a GPU the device's and the host's, elsewhere the clock's. Calls alternate, and
+medians count.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ _FAILED: list[torch.cuda.CUDAGraph] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTime:
-    """Medians of a call, in microseconds.
+    """Medians of a call. On a CPU both are the whole call.
 
-    device_us : what the device does, its queue never empty. host_us : until the host has queued the
-    call, which then may return. On a CPU both are the whole call.
+    Attributes
+    ----------
+    device_us : float
+        Microseconds that the device takes, its queue never empty.
+    host_us : float
+        Microseconds until the host has queued the call, which then may return.
     """
 
     device_us: float
@@ -40,8 +44,8 @@ class CallTime:
 
     @property
     def in_use_us(self) -> float:
-        """What a loop over the call takes: host and device work side by side, and the slower is
-        waited for.
+        """Microseconds per call of a loop over it: host and device work side by side, and the
+        slower is waited for.
         """
         return max(self.device_us, self.host_us)
 
@@ -53,12 +57,12 @@ def call_times(
     repeats: int = 15,
     warm_up: int = 3,
 ) -> list[CallTime]:
-    """The median times of a call of each callable.
+    """Return the median times of a call of each callable.
 
     Parameters
     ----------
     calls : callables of one number
-        Alternate, so that a clock that drifts or a GPU that heats up is nobody's disadvantage.
+        They alternate, so that a clock that drifts or a GPU that heats up favours none.
     rotation : int
         A sample times call(0) … call(rotation − 1) in a row, each of which uses operands of its
         own: with enough of them none is still in the cache from the last time.
@@ -85,8 +89,8 @@ def medians_us(
     repeats: int = 15,
     warm_up: int = 3,
 ) -> list[float]:
-    """As `call_times`, the device's times alone. A call that waits for the device is timed as it
-    is, waits included.
+    """Return what `call_times` does, the device's times alone. A call that waits for the device is
+    timed as it is, waits included.
     """
     return [taken.device_us for taken in call_times(calls, device, rotation, repeats, warm_up)]
 
@@ -98,8 +102,8 @@ def graph_medians_us(
     repeats: int = 15,
     warm_up: int = 3,
 ) -> list[float | None]:
-    """As `medians_us`, of calls replayed from CUDA graphs, which take the host nothing; None for a
-    call that cannot be captured.
+    """Return what `medians_us` does, of calls replayed from CUDA graphs, which take the host
+    nothing; None for a call that cannot be captured.
 
     On a CPU none can. A call that waits for the device is recognised before it is captured, as far
     as torch can tell; a capture that fails all the same is cleaned up.
@@ -116,19 +120,19 @@ def _replay(graph: torch.cuda.CUDAGraph) -> Timed:
 
 
 def _seconds(call: Timed, device: torch.device, rotation: int) -> tuple[float, float]:
-    """Of all calls of a rotation: the device's time, and the host's."""
+    """Return seconds of all calls of a rotation: the device's, and the host's."""
     if device.type != "cuda":
         taken = _host_seconds(call, rotation)
         return taken, taken
     with torch.cuda.device(device):
         cycles = _cycles_a_second(torch.cuda.current_device())
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         on_host = _host_seconds(call, rotation)
         torch.cuda.synchronize()
         # While the device sleeps, the host queues what is timed.
-        torch.cuda._sleep(int(min(2 * on_host + _SLACK, _LONGEST_SLEEP) * cycles))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(int(min(2 * on_host + _SLACK, _LONGEST_SLEEP) * cycles))
         begin.record()
         for i in range(rotation):
             call(i)
@@ -146,30 +150,29 @@ def _host_seconds(call: Timed, rotation: int) -> float:
 
 @functools.cache
 def _cycles_a_second(index: int) -> float:
-    """How many cycles of `torch.cuda._sleep` a device counts in a second. Measured: CUDA 13 no
-    longer tells clock rates.
+    """Return how many cycles of `torch.cuda._sleep` a device counts in a second. Measured: CUDA 13
+    no longer tells clock rates.
     """
     cycles = 10_000_000
     with torch.cuda.device(index):
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(cycles)
         begin.record()
-        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(cycles)
         end.record()
         end.synchronize()
     return cycles / (float(begin.elapsed_time(end)) / 1e3)
 
 
 def _captured(call: Timed, device: torch.device, rotation: int) -> torch.cuda.CUDAGraph | None:
-    """All calls of a rotation as a graph; None if they cannot be captured."""
+    """Return all calls of a rotation as a graph; None if they cannot be captured."""
     if device.type != "cuda":
         return None
     with torch.cuda.device(device), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that the mode of debugging is a prototype, and that a graph is empty
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # That the mode of debugging is a prototype, and that a graph is empty.
+        warnings.simplefilter("ignore")
+        side = torch.cuda.Stream()
         torch.cuda.synchronize()
         with torch.cuda.stream(side):
             for i in range(rotation):
@@ -197,8 +200,8 @@ def _captured(call: Timed, device: torch.device, rotation: int) -> torch.cuda.CU
 
 
 def _waits(call: Timed) -> bool:
-    """Whether a call waits for the device, as far as torch can tell: found outside a capture, which
-    such a call would break.
+    """Return whether a call waits for the device, as far as torch can tell: found outside a
+    capture, which such a call would break.
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -212,7 +215,7 @@ def _waits(call: Timed) -> bool:
 
 
 def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], side: torch.cuda.Stream) -> None:
-    """Ends what torch leaves open when a capture fails: a pool of memory, and random numbers that
+    """End what torch leaves open when a capture fails: a pool of memory, and random numbers that
     are drawn as in a capture.
     """
     graph.reset()
@@ -228,8 +231,8 @@ def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], side: torch.cuda.St
 
 
 def rotation_beyond_cache(bytes_a_call: int, device: torch.device) -> int:
-    """How many sets of operands of a size are twice the cache, at most 8: enough that each is read
-    from memory.
+    """Return how many sets of operands of a size are twice the cache, at most 8: enough that each
+    is read from memory.
     """
     cache = 2**25
     if device.type == "cuda":

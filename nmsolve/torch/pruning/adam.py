@@ -1,34 +1,55 @@
-"""The transposable-masks paper's way of adjusting kept weights: Adam on batches of the layer's
+"""Kept weights as the paper on transposable masks adjusts them: Adam on batches of the layer's
 inputs.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError
+from nmsolve.torch.options import is_integer, is_number
 from nmsolve.torch.pruning.problem import Problem, Solution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adam:
-    """Adam on the mean squared error of a layer's outputs, kept weights only.
+    r"""Adam on the mean squared error of a layer's outputs, kept weights only.
 
-    Parameters
+    .. math:: \min_V \lVert Y - X V^T \rVert^2, \quad V = M \circ V
+
+    Attributes
     ----------
-    steps, batch, lr : int, int, float
-        1000, 50 and 1e-3 in the released code. A batch is drawn from the samples (entries of the
-        inputs' first axis) of the calibration.
+    steps : int
+        1000 in the released code.
+    batch : int
+        Samples of a step, 50 in the released code; drawn from those of the calibration (entries of
+        the inputs' first axis).
+    lr : float
+        Learning rate, 1e-3 in the released code.
+
+    Raises
+    ------
+    InputError
+        For settings that are not positive numbers.
 
     Notes
     -----
     Batches are drawn by a generator of their own: results repeat, and torch's random numbers are
     left alone. The released code spreads the mean of the dropped weights over the kept ones first,
     and trains the bias too (at 1e-2); neither is done here.
+
+    References
+    ----------
+    Hubara et al., Accelerated sparse neural training: a provable and efficient method to find N:M
+    transposable masks, NeurIPS 2021, section 5 (AdaPrune).
+
+    Examples
+    --------
+    >>> Adam(steps=200).lr
+    0.001
     """
 
     steps: int = 1000
@@ -37,27 +58,28 @@ class Adam:
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch", self.batch)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_integer(value):
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
-        if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
+        if not (is_number(self.lr) and self.lr > 0):
             raise InputError(f"lr must be a positive number, got {self.lr!r}")
 
     def solve(self, problem: Problem, mask: Tensor) -> Solution:
-        """The weights on a mask after all steps."""
+        """Return the weights on a mask after all steps."""
         kind = problem.samples[0][1].dtype
         weight = torch.where(mask, problem.weight, 0).to(kind)
         for part in range(len(weight)):
             inputs = [x for p, x, _ in problem.samples if p == part]
             outputs = [y for p, _, y in problem.samples if p == part]
             weight[part] = self._train(weight[part], mask[part], inputs, outputs)
-        return Solution(weight.double(), mask, self.steps, None, 0.0)
+        return Solution(
+            weight=weight.double(), mask=mask, iterations=self.steps, residual=None, damping=0.0
+        )
 
     def _train(
         self, start: Tensor, mask: Tensor, inputs: list[Tensor], outputs: list[Tensor]
     ) -> Tensor:
-        lengths = torch.tensor(
-            [x.shape[1] for x in inputs for _ in x], device="cpu"
-        )  # positions of every sample
+        # Positions of every sample.
+        lengths = torch.tensor([x.shape[1] for x in inputs for _ in x], device="cpu")
         first = torch.cumsum(lengths, 0) - lengths
         places = torch.arange(int(lengths.max()), device="cpu")
         all_inputs, all_outputs = (
@@ -69,24 +91,18 @@ class Adam:
             torch.enable_grad(),
             torch.autocast(start.device.type, enabled=False),
         ):
-            all_inputs, all_outputs, mask = (
-                all_inputs.clone(),
-                all_outputs.clone(),
-                mask.clone(),
-            )  # of the user's inference mode
+            # Copies that are none of the user's inference mode.
+            all_inputs, all_outputs, mask = (t.clone() for t in (all_inputs, all_outputs, mask))
             weight = start.clone().requires_grad_()
             optimizer = torch.optim.Adam([weight], lr=self.lr)
             for _ in range(self.steps):
-                drawn = torch.randperm(len(lengths), generator=generator, device="cpu")[
-                    : self.batch
-                ]
-                rows = (first[drawn].unsqueeze(1) + places)[
-                    places < lengths[drawn].unsqueeze(1)
-                ].to(weight.device)
+                order = torch.randperm(len(lengths), generator=generator, device="cpu")
+                drawn = order[: self.batch]
+                rows = first[drawn].unsqueeze(1) + places
+                rows = rows[places < lengths[drawn].unsqueeze(1)].to(weight.device)
                 optimizer.zero_grad()
-                torch.nn.functional.mse_loss(
-                    all_inputs[rows] @ weight.T, all_outputs[rows]
-                ).backward()  # type: ignore[no-untyped-call]
+                loss = torch.nn.functional.mse_loss(all_inputs[rows] @ weight.T, all_outputs[rows])
+                loss.backward()
                 optimizer.step()
                 with torch.no_grad():
                     weight.mul_(mask)

@@ -17,9 +17,9 @@ _ITERATIONS = 120
 _SETTLED = 8
 
 
-def alternating_mask(problem: Problem, target: Tensor, hessian: Tensor) -> tuple[Tensor, int]:
-    r"""A mask (parts, rows, cols) for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H, and the
-    iterations that it took.
+def admm_mask(problem: Problem, target: Tensor, hessian: Tensor) -> tuple[Tensor, int]:
+    r"""Return a mask for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H, and the number of
+    iterations.
 
     .. math::
         V &\leftarrow (\hat W H + \rho D - U) (H + \rho I)^{-1} \\
@@ -29,6 +29,13 @@ def alternating_mask(problem: Problem, target: Tensor, hessian: Tensor) -> tuple
     where P keeps the entries of the mask that maximises the sum of their squares, found exactly: it
     is the projection onto the matrices that satisfy the pattern. ρ grows, so that V comes to
     satisfy it. Columns are scaled so that H has a diagonal of ones.
+
+    Parameters
+    ----------
+    problem : Problem
+    target : (parts, rows, cols) Tensor
+    hessian : (parts, cols, cols) Tensor
+        Positive definite; both float64.
 
     References
     ----------

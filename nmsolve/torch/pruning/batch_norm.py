@@ -1,4 +1,4 @@
-"""Statistics of batch norms, estimated anew after weights have changed."""
+"""Statistics of batch norms, estimated again after weights have changed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ BatchNorm = _BatchNorm
 Statistics = dict[BatchNorm, tuple[Tensor | None, ...]]
 
 
-def estimate_anew(
+def estimate_again(
     model: nn.Module, norms: list[BatchNorm], calibration: Calibration, progress: bool | None
 ) -> Statistics:
-    """The statistics that these batch norms would have from the calibration: the plain mean over
-    its batches.
+    """Return the statistics that these batch norms would have from the calibration: the plain mean
+    over its batches, of those that a batch reached.
 
-    The rest of the model runs as it is set, in eval mode. What a batch norm is given has been
+    The rest of the model runs as it is set, in eval mode. The inputs of a batch norm have been
     through those before it, which normalise by the batch's own statistics meanwhile, as in
-    training. Norms that no batch reached are not among them. All are left with what they have
-    counted, for the caller to undo, and to `put` what is wanted.
+    training. All are left with what they have counted: the caller undoes that, and puts (`put`)
+    the statistics that are wanted.
     """
     if not norms:
         return {}
@@ -44,7 +44,7 @@ def estimate_anew(
 
 
 def norms_of(model: nn.Module) -> list[BatchNorm]:
-    """The batch norms that normalise by running statistics."""
+    """Return the batch norms that normalise by running statistics."""
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     return [
         norm for norm in norms if norm.running_mean is not None and not is_lazy(norm.running_mean)
@@ -52,7 +52,7 @@ def norms_of(model: nn.Module) -> list[BatchNorm]:
 
 
 def statistics_of(norms: list[BatchNorm]) -> Statistics:
-    """A copy of what norms have."""
+    """Return a copy of the statistics of norms."""
     return {norm: tuple(None if s is None else s.clone() for s in _of(norm)) for norm in norms}
 
 

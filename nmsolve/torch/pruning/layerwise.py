@@ -1,5 +1,5 @@
-"""Layer by layer through a model: gather what a layer is given and should give, prune it, go on
-with the pruned one.
+"""Layer by layer through a model, all or nothing: collect a layer's moments, prune it, go on with
+the pruned one.
 """
 
 from __future__ import annotations
@@ -10,35 +10,34 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from nmsolve.errors import InputError, SolverError
-from nmsolve.selection import Patterns
+from nmsolve.errors import SolverError
 from nmsolve.torch.calibration.inputs import Calibration, Item
-from nmsolve.torch.pruning.batch_norm import Statistics, estimate_anew, norms_of, put, statistics_of
-from nmsolve.torch.pruning.collect import (
-    Gathered,
-    PrunedLayer,
-    explore,
-    gather,
-    layers_of,
-    stages_of,
+from nmsolve.torch.progress import progress_bar
+from nmsolve.torch.pruning.batch_norm import (
+    Statistics,
+    estimate_again,
+    norms_of,
+    put,
+    statistics_of,
 )
+from nmsolve.torch.pruning.collect import Collected, collect_moments
 from nmsolve.torch.pruning.problem import Problem, Solution
+from nmsolve.torch.pruning.pruned_layer import PrunedLayer, layers_of
 from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
+from nmsolve.torch.pruning.stages import explore, stages_of
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.verification import verify
-from nmsolve.torch.weights.planning import Plan
-from nmsolve.torch.weights.planning import plan as make_plan
+from nmsolve.torch.weights.layer_plan import Plan
 
-#: From a layer's problem its plain mask; from both, its new weights.
+#: A layer's plain mask, from its problem; its new weights, from both.
 PlainMask = Callable[[Problem], Tensor]
 Prune = Callable[[Problem, Tensor], Solution]
 
 
 def prune_layers(
     model: nn.Module,
-    plan: Plan | Patterns,
+    plan: Plan,
     calibration: Iterable[Item],
     plain_mask: PlainMask,
     prune: Prune,
@@ -49,39 +48,46 @@ def prune_layers(
 ) -> Reconstruction:
     """Replace the planned weights of a model by pruned ones, in place.
 
-    Whatever happens, the model is either pruned and satisfies the plan, or is as it was. sequential
-    : layers are given what the pruned layers before them give, and should give what the dense ones
-    did for dense inputs. keep_samples : for solvers that draw.
+    Whatever happens, the model is either pruned and satisfies the plan, or is as it was.
+
+    Parameters
+    ----------
+    model, plan, calibration, progress
+        As for `adaprune_`.
+    plain_mask : function of a Problem
+        Its mask before weights are adjusted.
+    prune : function of a Problem and that mask
+        Its Solution.
+    sequential : bool
+        Inputs of a layer are outputs of the pruned layers before it, and its wanted outputs those
+        of the dense layer for dense inputs.
+    keep_samples : bool
+        Keep the samples of the layer at work, for updates that draw from them.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
-    plan = plan if isinstance(plan, Plan) else make_plan(model, plan)
-    if not plan.planned:
-        raise InputError(f"the plan has nothing to do, every weight is skipped:\n{plan}")
     items = Calibration(calibration)
     layers = layers_of(model, plan)
     found = []
     with torch.no_grad(), _all_or_nothing(layers, statistics_of(norms_of(model))):
         with undisturbed(model, training=False):
             order, norms = explore(model, layers, items, progress)
-            with tqdm(
-                total=len(order),
-                desc="pruning",
-                unit="layer",
-                leave=False,
-                disable=None if progress is None else not progress,
+            with progress_bar(
+                about="pruning", total=len(order), unit="layer", progress=progress
             ) as bar:
                 for stage in stages_of(order, sequential):
                     bar.set_postfix_str(stage[0].entry.path)
                     began = time.perf_counter()
-                    gathered = gather(model, stage, order, items, sequential, keep_samples)
+                    collected = collect_moments(
+                        model, stage, order, items, sequential, keep_samples
+                    )
                     share = (time.perf_counter() - began) / len(stage)
                     for layer in stage:
                         found.append(
-                            _prune(layer, gathered.pop(layer.entry.owner), plain_mask, prune, share)
+                            _prune(
+                                layer, collected.pop(layer.entry.owner), plain_mask, prune, share
+                            )
                         )
                         bar.update()
-            statistics = estimate_anew(model, norms, items, progress)
+            statistics = estimate_again(model, norms, items, progress)
         report = verify(model, plan)
         if not report:
             raise SolverError(f"pruned weights do not satisfy the plan\n{report}")
@@ -103,39 +109,35 @@ def _all_or_nothing(layers: Sequence[PrunedLayer], statistics: Statistics) -> It
 
 
 def _prune(
-    layer: PrunedLayer, gathered: Gathered, plain_mask: PlainMask, prune: Prune, seconds: float
+    layer: PrunedLayer, collected: Collected, plain_mask: PlainMask, prune: Prune, seconds: float
 ) -> LayerReconstruction:
     """Put a layer's new weights in place."""
     began = time.perf_counter()
-    moments, pattern = gathered.moments, layer.entry.pattern
-    assert pattern is not None
+    moments = collected.moments
     problem = Problem(
-        layer.entry,
-        layer.layout,
-        layer.weight,
-        moments,
-        gathered.samples,
-        layer.dense.dtype == torch.float64,
+        entry=layer.entry,
+        layout=layer.layout,
+        weight=layer.weight,
+        moments=moments,
+        samples=collected.samples,
+        precise=layer.dense.dtype == torch.float64,
     )
     mask = plain_mask(problem)
     plain = torch.where(mask, problem.weight, 0)
     solution = prune(problem, mask)
     new = solution.weight.to(layer.dense.dtype).double()
     before, after = moments.error(plain), moments.error(new)
-    worse = ~(
-        after <= before
-    )  # by rounding to the weight's dtype, or where the solver was no solver
-    if pattern.transposable and not torch.equal(mask, solution.mask):
-        worse = (~(after.sum() <= before.sum())).expand_as(
-            worse
-        )  # rows of two masks do not make a third
+    # By rounding to the weight's dtype, or where an update does not go down, rows may be worse.
+    worse = ~(after <= before)
+    if layer.entry.pattern.transposable and not torch.equal(mask, solution.mask):
+        worse = (~(after.sum() <= before.sum())).expand_as(worse)  # rows of two masks make no third
     new = torch.where(worse.unsqueeze(-1), plain, new)
     layer.own.copy_(layer.layout.weight(new))
     layer.pruned = True
     energy = float(moments.energy.sum()) or 1.0
     return LayerReconstruction(
-        name=layer.entry.path,
-        pattern=pattern,
+        path=layer.entry.path,
+        pattern=layer.entry.pattern,
         shape=layer.entry.shape,
         before=float(before.sum()) / energy,
         after=float(moments.error(new).sum()) / energy,

@@ -1,4 +1,4 @@
-"""Least squares on a fixed support: what kept weights have to be, so that outputs change least."""
+"""Least squares on a fixed support: the kept weights with which outputs change least."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError
+from nmsolve.torch.options import is_integer, is_number
 from nmsolve.torch.pruning.problem import Problem, Solution
 
 #: Weights whose rows are solved at once.
@@ -31,7 +32,7 @@ class LeastSquares:
     .. math:: \min_V \lVert Y - X V^T \rVert^2 + \delta \lVert V - M \circ W \rVert^2,
         \quad V = M \circ V
 
-    Parameters
+    Attributes
     ----------
     damping : float
         δ as a share of the mean diagonal of XᵀX. It pulls towards the masked weights, so that the
@@ -40,6 +41,22 @@ class LeastSquares:
         The residual at which every row counts as solved, relative to its right-hand side.
     iterations : int
         Of conjugate gradients, at most.
+
+    Raises
+    ------
+    InputError
+        For a damping or tolerance that is negative or no number, or no positive number of
+        iterations.
+
+    References
+    ----------
+    Hestenes & Stiefel, Methods of conjugate gradients for solving linear systems, Journal of
+    Research of the National Bureau of Standards 49(6), 1952, 409-436.
+
+    Examples
+    --------
+    >>> LeastSquares(damping=0.1).iterations
+    2000
     """
 
     damping: float = 1e-2
@@ -48,23 +65,15 @@ class LeastSquares:
 
     def __post_init__(self) -> None:
         for name, value in (("damping", self.damping), ("tolerance", self.tolerance)):
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not 0 <= value < math.inf
-            ):
+            if not (is_number(value) and value >= 0):
                 raise InputError(
                     f"{name} must be a number that is not negative, such as 1e-2, got {value!r}"
                 )
-        if (
-            not isinstance(self.iterations, int)
-            or isinstance(self.iterations, bool)
-            or self.iterations < 1
-        ):
+        if not is_integer(self.iterations):
             raise InputError(f"iterations must be a positive integer, got {self.iterations!r}")
 
     def solve(self, problem: Problem, mask: Tensor) -> Solution:
-        """The best weights on a mask.
+        """Return the best weights on a mask.
 
         Raises
         ------
@@ -90,7 +99,13 @@ class LeastSquares:
             weight.copy_(new)
             residuals.append(residual)
             iterations.append(done)
-        return Solution(start, mask, max(iterations), max(residuals), float(delta.max()))
+        return Solution(
+            weight=start,
+            mask=mask,
+            iterations=max(iterations),
+            residual=max(residuals),
+            damping=float(delta.max()),
+        )
 
 
 def _conjugate_gradients(
@@ -103,16 +118,15 @@ def _conjugate_gradients(
     most: int,
     kind: torch.dtype,
 ) -> tuple[Tensor, float, int]:
-    """Weights, the largest relative residual of a row, and iterations; these in `kind`, between
-    which residuals are made anew.
+    """Weights, the largest relative residual of a row, and the number of iterations; these are in
+    `kind`, and residuals are computed again between their rounds.
 
     Jacobi's preconditioner is a change of variables after which the matrix has a diagonal of ones,
     whatever the inputs' scales.
     """
     diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + delta
-    inverse = torch.where(
-        diagonal > 0, 1 / diagonal.sqrt(), 0.0
-    )  # a column that is never used has no say
+    # A column that is never used has no say.
+    inverse = torch.where(diagonal > 0, 1 / diagonal.sqrt(), 0.0)
 
     def scaled() -> Tensor:
         matrix = (gram * inverse).mul_(inverse.mT).to(kind)
@@ -146,8 +160,8 @@ def _conjugate_gradients(
 def _reduced(
     matrix: Tensor, kept: Tensor, residual: Tensor, share: float, most: int
 ) -> tuple[Tensor, int]:
-    """What to add so that residuals of norm one, which are used up, come down to a share; and the
-    iterations.
+    """Steps after which residuals of norm one, which are overwritten, are down to a share; and the
+    number of iterations.
     """
     found, direction = torch.zeros_like(residual), residual.clone()
     energy = residual.square().sum(-1, keepdim=True)
@@ -163,14 +177,14 @@ def _reduced(
         unsolved = new > share**2
         if not bool(unsolved.any()):
             break
-        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(residual).mul_(
-            unsolved
-        )  # what is solved stands still
+        # Rows that are solved stand still.
+        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(residual).mul_(unsolved)
         energy = torch.where(unsolved, new, 0.0)
     return found, done
 
 
 def _check_rank(problem: Problem) -> None:
+    """InputError, naming the layer, unless the inputs of each part have full rank."""
     for part, gram in enumerate(problem.moments.gram):
         values = torch.linalg.eigvalsh(gram)
         rank = int(

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import nn
 
 from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
-from nmsolve.torch.verification import planned_modules
-from nmsolve.torch.weights.planning import LayerPlan, Plan, parameters_of
+from nmsolve.torch.options import is_number
+from nmsolve.torch.weights.layer_plan import LayerPlan, Plan, PlannedWeight
+from nmsolve.torch.weights.parameters import parameters_of
+from nmsolve.torch.weights.planned import planned_modules
 from nmsolve.torch.weights.planning import plan as make_plan
 
 
 def matching_plan(
     model: nn.Module,
+    *,
     m: int = 8,
     confidence: float = 0.95,
-    *,
     transposable: bool = False,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
@@ -56,7 +57,8 @@ def matching_plan(
     Raises
     ------
     PatternError, InputError
-        If m or the confidence is none, or no weight can have groups of m.
+        If m is no length of a group, the confidence does not lie between 0 and 1, or no weight can
+        have groups of m.
 
     References
     ----------
@@ -71,13 +73,15 @@ def matching_plan(
     >>> str(matching_plan(nn.Sequential(layer), m=8).planned[0].pattern)
     '4:8'
     """
-    if (
-        not isinstance(confidence, int | float)
-        or isinstance(confidence, bool)
-        or not 0 < confidence < 1
-    ):
+    if not (is_number(confidence) and 0 < confidence < 1):
         raise InputError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence!r}")
-    fits = make_plan(model, Pattern(1, m, transposable), include, exclude, padding)
+    fits = make_plan(
+        model,
+        Pattern(1, m, transposable=transposable),
+        include=include,
+        exclude=exclude,
+        padding=padding,
+    )
     if not fits.planned:
         raise InputError(f"no weight can have groups of {m}:\n{fits}")
     zeros = {}
@@ -85,26 +89,28 @@ def matching_plan(
         weight = parameters_of(module)[entry.parameter].detach()
         zeros[entry.path] = 1 - int(torch.count_nonzero(weight)) / weight.numel()
     return Plan(
-        _matched(entry, zeros[entry.path], m, confidence, transposable) if entry.pattern else entry
+        _matched(entry, zeros[entry.path], m, confidence, transposable)
+        if isinstance(entry, PlannedWeight)
+        else entry
         for entry in fits
     )
 
 
 def _matched(
-    entry: LayerPlan, zeros: float, m: int, confidence: float, transposable: bool
+    entry: PlannedWeight, zeros: float, m: int, confidence: float, transposable: bool
 ) -> LayerPlan:
+    """The weight with the pattern for its share of zeros, or dense."""
     pattern = _pattern(zeros, m, confidence, transposable)
-    return replace(
-        entry,
-        pattern=pattern,
-        reason=None if pattern else f"stays dense: {zeros:.0%} zeros are too few for groups of {m}",
-    )
+    if pattern is None:
+        return entry.skipped(f"stays dense: {zeros:.0%} zeros are too few for groups of {m}")
+    return entry.with_pattern(pattern)
 
 
 def _pattern(zeros: float, m: int, confidence: float, transposable: bool) -> Pattern | None:
+    """The pattern for a share of zeros; None where that keeps all."""
     at_least = zeros**m  # Pr[Bin(m, z) ≥ k], from k = m down
     for k in range(m - 1, 0, -1):  # one weight at least is kept
         at_least += math.comb(m, k) * zeros**k * (1 - zeros) ** (m - k)
         if at_least > confidence:
-            return Pattern(m - k, m, transposable)
+            return Pattern(m - k, m, transposable=transposable)
     return None

@@ -1,5 +1,5 @@
-"""The optimal brain surgeon, columns in blocks (SparseGPT): row-wise masks, chosen while weights to
-the right make up for them.
+"""Optimal brain surgeon (OBS), columns in blocks as in SparseGPT: row-wise masks, chosen while
+weights to the right make up for them.
 """
 
 from __future__ import annotations
@@ -7,20 +7,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nmsolve.torch.calibration.layout import groups_of_run
 from nmsolve.torch.pruning.problem import Problem
 
-#: Columns whose updates of what lies to their right are applied together.
+#: Columns that update the columns to their right together.
 _BLOCK = 128
 
 
-def surgeon_mask(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
-    r"""Row-wise masks (parts, rows, cols) for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H,
-    chosen group after group.
+def obs_mask(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
+    r"""Return row-wise masks for min ⟨V − Ŵ, (V − Ŵ) H⟩ with target Ŵ and Hessian H, chosen group
+    after group.
 
-    A group keeps the n weights of largest w² / [H⁻¹]², where H is what is left of the Hessian once
-    the columns before have been decided; dropping a weight moves those to its right by its optimal
+    A group keeps the n weights of largest w² / [H⁻¹]², where H is the rest of the Hessian once the
+    columns before have been decided; dropping a weight moves those to its right by its optimal
     update.
+
+    Parameters
+    ----------
+    problem : Problem
+    target : (parts, rows, cols) Tensor
+    hessian : (parts, cols, cols) Tensor
+        Positive definite; both float64.
 
     References
     ----------
@@ -31,18 +37,18 @@ def surgeon_mask(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
 
 
 def _part(problem: Problem, target: Tensor, hessian: Tensor) -> Tensor:
-    assert problem.entry.pattern is not None
+    """The mask of a part, (rows, cols)."""
     rows, cols = target.shape
-    # Row j of the upper Cholesky factor of H⁻¹ is, up to scale, row j of the inverse of what is
-    # left of H at column j.
+    # Row j of the upper Cholesky factor of H⁻¹ is, up to scale, row j of the inverse of the
+    # rest of H at column j.
     inverse = torch.linalg.cholesky(
         torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
     )
     weight, mask = target.clone(), torch.zeros(rows, cols, dtype=torch.bool, device=target.device)
-    run = groups_of_run(problem.layout, problem.entry.pattern, problem.entry.padding)
+    run = problem.layout.run_groups(problem.entry.pattern, problem.entry.padding)
     groups = [
         (start + first, size, kept)
-        for start in range(0, cols, problem.layout.run)
+        for start in range(0, cols, problem.layout.columns)
         for first, size, kept in run
     ]
     for block in _blocks(groups):

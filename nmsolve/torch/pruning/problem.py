@@ -1,4 +1,4 @@
-"""A layer to be pruned, as its least-squares problem, and what came of it."""
+"""A layer to be pruned as a least-squares problem, and its solution."""
 
 from __future__ import annotations
 
@@ -8,49 +8,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmsolve.torch.calibration.layout import Layout
+from nmsolve.geometry import Geometry
 from nmsolve.torch.calibration.moments import Moments
-from nmsolve.torch.training.masked_layer import solve_mask
-from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.weights.layer_plan import PlannedWeight
+from nmsolve.torch.weights.planned import solve_mask
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     r"""min over masks M and weights V on them of ‖Y − X Vᵀ‖².
 
-    entry, layout : of the weight. weight : dense, (parts, rows, cols), float64. moments : of inputs
-    X and wanted outputs Y. samples : (part, X, Y) of every calibration item, X (batch, positions,
-    cols), for solvers that draw; empty for the others. precise : whether the weight is float64, so
-    that float32 is no place to iterate in.
+    Attributes
+    ----------
+    entry : PlannedWeight
+    layout : Geometry
+    weight : (parts, rows, cols) Tensor
+        The dense one, float64.
+    moments : Moments
+        Of inputs X and wanted outputs Y.
+    samples : sequence of (int, Tensor, Tensor)
+        (part, X, Y) of every calibration item, X (batch, positions, cols) and Y (batch, positions,
+        rows), for updates that draw from them; empty for the others.
+    precise : bool
+        Whether the model's weight is float64: float32 is then too narrow to iterate in.
     """
 
-    entry: LayerPlan
-    layout: Layout
+    entry: PlannedWeight
+    layout: Geometry
     weight: Tensor
     moments: Moments
     samples: Sequence[tuple[int, Tensor, Tensor]] = ()
     precise: bool = True
 
     def best_mask(self, scores: Tensor) -> Tensor:
-        """The exact mask for scores (parts, rows, cols) that are not negative, laid out alike."""
+        """Return the exact mask for scores that are not negative; both (parts, rows, cols)."""
         laid = self.layout.weight(scores)
         return self.layout.matrices(solve_mask(self.entry, laid, laid, "exact"))
 
     def damping(self, share: float) -> Tensor:
-        """(parts, 1, 1): a share of the mean of the diagonal of XᵀX; of one where all inputs are
-        zero, and nothing matters.
+        """Return (parts, 1, 1): a share of the mean of the diagonal of XᵀX; of one where all inputs
+        are zero, and nothing matters.
         """
         mean = self.moments.gram.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
         return share * torch.where(mean > 0, mean, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """A layer's new weights.
 
-    weight, mask : (parts, rows, cols). iterations : of the solver. residual : of the normal
-    equations on the mask, relative to their right-hand side, the largest of any row; None where
-    they were not solved. damping : the largest of any part.
+    Attributes
+    ----------
+    weight, mask : (parts, rows, cols) Tensor
+        In float64, and bool.
+    iterations : int
+        Of the update, or of the choice of the mask where that has some.
+    residual : float or None
+        Of the normal equations on the mask, relative to their right-hand side, the largest of any
+        row; None where they were not solved.
+    damping : float
+        The largest of any part.
     """
 
     weight: Tensor

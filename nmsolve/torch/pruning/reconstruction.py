@@ -1,28 +1,45 @@
-"""What pruning by calibration did to each layer: `Reconstruction`."""
+"""`Reconstruction`: the errors of each layer before and after pruning by calibration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from nmsolve.pattern import Pattern
-from nmsolve.table import shortened, table
-from nmsolve.torch.weights.entries import Entries, entry_of
+from nmsolve.table import extent, shortened, table
+from nmsolve.torch.weights.entries import Entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReconstruction:
-    """How well a pruned layer gives the outputs of the dense one, over the calibration inputs.
+    """The errors of a pruned layer's outputs, against the dense one's, over the calibration inputs.
 
-    before, after : ‖Y − X Wᵀ‖² / ‖Y‖² of the weights that are masked by magnitude (by scores, if
-    given) and otherwise as they were, and of the new ones. iterations : of the solver. residual :
-    of the normal equations on the mask, relative, the largest of any row; None where they were not
-    solved. damping : δ. seconds : for this layer, its share of running the model included.
+    Attributes
+    ----------
+    path : str
+        The weight's path; `name` is the same.
+    pattern : Pattern
+    shape : tuple of int
+        The weight's.
+    before, after : float
+        ‖Y − X Wᵀ‖² / ‖Y‖² of the weights that are masked by magnitude (by scores, if given) and
+        otherwise as they were, and of the new ones.
+    iterations : int
+        Of the update, or of the choice of the mask.
+    residual : float or None
+        Of the normal equations on the mask, relative, the largest of any row; None where they were
+        not solved.
+    damping : float
+        δ.
+    seconds : float
+        For this layer, with its share of running the model.
 
-    Behind batch norms, X is what their statistics from before make of it: new ones are estimated
-    when all layers have been pruned.
+    Notes
+    -----
+    Behind batch norms, X is normalised by the statistics from before: new ones are estimated when
+    all layers have been pruned.
     """
 
-    name: str
+    path: str
     pattern: Pattern
     shape: tuple[int, ...]
     before: float
@@ -32,25 +49,34 @@ class LayerReconstruction:
     damping: float
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """The weight's path."""
+        return self.path
+
 
 class Reconstruction(Entries[LayerReconstruction]):
-    """An entry a pruned layer, in the order in which they were pruned. Prints as a table.
+    """One entry for each pruned layer, in the order in which they were pruned, to be looked up by
+    index or by path. Prints as a table.
 
-    batch_norms : how many had their statistics estimated anew: those that come after a pruned
-    layer.
+    Attributes
+    ----------
+    layers : tuple of LayerReconstruction
+    batch_norms : int
+        Number of batch norms whose statistics were estimated again: those after a pruned layer.
     """
 
     def __init__(self, layers: tuple[LayerReconstruction, ...], batch_norms: int) -> None:
         super().__init__(layers)
         self.batch_norms = batch_norms
 
-    def of(self, name: str) -> LayerReconstruction:
-        """The entry of a layer, by its path."""
-        return entry_of({layer.name: layer for layer in self.layers}, name)
+    def of(self, path: str) -> LayerReconstruction:
+        """Return the entry of a layer, by its path."""
+        return self[path]
 
     @property
     def seconds(self) -> float:
-        """For all layers."""
+        """Of all layers."""
         return sum(layer.seconds for layer in self.layers)
 
     def __str__(self) -> str:
@@ -67,8 +93,8 @@ class Reconstruction(Entries[LayerReconstruction]):
         )
         rows = [
             (
-                shortened(layer.name),
-                "×".join(map(str, layer.shape)),
+                shortened(layer.path),
+                extent(layer.shape),
                 str(layer.pattern),
                 f"{layer.before:.4g}",
                 f"{layer.after:.4g}",

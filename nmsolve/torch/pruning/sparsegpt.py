@@ -10,22 +10,24 @@ from torch import Tensor, nn
 from nmsolve.errors import InputError
 from nmsolve.selection import Patterns
 from nmsolve.torch.calibration.inputs import Item
-from nmsolve.torch.pruning.admm import alternating_mask
+from nmsolve.torch.options import is_number
+from nmsolve.torch.pruning.admm import admm_mask
 from nmsolve.torch.pruning.layerwise import prune_layers
 from nmsolve.torch.pruning.least_squares import LeastSquares
-from nmsolve.torch.pruning.obs import surgeon_mask
+from nmsolve.torch.pruning.obs import obs_mask
 from nmsolve.torch.pruning.problem import Problem, Solution
 from nmsolve.torch.pruning.reconstruction import Reconstruction
-from nmsolve.torch.weights.planning import Plan
+from nmsolve.torch.weights.layer_plan import Plan
+from nmsolve.torch.weights.planning import plan_for
 
 
 def sparsegpt_(
     model: nn.Module,
     plan: Plan | Patterns,
     calibration: Iterable[Item],
+    *,
     damping: float = 1e-2,
     sequential: bool = True,
-    *,
     progress: bool | None = None,
 ) -> Reconstruction:
     r"""Prune a trained model by second-order information about its layers, in place.
@@ -55,7 +57,10 @@ def sparsegpt_(
     Raises
     ------
     InputError
-        As for `adaprune_`; also for a plan with scores, which would have no say.
+        As for `adaprune_`; also for a plan with scores, which would have no say, and where XᵀX
+        cannot be inverted, naming the layer.
+    PatternError
+        For a pattern that does not exist.
 
     Notes
     -----
@@ -76,13 +81,10 @@ def sparsegpt_(
     >>> all(layer.after < layer.before for layer in found)
     True
     """
-    if (
-        not isinstance(damping, int | float)
-        or isinstance(damping, bool)
-        or not 0 < damping < float("inf")
-    ):
+    if not (is_number(damping) and damping > 0):
         raise InputError(f"damping must be a positive number, such as 1e-2, got {damping!r}")
-    if isinstance(plan, Plan) and plan.scores is not None:
+    plan = plan_for(model, plan)
+    if plan.scores is not None:
         raise InputError(
             "sparsegpt_ chooses masks by second order, and the plan has scores: use adaprune_, or "
             "a plan without them, nmt.plan(model, plan.patterns)"
@@ -90,20 +92,19 @@ def sparsegpt_(
     least_squares = LeastSquares(damping=damping)
 
     def prune(problem: Problem, plain: Tensor) -> Solution:
-        assert problem.entry.pattern is not None
         moments = problem.moments
         cols = problem.weight.shape[-1]
         hessian = moments.gram + problem.damping(damping) * torch.eye(
             cols, dtype=torch.float64, device=moments.gram.device
         )
-        # Completing the square: what the weights would be if all were kept.
+        # Completing the square: the weights if all were kept.
         residual = moments.cross - problem.weight @ moments.gram
         try:
             target = problem.weight + torch.linalg.solve(hessian, residual, left=False)
             if problem.entry.pattern.transposable:
-                mask, iterations = alternating_mask(problem, target, hessian)
+                mask, iterations = admm_mask(problem, target, hessian)
             else:
-                mask, iterations = surgeon_mask(problem, target, hessian), 1
+                mask, iterations = obs_mask(problem, target, hessian), 1
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise InputError(
                 f"layer {problem.entry.path}: XᵀX of its inputs cannot be inverted with "
@@ -129,19 +130,18 @@ def sparsegpt_(
 
 
 def _better(problem: Problem, second_order: Solution, plain: Solution, iterations: int) -> Solution:
-    """The one with the smaller error: row by row for row-wise patterns; counting the iterations of
-    the choice of the mask.
+    """The solution with the smaller error, row by row for row-wise patterns; its iterations are
+    those of the choice of the mask.
     """
-    assert problem.entry.pattern is not None
     errors = [problem.moments.error(solution.weight) for solution in (second_order, plain)]
     worse = errors[0] > errors[1]
     if problem.entry.pattern.transposable:
         worse = (errors[0].sum() > errors[1].sum()).expand_as(worse)
     pick = worse.unsqueeze(-1)
     return Solution(
-        torch.where(pick, plain.weight, second_order.weight),
-        torch.where(pick, plain.mask, second_order.mask),
-        iterations,
-        max(second_order.residual or 0.0, plain.residual or 0.0),
-        second_order.damping,
+        weight=torch.where(pick, plain.weight, second_order.weight),
+        mask=torch.where(pick, plain.mask, second_order.mask),
+        iterations=iterations,
+        residual=max(second_order.residual or 0.0, plain.residual or 0.0),
+        damping=second_order.damping,
     )

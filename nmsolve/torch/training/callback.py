@@ -1,5 +1,5 @@
-"""What the callbacks of all trainers do: attach to the optimizers once they are made, and report on
-the masks.
+"""`Callback`: what the callbacks of all trainers share. It attaches to the optimizers once they are
+made, and reports on the masks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError
-from nmsolve.torch.training.sparsify import SparseModel
+from nmsolve.torch.training.sparse_model import SparseModel
 
 
 class Callback:
@@ -18,6 +18,11 @@ class Callback:
     ----------
     sparse : SparseModel
         From `sparsify_` on the model that is trained, or on one inside it.
+
+    Attributes
+    ----------
+    sparse : SparseModel
+        As given.
     """
 
     def __init__(self, sparse: SparseModel) -> None:
@@ -36,7 +41,7 @@ class Callback:
         self.sparse.attach(*optimizers)
 
     def _numbers(self) -> dict[str, float]:
-        """For a log; none once the masks are off."""
+        """Return numbers for a log; none once the masks are off."""
         if self.sparse.finalized:
             return {}
         stats = self.sparse.stats()

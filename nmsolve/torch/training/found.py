@@ -1,31 +1,36 @@
-"""Which planned weights a model still has masks on: models change in training, by heads that are
+"""Planned weights that a model still has masks on: models change in training, by heads that are
 swapped, adapters, wrappers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
 from nmsolve.torch.weights.masked import masked_parameters
-from nmsolve.torch.weights.planning import LayerPlan, Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is there of a plan, and what is not.
+    """The planned weights that a model has, and those that it has not.
 
-    layers : the masked weights, in the model's order, each once, with the modules that share it.
-    gone : paths of planned weights that the model has no more, or has without a mask.
+    Attributes
+    ----------
+    layers : tuple of MaskedLayer
+        The masked weights, in the model's order, each once, with the modules that share it.
+    gone : tuple of str
+        Paths of planned weights that the model has no more, or has without a mask.
     """
 
     layers: tuple[MaskedLayer, ...]
     gone: tuple[str, ...]
 
     @property
-    def entries(self) -> list[tuple[LayerPlan, nn.Module]]:
+    def entries(self) -> list[tuple[PlannedWeight, nn.Module]]:
         """Every planned weight that is there with its module, shared ones once for each."""
         return [
             pair for layer in self.layers for pair in ((layer.entry, layer.module), *layer.tied)
@@ -33,12 +38,12 @@ class Found:
 
 
 def find(model: nn.Module, plan: Plan, run: str) -> Found:
-    """The masked weights of a model, or of a copy of it, wherever they are now.
+    """Return the masked weights of a model, or of a copy of it, wherever they are now.
 
     Masks know the run of sparsify_ and the path that they were planned under, so layers are found
     below wrappers and adapters, which rename them.
     """
-    planned: dict[str, list[LayerPlan]] = {}  # by the first of those that share a weight
+    planned: dict[str, list[PlannedWeight]] = {}  # by the first of those that share a weight
     for entry in plan.planned:
         planned.setdefault(entry.owner, []).append(entry)
     layers: dict[int, MaskedLayer] = {}
@@ -69,10 +74,15 @@ def find(model: nn.Module, plan: Plan, run: str) -> Found:
 
 
 def adapted_layers(model: nn.Module, found: Found) -> list[str]:
-    """Paths of masked layers that are inside an adapter's, as PEFT puts them, and not merged."""
+    """Return paths of masked layers that are inside an adapter's, as PEFT puts them, not merged."""
     inside = {
         id(module)
         for name, module in model.named_modules()
         if name.rpartition(".")[2] == "base_layer"
     }
     return [entry.path for entry, module in found.entries if id(module) in inside]
+
+
+def first_of(paths: Sequence[str]) -> str:
+    """Return three paths for a message, and "…" if there are more."""
+    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")

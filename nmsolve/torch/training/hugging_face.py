@@ -16,13 +16,18 @@ except ImportError as error:
 
 
 class TrainerCallback(Callback, transformers.TrainerCallback):  # type: ignore[misc]
-    """Attaches a sparsified model to the optimizer that a Trainer makes, and adds its masks'
-    density, SAD and flips to the logs.
+    """Attach a sparsified model to the optimizer that a Trainer makes, and add its masks' density,
+    SAD and flips to the logs.
 
     Parameters
     ----------
     sparse : SparseModel
         From `sparsify_` on the model that the Trainer is given.
+
+    Attributes
+    ----------
+    sparse : SparseModel
+        As given.
 
     Raises
     ------

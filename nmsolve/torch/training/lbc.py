@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError, NMSolveError
+from nmsolve.geometry import as_groups, from_groups
 from nmsolve.lbc import combinations, removed_by
-from nmsolve.pattern import Pattern
-from nmsolve.torch.training.masked_layer import MaskedLayer, diverged, exchange, rate_of, together
+from nmsolve.torch.options import is_number
+from nmsolve.torch.training.attached_layers import AttachedLayers, Step
+from nmsolve.torch.training.masked_layer import MaskedLayer, diverged, rate_of
 from nmsolve.torch.training.method import Method, check_count
+from nmsolve.torch.training.refreshing import exchange, together
 from nmsolve.torch.weights.candidates import Candidates, bytes_a_weight
-from nmsolve.torch.weights.layer_kinds import from_groups, groups_of
-from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.weights.layer_plan import PlannedWeight
 from nmsolve.torch.weights.sharding import is_sharded, least
-
-if TYPE_CHECKING:
-    from nmsolve.torch.training.stepping import Attachment, Step
 
 Criterion = Literal["learned", "magnitude", "gradient", "inverse"]
 
@@ -42,23 +41,24 @@ class LBC(Method):
         Optimizer steps between which candidates are removed, by Eq. 6; from t_f on masks are n:m.
         The paper takes 0 and half of training.
     criterion : {"learned", "magnitude", "gradient", "inverse"}
-        What candidates are removed by (Table 6): the learned scores; Σ|W|; Σ|W ∂L/∂W̃| averaged
-        since the last removal; or the learned scores upside down.
+        The rule by which candidates are removed (Table 6): the learned scores; Σ|W|; Σ|W ∂L/∂W̃|
+        averaged since the last removal; or the learned scores upside down.
     update_every : int
-        Optimizer steps between removals; the paper removes once an epoch. At t_f the last go in any
-        case.
+        Optimizer steps between removals; the paper removes once per epoch. At t_f the last go in
+        any case.
     power : float
         Of Eq. 6's schedule: 3 in the paper, 4 in the released code for DeiT.
     momentum : float
-        Of the SGD that learns the scores, which have no weight decay. 0 halves the time that
-        learning takes and its memory; all that momentum does to scores, which only accumulate, is
-        to let them lag by some steps.
+        Of the SGD that learns the scores, which have no weight decay. 0 halves the time and the
+        memory that learning takes; momentum only lets scores, which accumulate, lag by some
+        steps.
 
     Raises
     ------
     InputError, PatternError
-        For a schedule that is none; from `sparsify_` for transposable, at-most and padded layers,
-        which LBC is not defined for, and for candidates that do not fit in memory, with the figure.
+        If no schedule has these numbers; from `sparsify_` for transposable, at-most and padded
+        layers, which LBC is not defined for, and for candidates that do not fit in memory, with the
+        figure.
 
     Notes
     -----
@@ -70,10 +70,10 @@ class LBC(Method):
     released code momentum revives them. In groups that never had a gradient (frozen layers, inputs
     that are always zero) magnitudes decide. Of equal scores the lexicographically later goes first.
 
-    All of this is linear, so a candidate's score is a sum over its weights, and two numbers a
+    All of this is linear, so a candidate's score is a sum over its weights, and two numbers per
     weight are learned instead of two for each of the C(m, n) candidates. Memory is 8 + C(m, n) / m
-    bytes a weight (float32 score and momentum, alive); scores, gradients and momenta of candidates
-    would take 12 C(m, n) / m. "gradient" takes 4 + C(m, n) / m, "magnitude" C(m, n) / m.
+    bytes per weight (float32 score and momentum, alive); scores, gradients and momenta of
+    candidates would take 12 C(m, n) / m. "gradient" takes 4 + C(m, n) / m, "magnitude" C(m, n) / m.
 
     References
     ----------
@@ -88,6 +88,7 @@ class LBC(Method):
 
     t_i: int
     t_f: int
+    _: KW_ONLY
     criterion: Criterion = "learned"
     update_every: int = 1
     power: float = 3.0
@@ -106,25 +107,27 @@ class LBC(Method):
                 f"criterion must be one of {', '.join(map(repr, get_args(Criterion)))}, got "
                 f"{self.criterion!r}"
             )
-        if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
+        if not is_number(self.momentum) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
         if self.t_i >= self.t_f:
             raise InputError(f"t_i must be less than t_f, got t_i={self.t_i}, t_f={self.t_f}")
-        removed_by(2, 0, self.t_i, self.t_f, self.power)
+        self._removed_by(2, 0)  # checks the power
+
+    def _removed_by(self, candidates: int, step: int) -> int:
+        """Return how many of a group's candidates are gone after a step."""
+        return removed_by(candidates, step, start=self.t_i, end=self.t_f, power=self.power)
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """What of `Candidates` the criterion needs."""
+        """The parts of `Candidates` that the criterion needs."""
         if self.criterion in ("magnitude", "gradient"):
             return ("alive",) if self.criterion == "magnitude" else ("alive", "saliency")
         return ("alive", "scores", "momentum") if self.momentum else ("alive", "scores")
 
-    def check(self, layers: Sequence[LayerPlan], weights: Sequence[Tensor]) -> None:
+    def check(self, layers: Sequence[PlannedWeight], weights: Sequence[Tensor]) -> None:
         needed: dict[torch.device, float] = {}
         for layer, weight in zip(layers, weights, strict=True):
             pattern, axis = layer.pattern, layer.axis
-            assert pattern is not None
-            assert axis is not None
             try:
                 combinations(pattern)
             except NMSolveError as error:
@@ -141,9 +144,7 @@ class LBC(Method):
             free = free_bytes(device)
             if free is not None and count > free:
                 each = {
-                    layer.pattern: bytes_a_weight(layer.pattern, self._parts)
-                    for layer in layers
-                    if layer.pattern
+                    layer.pattern: bytes_a_weight(layer.pattern, self._parts) for layer in layers
                 }
                 worst = max(each, key=lambda pattern: each[pattern])
                 raise InputError(
@@ -153,16 +154,16 @@ class LBC(Method):
                     "2:8, or fewer layers"
                 )
 
-    def initial(self, entry: LayerPlan, weight: Tensor, scores: Tensor | None = None) -> Tensor:
+    def initial(self, entry: PlannedWeight, weight: Tensor, scores: Tensor | None = None) -> Tensor:
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
 
-    def begin(self, layers: Sequence[MaskedLayer], attachment: Attachment) -> None:
+    def begin(self, layers: Sequence[MaskedLayer], attachment: AttachedLayers) -> None:
         for layer in layers:
             self._candidates(layer)
 
     def _candidates(self, layer: MaskedLayer) -> Candidates:
-        """A layer's candidates: fresh ones at first, and checked once, for a checkpoint may have
-        brought others.
+        """Return a layer's candidates: fresh ones at first, and checked once, for a checkpoint may
+        have brought others.
         """
         found = layer.masked.candidates
         if found is not None and found.checked:
@@ -170,7 +171,7 @@ class LBC(Method):
         groups = _groups(layer, layer.weight)
         if found is None:
             found = layer.masked.candidates = Candidates.fresh(
-                groups, layer.weight, _pattern(layer), self._parts
+                groups, layer.weight, layer.entry.pattern, self._parts
             )
         elif found.alive.shape[:-1] != groups.shape[:-1] or tuple(found.state()) != self._parts:
             raise InputError(
@@ -186,9 +187,8 @@ class LBC(Method):
     def before_step(self, step: Step) -> None:
         if not step.first:
             return
-        for layer, group in step.layers:
-            candidates, weight, gradient = self._candidates(layer), layer.weight, layer.gradient
-            assert gradient is not None
+        for (layer, group), gradient in zip(step.layers, step.gradients, strict=True):
+            candidates, weight = self._candidates(layer), layer.weight
             candidates.to(weight.device)
             if self.criterion == "magnitude" or candidates.left == 1:
                 continue
@@ -204,20 +204,20 @@ class LBC(Method):
                     self.momentum,
                 )
 
-    def after_step(self, attachment: Attachment) -> None:
+    def after_step(self, attachment: AttachedLayers) -> None:
         due: list[tuple[MaskedLayer, Candidates, int]] = []
         for layer in attachment.layers:
             step, candidates = layer.masked.progress.step + 1, self._candidates(layer)
-            count = math.comb(_pattern(layer).m, _pattern(layer).n)
+            count = math.comb(layer.entry.pattern.m, layer.entry.pattern.n)
             waits = step < self.t_f and step % self.update_every != 0
-            gone = 0 if waits else removed_by(count, step, self.t_i, self.t_f, self.power)
+            gone = 0 if waits else self._removed_by(count, step)
             if gone > count - candidates.left:
                 due.append((layer, candidates, gone))
         layers = [layer for layer, _, _ in due]
         with together(layers):
-            worths = [self._worth(layer) for layer in layers]
+            worths = [self._worth(layer, candidates) for layer, candidates, _ in due]
         for (layer, candidates, gone), worth in zip(due, worths, strict=True):
-            candidates.remove(worth, _pattern(layer), gone)
+            candidates.remove(worth, layer.entry.pattern, gone)
             if candidates.saliency is not None:
                 candidates.saliency.zero_()
         self.refresh(layers, layers)
@@ -231,28 +231,26 @@ class LBC(Method):
             if candidates is None:
                 parts.append(layer.masked.mask)
             else:
-                parts.append(from_groups(candidates.kept(_pattern(layer)), _axis(layer)))
+                parts.append(from_groups(candidates.kept(layer.entry.pattern), layer.entry.axis))
         exchange(layers, parts)
 
-    def _worth(self, layer: MaskedLayer) -> Tensor:
-        """What candidates are removed by, weight by weight, (…, m); InputError if any is not
-        finite.
+    def _worth(self, layer: MaskedLayer, candidates: Candidates) -> Tensor:
+        """Return what candidates are removed by, weight by weight, (…, m); raise InputError if any
+        is not finite.
         """
-        candidates = layer.masked.candidates
-        assert candidates is not None
         magnitude = layer.weight.abs()
-        learned = candidates.saliency if self.criterion == "gradient" else candidates.scores
-        worth = magnitude if self.criterion == "magnitude" else learned
-        assert worth is not None
+        if self.criterion == "magnitude":
+            worth = magnitude
+        else:
+            worth = candidates.state()["saliency" if self.criterion == "gradient" else "scores"]
         if not bool(torch.isfinite(worth).all() & torch.isfinite(magnitude).all()):
             raise diverged(
                 layer,
                 "its weights or gradients were not finite, so its candidates cannot be compared",
             )
         groups = _groups(layer, -worth if self.criterion == "inverse" else worth)
-        known = groups.any(
-            -1, keepdim=True
-        )  # nothing is of a frozen layer, or where inputs are always zero
+        # Nothing is known of a frozen layer, or where inputs are always zero.
+        known = groups.any(-1, keepdim=True)
         return torch.where(known, groups, _groups(layer, magnitude).to(groups.dtype))
 
     def unfinished(self, layers: Sequence[MaskedLayer]) -> str | None:
@@ -260,7 +258,7 @@ class LBC(Method):
             candidates = layer.masked.candidates
             if candidates is None or candidates.left > 1:
                 left = (
-                    math.comb(_pattern(layer).m, _pattern(layer).n)
+                    math.comb(layer.entry.pattern.m, layer.entry.pattern.n)
                     if candidates is None
                     else candidates.left
                 )
@@ -272,22 +270,12 @@ class LBC(Method):
         return None
 
 
-def _pattern(layer: MaskedLayer) -> Pattern:
-    assert layer.entry.pattern is not None
-    return layer.entry.pattern
-
-
-def _axis(layer: MaskedLayer) -> int:
-    assert layer.entry.axis is not None
-    return layer.entry.axis
-
-
 def _groups(layer: MaskedLayer, tensor: Tensor) -> Tensor:
-    return groups_of(tensor, _axis(layer), _pattern(layer).m)
+    return as_groups(tensor, layer.entry.axis, layer.entry.pattern.m)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a device has left; None where that cannot be told."""
+    """Return the bytes that a device has left; None where that cannot be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     memory = Path("/proc/meminfo")

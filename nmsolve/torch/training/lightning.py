@@ -19,13 +19,18 @@ except ImportError:
 
 
 class LightningCallback(Callback, pl.Callback):  # type: ignore[misc]
-    """Attaches a sparsified model to the optimizers that a LightningModule makes, and logs its
-    masks' density, SAD and flips.
+    """Attach a sparsified model to the optimizers that a LightningModule makes, and log its masks'
+    density, SAD and flips.
 
     Parameters
     ----------
     sparse : SparseModel
         From `sparsify_` on the LightningModule, or on a model inside it.
+
+    Attributes
+    ----------
+    sparse : SparseModel
+        As given.
 
     Raises
     ------

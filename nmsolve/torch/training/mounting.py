@@ -1,4 +1,4 @@
-"""How masks are put on a module and taken off again.
+"""Masks put on a module and taken off again.
 
 What torch.nn.utils.parametrize leaves open is mended here: state dicts with plain names, torch.save
 of the whole module, and taking masks off a deep copy, which shares its class with the original.
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
-from nmsolve.torch.training import state_dict as checkpoint
+from nmsolve.torch.training.state_dict import PARTS, hook_module, saved_part, unhook
 from nmsolve.torch.weights.masked import Masked, masked_parameters, original
 
 
@@ -24,22 +24,21 @@ def put_on(module: nn.Module, parameter: str, masked: Masked) -> None:
     """
     first = not parametrize.is_parametrized(module)
     if first:
-        module._dense_order = tuple(module._parameters)  # type: ignore[assignment]
+        module.__dict__["_dense_order"] = tuple(module._parameters)
     # unsafe: that skips a trial run, it gives up no check that could fail here.
     masked.mounted = False
     parametrize.register_parametrization(module, parameter, masked, unsafe=True)
     masked.mounted = True
-    for part in checkpoint.PARTS:  # torch.distributed.checkpoint looks up what a state dict names
-        read = partial(checkpoint.saved_part, parameter=parameter, part=part)
-        setattr(type(module), f"{parameter}_{part}", property(read, _refuse))
+    kind: Any = type(module)  # of this module alone: parametrize has made it
+    for part in PARTS:  # torch.distributed.checkpoint looks up what a state dict names
+        read = partial(saved_part, parameter=parameter, part=part)
+        setattr(kind, f"{parameter}_{part}", property(read, _refuse))
     if first:
-        type(module).__reduce_ex__ = _reduce  # type: ignore[assignment]
-        type(module).__copy__ = _copy  # type: ignore[attr-defined]
-        type(module).__deepcopy__ = _settled(type(module).__deepcopy__)  # type: ignore[attr-defined]
-        type(module).register_parameter = _register  # type: ignore[method-assign, assignment]
-        if checkpoint.save_masks not in module._state_dict_hooks.values():
-            module.register_state_dict_post_hook(checkpoint.save_masks)  # type: ignore[no-untyped-call]
-            module.register_load_state_dict_pre_hook(checkpoint.load_masks)  # type: ignore[no-untyped-call]
+        kind.__reduce_ex__ = _reduce
+        kind.__copy__ = _copy
+        kind.__deepcopy__ = _settled(kind.__deepcopy__)
+        kind.register_parameter = _register
+        hook_module(module)
 
 
 def take_off(module: nn.Module) -> None:
@@ -56,12 +55,12 @@ def take_off(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
     module._parameters = parameters
     del module.__dict__["_dense_order"]
-    checkpoint.stop_checking(module)
+    unhook(module)
 
 
 def _in_order(parameters: dict[str, Any], order: Any) -> dict[str, Any]:
-    """Parameters in the order in which they were, as far as they still are: optimizers' state dicts
-    count them.
+    """Return parameters in the order in which they were, as far as they still are: optimizers'
+    state dicts count them.
     """
     return {
         name: parameters[name]
@@ -71,9 +70,7 @@ def _in_order(parameters: dict[str, Any], order: Any) -> dict[str, Any]:
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """How a module with masks is pickled: as its own class, whose masks are put on again when it is
-    read.
-    """
+    """Pickle a module with masks as its own class, whose masks are put on again when it is read."""
     masks = masked_parameters(module)
     state = dict(module.__dict__)
     state["_modules"] = {
@@ -86,7 +83,7 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """copy.copy, which does not take what `_reduce` gives."""
+    """Copy as copy.copy does, which does not take what `_reduce` gives."""
     copied = type(module).__new__(type(module))
     copied.__dict__.update(module.__dict__)
     return copied
@@ -95,7 +92,7 @@ def _copy(module: nn.Module) -> nn.Module:
 def _settled(
     deepcopy: Callable[[nn.Module, dict[int, Any]], nn.Module],
 ) -> Callable[[nn.Module, dict[int, Any]], nn.Module]:
-    """copy.deepcopy, of weights that hold what was written into them."""
+    """Return copy.deepcopy of weights that hold what was written into them."""
 
     def settled(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         for name in masked_parameters(module):
@@ -106,7 +103,7 @@ def _settled(
 
 
 def _register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-    """As nn.Module's, which `module.weight = nn.Parameter(…)` calls."""
+    """Register as nn.Module does; `module.weight = nn.Parameter(…)` calls this."""
     masks = masked_parameters(module)
     if name in masks and masks[name].mounted:
         raise InputError(

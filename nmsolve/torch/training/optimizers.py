@@ -1,15 +1,18 @@
-"""Which of a user's optimizers runs the hooks of its steps."""
+"""A user's optimizers: which of them runs the hooks of its steps, and which holds which layer."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError
+from nmsolve.torch.training.masked_layer import MaskedLayer
 
 
-def stepping(optimizer: object) -> Optimizer:
-    """The optimizer whose step hooks run: the one inside a wrapper of Accelerate or Lightning, else
-    the optimizer itself.
+def hooked(optimizer: object) -> Optimizer:
+    """Return the optimizer whose step hooks run: the one inside a wrapper of Accelerate or
+    Lightning, else the optimizer itself.
 
     Raises
     ------
@@ -35,3 +38,51 @@ def stepping(optimizer: object) -> Optimizer:
             f"hook of its steps would ever run: {remedy}"
         )
     return raw
+
+
+def share_out(
+    layers: Sequence[MaskedLayer], optimizers: Sequence[Optimizer], *, frozen: bool
+) -> tuple[list[list[MaskedLayer]], list[MaskedLayer]]:
+    """Return the layers that each optimizer holds the weights of, and those that none holds.
+
+    Parameters
+    ----------
+    layers : sequence of MaskedLayer
+    optimizers : sequence of Optimizer
+    frozen : bool
+        Whether a frozen layer (requires_grad=False) may be one that none holds.
+
+    Raises
+    ------
+    InputError
+        If several optimizers hold a layer, or none holds one that needs one.
+    """
+    held: list[list[MaskedLayer]] = [[] for _ in optimizers]
+    owners = [
+        {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in optimizers
+    ]
+    lost, waiting = [], []
+    for layer in layers:
+        holding = [i for i, owned in enumerate(owners) if id(layer.parameter) in owned]
+        if len({id(optimizers[i]) for i in holding}) > 1:
+            raise InputError(
+                f"the weight of layer {layer.path} is in several of these optimizers: attach "
+                "those that hold it once"
+            )
+        if holding:
+            held[holding[0]].append(layer)
+        elif frozen and not layer.parameter.requires_grad:
+            waiting.append(layer)
+        else:
+            lost.append(layer.path)
+    if lost:
+        names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
+        more = f" and {len(lost) - 5} more layers" if len(lost) > 5 else ""
+        remedy = ", or freeze them with requires_grad_(False)" if frozen else ""
+        raise InputError(
+            f"the {names} does not hold the weight of {', '.join(lost[:5])}{more}: make it "
+            "from the parameters of this model (after fully_shard, if the model is sharded), "
+            f"or leave the layers out of the plan{remedy}"
+        )
+    return held, waiting

@@ -20,11 +20,17 @@ from nmsolve.torch.weights.masked import masked_parameters, original
 
 
 def accelerate_layers(layers: Sequence[MaskedLayer]) -> dict[str, str]:
-    """Let each layer multiply by the best backend that can serve it; by path, which, or why none
-    does.
+    """Let each layer multiply by the best backend that can serve it.
 
-    Without a suitable GPU nothing is changed, and a warning says so once a process: the numbers are
-    those of the masked dense weight.
+    Returns
+    -------
+    dict of str to str
+        By path, the backend, or why there is none.
+
+    Notes
+    -----
+    Without a suitable GPU nothing is changed, and a warning says so once per process: the numbers
+    are those of the masked dense weight.
     """
     found = backends()
     usable = [name for name in SPARSE_BACKENDS if found[name]]
@@ -37,7 +43,6 @@ def accelerate_layers(layers: Sequence[MaskedLayer]) -> dict[str, str]:
 
 def _accelerate(layer: MaskedLayer, usable: Sequence[str]) -> str:
     weight, pattern = layer.weight, layer.entry.pattern
-    assert pattern is not None
     if (
         parametrize.type_before_parametrizations(layer.module) is not nn.Linear
         or "forward" in layer.module.__dict__
@@ -47,9 +52,8 @@ def _accelerate(layer: MaskedLayer, usable: Sequence[str]) -> str:
         return "its weight is shared"
     if (pattern.n, pattern.m) != (2, 4) or not pattern.transposable:
         return f"pattern {pattern} is not 2:4T, which both products of training need"
-    dtype = (
-        torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
-    )  # float32 weights are multiplied under autocast
+    # float32 weights are multiplied under autocast.
+    dtype = torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
     reasons = [why_not(name, tuple(weight.shape), dtype, weight.device) for name in usable]
     if None not in reasons:
         return str(reasons[0])
@@ -64,7 +68,7 @@ def use(layer: MaskedLayer, backend: str) -> None:
 
 
 def _forward(module: nn.Linear, input: Tensor) -> Tensor:
-    """nn.Linear's forward, from the dense parameter and the mask."""
+    """Return what nn.Linear does, from the dense parameter and the mask."""
     masked = masked_parameters(module)["weight"]
     weight = original(module, "weight")
     return masked_linear(

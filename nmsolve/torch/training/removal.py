@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from nmsolve.errors import InputError
-from nmsolve.torch.training import state_dict as checkpoint
 from nmsolve.torch.training.mounting import take_off
+from nmsolve.torch.training.state_dict import unhook
+from nmsolve.torch.weights.layer_plan import PlannedWeight, path_of
 from nmsolve.torch.weights.masked import Masked, masked_parameters, original
-from nmsolve.torch.weights.planning import LayerPlan, path_of
+from nmsolve.torch.weights.parameters import check_module
 from nmsolve.torch.weights.sharding import is_sharded
 
 
@@ -49,8 +50,7 @@ def remove_masks_(model: nn.Module, *, zeros: bool = True) -> tuple[str, ...]:
     >>> remove_masks_(model), type(model[0]).__name__, int(model[0].weight.count_nonzero())
     (('0',), 'Linear', 16)
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     named = [
         (path_of(name, parameter), module, parameter)
         for name, module in model.named_modules()
@@ -61,12 +61,14 @@ def remove_masks_(model: nn.Module, *, zeros: bool = True) -> tuple[str, ...]:
     return tuple(path for path, _, _ in named)
 
 
-def check_removable(entries: Sequence[tuple[LayerPlan, nn.Module]]) -> None:
-    """InputError if the masks of planned weights cannot be taken off."""
+def check_removable(entries: Sequence[tuple[PlannedWeight, nn.Module]]) -> None:
+    """Raise InputError if the masks of planned weights cannot be taken off."""
     _check([(entry.path, module, entry.parameter) for entry, module in entries])
 
 
-def remove(model: nn.Module, entries: Sequence[tuple[LayerPlan, nn.Module]], zeros: bool) -> None:
+def remove(
+    model: nn.Module, entries: Sequence[tuple[PlannedWeight, nn.Module]], zeros: bool
+) -> None:
     """Take the masks of planned weights off."""
     _remove(model, [(module, entry.parameter) for entry, module in entries], zeros)
 
@@ -98,8 +100,7 @@ def _remove(model: nn.Module, masked: Sequence[tuple[nn.Module, str]], zeros: bo
         masked_parameters(module)[parameter].written.close()
     for module in dict.fromkeys(module for module, _ in masked):
         take_off(module)
-    for (
-        module
-    ) in model.modules():  # the model that was sparsified may be inside a wrapper, or be gone
+    # The model that was sparsified may be inside a wrapper, or be gone.
+    for module in model.modules():
         if not any(masked_parameters(part) for part in module.modules()):
-            checkpoint.stop_checking(module)
+            unhook(module)

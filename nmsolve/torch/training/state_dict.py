@@ -3,15 +3,39 @@ numbers that resuming needs.
 
 For a parameter `weight` with a mask, a module's state dict holds
 
-    weight            the dense weight, dropped entries too: training goes on with them weight_mask
-    uint8, ceil(size / 8): the mask in bits, as `nmsolve.bits` packs it weight_progress   float64,
-    9: n, -m, transposable, at most, step, refreshes, sad, flips, density_sum weight_alive,
-    weight_scores, weight_momentum, weight_saliency
-                      LBC's, once it is attached, as far as its criterion needs them
+    weight           the dense weight, dropped entries too: training goes on with them
+    weight_mask      uint8, ceil(size / 8): the mask in bits, as `nmsolve.bits` packs it
+    weight_progress  float64, 9: n, -m, transposable, at most, step, refreshes, sad, flips,
+                     density_sum
+    weight_alive, weight_scores, weight_momentum, weight_saliency
+                     LBC's, once it is attached, as far as its criterion needs them
 
 Where m is positive, an earlier version wrote the mask, with the first entry in the highest bit of a
 byte. A sign says that, because torch.distributed.checkpoint loads into tensors of the sizes that
 were saved; and those versions refuse a negative m.
+
+The way of a mask from `sparsify_` to a file and back:
+
+1. sparsify.py has the method choose it (`Method.initial`) and makes a `Masked` with it
+   (weights/masked.py). There the mask is a bool buffer that is not persistent: what is saved is
+   made here.
+2. mounting.py (`put_on`) registers the `Masked` as the weight's parametrization, and with
+   `hook_module` the hooks `save_masks` and `load_masks` on the module; `hook_model` puts those that
+   see all of a model on it.
+3. In an optimizer's steps (stepping.py) the method exchanges it in place (refreshing.py:
+   `exchange`, `Masked.put`), and `Masked.progress` counts. Candidates are LBC's way to a mask
+   (weights/candidates.py).
+4. model.state_dict(), by whoever saves (torch.save, safetensors, a Trainer, a LightningModule),
+   calls `save_masks`, which first brings what was written into module.weight to the dense weight
+   (weights/written.py), then names and packs. torch.distributed.checkpoint reads the same tensors
+   as attributes, `module.weight_mask` (`saved_part`). torch.save(model) and copies go another way:
+   they hold the `Masked` itself (mounting.py: `_reduce`).
+5. model.load_state_dict() calls `check_masks` before anything is loaded, `load_masks` in each
+   module, and `name_plainly` at the end. It asks for a model that was sparsified with the same
+   plan.
+6. `SparseModel.finalize_` writes the zeros into the weight, takes the `Masked` off (removal.py),
+   and with `unhook` all of this: from then on state dicts are a plain model's, which is what
+   `nmsolve.checkpoint` reads.
 """
 
 from __future__ import annotations
@@ -36,11 +60,10 @@ PARTS = ("mask", "progress", *Candidates.PARTS)
 def save_masks(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
 ) -> None:
-    """State-dict hook: plain names, masks in bits."""
+    """Save plain names, and masks in bits: a state-dict hook."""
     for name in masked_parameters(module):
-        original(
-            module, name
-        )  # brings what was written into module.weight to the tensor that the state dict holds
+        # Brings what was written into module.weight to the tensor that the state dict holds.
+        original(module, name)
         dense = state_dict.pop(f"{prefix}parametrizations.{name}.original", None)
         if dense is not None:
             state_dict[prefix + name] = dense
@@ -50,8 +73,8 @@ def save_masks(
 
 
 def saved_part(module: nn.Module, parameter: str, part: str) -> Tensor:
-    """What a state dict holds of a mask beside the weight, by the key's ending; also an attribute:
-    module.weight_mask, in bits.
+    """Return what a state dict holds of a mask beside the weight, by the key's ending. It is an
+    attribute too: module.weight_mask, in bits.
     """
     masked = masked_parameters(module)[parameter]
     if part == "mask":
@@ -84,8 +107,8 @@ def load_masks(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Load hook: the inverse of `save_masks`. A mask that fits neither its weight nor its plan is
-    an error, and not taken.
+    """Load what `save_masks` saved: a load hook. A mask that fits neither its weight nor its plan
+    is an error, and not taken.
     """
     for name, masked in masked_parameters(module).items():
         original(module, name)  # settles what was written before
@@ -130,7 +153,7 @@ def check_masks(
     prefix: str,
     *_: Any,
 ) -> None:
-    """Load hook of a whole model: masks that do not fit are an error before anything is loaded.
+    """Refuse masks that do not fit before anything is loaded: a load hook of the whole model.
 
     Candidates that the checkpoint does not have are dropped here, where all names of tied weights
     are seen: they may be under one.
@@ -158,7 +181,7 @@ def check_masks(
 
 
 def name_plainly(model: nn.Module, incompatible: Any) -> None:
-    """Load hook of a whole model, at the end: what is missing is called as state dicts call it."""
+    """Name what is missing as state dicts do: a load hook of the whole model, at the end."""
     missing = incompatible.missing_keys
     for start, parameter, _ in _masked_in(model):
         inner = f"{start}parametrizations.{parameter}.original"
@@ -169,20 +192,33 @@ def name_plainly(model: nn.Module, incompatible: Any) -> None:
 
 
 def _masked_in(model: nn.Module) -> Iterator[tuple[str, str, Masked]]:
-    """All masks of a model: what a state dict's keys of the module begin with, the parameter's name
-    there, the mask.
+    """Yield all masks of a model: what a state dict's keys of the module begin with, the
+    parameter's name there, the mask.
     """
     for name, module in model.named_modules():
         for parameter, masked in masked_parameters(module).items():
             yield (f"{name}." if name else ""), parameter, masked
 
 
-def stop_checking(model: nn.Module) -> None:
-    """Take the hooks of checkpoints off a module."""
+def hook_module(module: nn.Module) -> None:
+    """Let state dicts of a module hold the masks on its parameters."""
+    if save_masks not in module._state_dict_hooks.values():
+        module.register_state_dict_post_hook(save_masks)
+        module.register_load_state_dict_pre_hook(load_masks)
+
+
+def hook_model(model: nn.Module) -> None:
+    """Let loading check all masks of a model first, and name what is missing as state dicts do."""
+    model.register_load_state_dict_pre_hook(check_masks)
+    model.register_load_state_dict_post_hook(name_plainly)
+
+
+def unhook(module: nn.Module) -> None:
+    """Take off what `hook_module` and `hook_model` put on."""
     for hooks in (
-        model._state_dict_hooks,
-        model._load_state_dict_pre_hooks,
-        model._load_state_dict_post_hooks,
+        module._state_dict_hooks,
+        module._load_state_dict_pre_hooks,
+        module._load_state_dict_post_hooks,
     ):
         for key, hook in list(hooks.items()):
             if getattr(hook, "hook", hook) in (save_masks, load_masks, check_masks, name_plainly):
@@ -190,7 +226,7 @@ def stop_checking(model: nn.Module) -> None:
 
 
 def _misfit(masked: Masked, dense: Tensor | None, bits: Tensor, row: Tensor) -> str | None:
-    """Why a saved mask, with the weight that was saved, does not belong to a weight."""
+    """Return why a saved mask, with the weight that was saved, does not belong to a weight."""
     if dense is not None and dense.shape != masked.mask.shape:
         return (
             f"the checkpoint's weight has shape {tuple(dense.shape)}, this one "
@@ -229,17 +265,17 @@ def _misfit(masked: Masked, dense: Tensor | None, bits: Tensor, row: Tensor) -> 
 
 
 def _order(numbers: Sequence[float]) -> Order:
-    """In which order a mask's bits are, given its progress."""
+    """Return the order of a mask's bits, given its progress."""
     return "little" if numbers[1] < 0 else "big"
 
 
 def packed(mask: Tensor) -> Tensor:
-    """A bool tensor in bits: uint8, the first entry in the lowest bit of the first byte."""
+    """Return a bool tensor in bits: uint8, the first entry in the lowest bit of the first byte."""
     if mask.is_meta:
         return torch.empty(packed_size(mask.numel()), dtype=torch.uint8, device="meta")
     return torch.from_numpy(pack(mask.cpu().numpy())).to(mask.device)
 
 
 def unpacked(bits: Tensor, shape: torch.Size, order: Order) -> Tensor:
-    """The inverse of `packed`, or of what earlier versions wrote ("big")."""
+    """Return the inverse of `packed`, or of what earlier versions wrote ("big")."""
     return torch.from_numpy(unpack(bits.cpu().numpy(), tuple(shape), order))

@@ -1,4 +1,4 @@
-"""What has happened to the masks so far: density, flips, SAD, and the training FLOPs they save."""
+"""`Stats`: density, flips and SAD of masks so far, and the training FLOPs that they save."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from dataclasses import dataclass
 from nmsolve.pattern import Pattern
 from nmsolve.table import shortened, table
 from nmsolve.torch.training.masked_layer import MaskedLayer
-from nmsolve.torch.weights.entries import entry_of
+from nmsolve.torch.weights.entries import Entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStats:
     """A layer's mask over training.
 
-    weights : how many. step : optimizer steps taken. refreshes : masks chosen after the first.
-    density : share that is kept now; mean_density : averaged over the steps. sad : sparse
-    architecture divergence Σ |E_j − E_i| of the last two masks; sad_share : of the weights. flips :
-    the sum of sad over all refreshes. training_flops : multiply-adds of the layer's products so
-    far, relative to dense.
+    Attributes
+    ----------
+    path : str
+        The weight's path in the model.
+    pattern : Pattern
+    weights : int
+        Entries of the weight.
+    step : int
+        Optimizer steps taken.
+    refreshes : int
+        Masks chosen after the first.
+    density : float
+        The share that is kept now.
+    mean_density : float
+        The share that is kept, averaged over the steps.
+    sad : int
+        Sparse architecture divergence Σ |E_j − E_i| of the last two masks.
+    flips : int
+        The sum of `sad` over all refreshes.
+    training_flops : float
+        Multiply-adds of the layer's products so far, relative to dense.
     """
 
+    path: str
     pattern: Pattern
     weights: int
     step: int
@@ -43,16 +60,22 @@ class Stats:
     """`LayerStats` of every layer by its path, and their totals. Prints as a table.
 
     Totals of densities and FLOPs weigh layers by their weights, which is right for layers that see
-    equally many tokens. gone : paths of planned weights that the model has no more, or without a
-    mask.
+    equally many tokens.
+
+    Attributes
+    ----------
+    layers : mapping of str to LayerStats
+        By path, in the model's order.
+    gone : tuple of str
+        Paths of planned weights that the model has no more, or without a mask.
     """
 
     layers: Mapping[str, LayerStats]
     gone: tuple[str, ...] = ()
 
-    def __getitem__(self, name: str) -> LayerStats:
-        """The statistics of a layer, by its path."""
-        return entry_of(self.layers, name)
+    def __getitem__(self, layer: int | str) -> LayerStats:
+        """Return the statistics of a layer, by its path or its place."""
+        return Entries(self.layers.values())[layer]
 
     @property
     def weights(self) -> int:
@@ -71,7 +94,7 @@ class Stats:
 
     @property
     def mean_density(self) -> float:
-        """Averaged over the steps."""
+        """The share that is kept, averaged over the steps."""
         return self._mean("mean_density")
 
     @property
@@ -141,7 +164,7 @@ def _numbers(layer: LayerStats) -> tuple[str, ...]:
 
 
 def stats_of(layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_through: bool) -> Stats:
-    """Statistics of layers, as their masks are now, beside those that are gone.
+    """Return statistics of layers, as their masks are now, beside those that are gone.
 
     Of a training step's three products, the forward one runs at the mask's density; the input's
     gradient does for transposable masks; the weight's gradient does unless dropped weights get
@@ -150,7 +173,6 @@ def stats_of(layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_thro
     found = {}
     for layer in layers:
         masked, pattern = layer.masked, layer.entry.pattern
-        assert pattern is not None
         progress = masked.progress
         density = masked.density
         mean = progress.density_sum / progress.step if progress.step else density
@@ -158,6 +180,7 @@ def stats_of(layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_thro
             mean + (mean if pattern.transposable else 1.0) + (1.0 if straight_through else mean)
         )
         found[layer.path] = LayerStats(
+            path=layer.path,
             pattern=pattern,
             weights=masked.mask.numel(),
             step=progress.step,

@@ -1,11 +1,10 @@
-"""What happens at an optimizer's steps: one `Attachment` an optimizer, whose hooks find the layers,
-call the method and count.
+"""`Attachment`: a method at work in an optimizer's steps, by hooks that find the layers, call the
+method and count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,32 +12,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmsolve.errors import InputError
+from nmsolve.torch.training.attached_layers import AttachedLayers, Step
 from nmsolve.torch.training.masked_layer import MaskedLayer
 from nmsolve.torch.training.method import Method
-from nmsolve.torch.weights.sharding import first_axis, local
+from nmsolve.torch.weights.sharding import first_axis
 
 
-@dataclass(slots=True)
-class Step:
-    """A step that is about to be taken, as methods see it: layers with the optimizer's group that
-    each is in.
-
-    scale : what gradients are multiplied by, where a gradient scaler leaves unscaling to a fused
-    optimizer; 1 otherwise. first : False when a closure is evaluated again within the step.
-    """
-
-    attachment: Attachment
-    layers: list[tuple[MaskedLayer, dict[str, Any]]]
-    scale: float
-    first: bool
-
-
-class Attachment:
+class Attachment(AttachedLayers):
     """A method at work in the steps of one optimizer.
 
     In pre-step hooks gradients are unscaled, clipped, accumulated and reduced, which in backward
     they are not. Where the step is given a closure, gradients exist only once it has run, so the
     work is done at its end.
+
+    Attributes
+    ----------
+    method : Method
+    waiting : list of MaskedLayer
+        Frozen layers that no optimizer held when this was attached; the attachments of a model
+        share the list, and the one whose optimizer is given such a weight takes the layer.
+    optimizer, layers
+        As of `AttachedLayers`.
     """
 
     def __init__(
@@ -48,11 +42,9 @@ class Attachment:
         waiting: list[MaskedLayer],
         method: Method,
     ) -> None:
-        self.optimizer = optimizer
-        self.layers: list[MaskedLayer] = []
+        super().__init__(optimizer)
         self.waiting = waiting
         self.method = method
-        self._factors: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._skipped = False
         self._to_forget = False
         self._take(layers)
@@ -69,57 +61,17 @@ class Attachment:
             self._check_state(layer)
         self.method.begin(layers, self)
         self.layers += layers
-        self._to_forget = (
-            self.method.forgets
-        )  # at the first step: the model may be yet to load the masks of this state
+        # At the first step: the model may be yet to load the masks of this state.
+        self._to_forget = self.method.forgets
 
     def detach(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
 
-    def factor(self, layer: MaskedLayer, kept: bool) -> Tensor:
-        """This rank's mask as 1 where kept (or where dropped) and 0 elsewhere, in the weight's
-        dtype: faster than bools.
-        """
-        weight = layer.weight
-        version = layer.masked.version
-        found = self._factors.get(id(layer))
-        if (
-            found is not None
-            and found[0] == version
-            and found[1].dtype == weight.dtype
-            and found[1].device == weight.device
-        ):
-            return found[1]
-        mask = layer.masked.mask[first_axis(layer.parameter)]
-        factor = (
-            found[1]
-            if found is not None and found[1].dtype == weight.dtype
-            else torch.empty_like(weight)
-        )
-        factor = factor.to(weight.device)
-        factor.copy_(mask) if kept else torch.logical_not(mask, out=factor)
-        self._factors[id(layer)] = version, factor
-        return factor
-
-    def forget(self, layer: MaskedLayer) -> None:
-        """Zero what a layer's mask drops: in the weight, and in the momenta that would move it or
-        fade to subnormals.
-        """
-        mask = layer.masked.mask[first_axis(layer.parameter)]
-        layer.weight.mul_(mask)
-        for tensor in self.optimizer.state.get(layer.parameter, {}).values():
-            if (
-                isinstance(tensor, Tensor)
-                and tensor.shape == layer.parameter.shape
-                and tensor.is_floating_point()
-            ):
-                local(tensor).mul_(mask)
-
     def _held(self) -> list[tuple[MaskedLayer, dict[str, Any]]]:
-        """Layers with their groups, found anew: loading makes new groups, FSDP and
-        load_state_dict(assign=True) new parameters.
+        """Return the layers with their groups, found at every step: loading makes new groups, FSDP
+        and load_state_dict(assign=True) new parameters.
         """
         groups = {
             id(parameter): group
@@ -132,8 +84,13 @@ class Attachment:
         if thawed:  # frozen when the optimizer was attached, and added to it since
             self.waiting[:] = [layer for layer in self.waiting if layer not in thawed]
             self._take(thawed)
-        held = [(layer, groups.get(id(layer.parameter))) for layer in self.layers]
-        lost = [layer.path for layer, group in held if group is None]
+        held, lost = [], []
+        for layer in self.layers:
+            group = groups.get(id(layer.parameter))
+            if group is None:
+                lost.append(layer.path)
+            else:
+                held.append((layer, group))
         if lost:
             raise InputError(
                 f"the weight of {', '.join(lost)} is no longer the tensor that the "
@@ -141,7 +98,7 @@ class Attachment:
                 "replaced after attach (load_state_dict(assign=True), a new nn.Parameter, "
                 "fully_shard). Make the optimizer from the model's parameters again, and attach it"
             )
-        return held  # type: ignore[return-value]
+        return held
 
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -179,11 +136,15 @@ class Attachment:
             self._skipped = True
             return
         scale = getattr(self.optimizer, "grad_scale", None)
-        ready = [(layer, group) for layer, group in held if layer.parameter.grad is not None]
+        layers, gradients = [], []
+        for layer, group in held:
+            gradient = layer.gradient
+            if gradient is not None:
+                layers.append((layer, group))
+                gradients.append(gradient)
+        step = Step(self, layers, gradients, 1.0 if scale is None else float(scale), first)
         with torch.no_grad():
-            self.method.before_step(
-                Step(self, ready, 1.0 if scale is None else float(scale), first)
-            )
+            self.method.before_step(step)
 
     def _loaded(self, optimizer: Optimizer) -> None:
         for layer in self.layers:
@@ -191,7 +152,7 @@ class Attachment:
         self._to_forget = self.method.forgets
 
     def _check_state(self, layer: MaskedLayer) -> None:
-        """InputError if what the optimizer holds for a layer is another's."""
+        """Raise InputError if what the optimizer holds for a layer is another's."""
         state, shape = self.optimizer.state.get(layer.parameter, {}), layer.parameter.shape
         for name in ("momentum_buffer", "exp_avg", "square_avg", "sum", "acc_delta"):
             if isinstance(state.get(name), Tensor) and state[name].shape != shape:
@@ -206,9 +167,8 @@ class Attachment:
         found_inf = getattr(self.optimizer, "found_inf", None)
         if self._skipped or (found_inf is not None and float(found_inf) != 0.0):
             return
-        densities = [
-            self.method.density(layer) for layer in self.layers
-        ]  # of the masks that the step was taken with
+        # Of the masks that the step was taken with.
+        densities = [self.method.density(layer) for layer in self.layers]
         with torch.no_grad():
             self.method.after_step(self)
         for layer, density in zip(self.layers, densities, strict=True):
@@ -217,9 +177,8 @@ class Attachment:
 
 
 def _check_shard(layer: MaskedLayer) -> None:
-    """InputError if this rank's part of a weight cuts groups or blocks."""
+    """Raise InputError if this rank's part of a weight cuts groups or blocks."""
     entry, parameter = layer.entry, layer.parameter
-    assert entry.pattern is not None
     try:
         rows = first_axis(parameter)
     except InputError as error:

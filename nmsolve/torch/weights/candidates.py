@@ -1,5 +1,5 @@
-"""What LBC knows of a weight: which candidates of every group are alive, and the scores that order
-them.
+"""LBC's knowledge of a weight: the candidates of every group that are alive, and the scores that
+order them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,22 @@ CHUNK = 2**22
 class Candidates:
     """The C(m, n) candidates of every group of a weight, on this rank's part of it.
 
-    alive : (…, C) bool, what is removed stays removed; its leading axes are those of
-    `modules.groups_of`. scores : of the weight's shape; a candidate's score is the sum over its
-    weights. momentum : likewise, of the SGD that learns them. saliency : likewise, Σ |W ∂L/∂W̃|
-    since the last removal. None where a criterion needs none. left : how many candidates are alive
-    in every group. checked : whether they are known to be those of the layer and its criterion.
+    Attributes
+    ----------
+    alive : (…, C) bool tensor
+        Candidates that are left: what is removed stays removed. Leading axes are those of
+        `geometry.as_groups`.
+    scores : tensor of the weight's shape, or None
+        A candidate's score is the sum over its weights. None where a criterion needs none, as are
+        the two below.
+    momentum : tensor of the weight's shape, or None
+        Of the SGD that learns the scores.
+    saliency : tensor of the weight's shape, or None
+        Σ |W ∂L/∂W̃| since the last removal.
+    left : int
+        How many candidates are alive in every group.
+    checked : bool
+        Whether they are known to be those of the layer and its criterion.
     """
 
     PARTS = ("alive", "scores", "momentum", "saliency")
@@ -49,8 +60,8 @@ class Candidates:
 
     @classmethod
     def fresh(cls, groups: Tensor, weight: Tensor, pattern: Pattern, parts: Sequence[str]) -> Self:
-        """All alive and with equal scores (Alg. 1, line 1), for a weight and its groups (…, m), of
-        the parts that are needed.
+        """Return all of them alive and with equal scores (Alg. 1, line 1), for a weight and its
+        groups (…, m), with the parts that are needed.
         """
         shape = (*groups.shape[:-1], math.comb(pattern.m, pattern.n))
         dtype = torch.promote_types(torch.float32, weight.dtype)
@@ -60,12 +71,12 @@ class Candidates:
 
     @classmethod
     def loaded(cls, parts: dict[str, Tensor]) -> Self:
-        """From the parts of a state dict, which has "alive"."""
+        """Return those of the parts of a state dict, which has "alive"."""
         with torch.inference_mode(False):
             return cls(**{name: tensor.clone() for name, tensor in parts.items()})
 
     def state(self) -> dict[str, Tensor]:
-        """For a state dict."""
+        """Return the parts for a state dict."""
         return {name: getattr(self, name) for name in self.PARTS if getattr(self, name) is not None}
 
     def to(self, device: torch.device) -> None:
@@ -76,11 +87,11 @@ class Candidates:
             setattr(self, name, tensor.to(device))
 
     def learn(self, weight: Tensor, gradient: Tensor, rate: float, momentum: float) -> None:
-        """A step of SGD on the scores, whose gradient is W ∂L/∂W̃.
+        """Take a step of SGD on the scores, whose gradient is W ∂L/∂W̃.
 
         Eq. 10's gradient of a candidate's score is the sum of that over its weights. SGD is linear
         and all scores begin equal, so a candidate's score stays the sum over its weights of what is
-        learned here: two numbers a weight stand for all C(m, n).
+        learned here: two numbers per weight stand for all C(m, n).
         """
         assert self.scores is not None
         dtype = self.scores.dtype
@@ -117,7 +128,7 @@ class Candidates:
         self.alive = torch.from_numpy(alive).reshape(self.alive.shape).to(self.alive.device)
 
     def kept(self, pattern: Pattern) -> Tensor:
-        """(…, m): the weights that some candidate alive contains (Eq. 8)."""
+        """Return (…, m): the weights that some candidate alive contains (Eq. 8)."""
         if not self.alive.numel():
             return torch.ones(
                 (*self.alive.shape[:-1], pattern.m), dtype=torch.bool, device=self.alive.device
@@ -128,5 +139,5 @@ class Candidates:
 
 
 def bytes_a_weight(pattern: Pattern, parts: Sequence[str]) -> float:
-    """What `Candidates` take, for float32 weights."""
+    """Return the memory that `Candidates` take, in bytes per float32 weight."""
     return math.comb(pattern.m, pattern.n) / pattern.m + 4 * (len(parts) - 1)

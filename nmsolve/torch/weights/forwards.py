@@ -1,5 +1,5 @@
-"""Layers with a forward of their own: whether they still multiply by their weight as it is, so that
-its zeros are the product's.
+"""Layers with a forward of their own: `alters_weight` runs it once, to see whether it multiplies by
+the weight as it is, so that the weight's zeros are the product's.
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from nmsolve.torch.weights.layer_kinds import base_of, layer_kind
+
 #: Products that take a weight (out, in, …) as their second argument, and those that take matrices.
 _WITH_WEIGHT = ("linear", "conv1d", "conv2d", "conv3d")
 _OF_MATRICES = ("matmul", "__matmul__", "mm", "bmm")
 
 
-def has_own_forward(module: nn.Module) -> bool:
-    """Whether a subclass of nn.Linear or a convolution does not run its base's forward."""
-    kind = parametrize.type_before_parametrizations(module)
-    base = next((layer for layer in _LAYERS if issubclass(kind, layer)), None)
-    own = ("forward", "_conv_forward")
-    return base is not None and any(
-        getattr(kind, name, None) is not getattr(base, name, None) for name in own
-    )
-
-
 def alters_weight(module: nn.Module, weight: Tensor) -> str | None:
-    """Why the products of a layer with a forward of its own are not with its weight as it is; None
-    if they are.
+    """Return why the products of a layer with a forward of its own are not with its weight as it
+    is; None if they are, and of layers that run their base's forward.
 
     Its forward is run once, on tensors without values, and what becomes of the weight is watched.
     """
     kind: Any = parametrize.type_before_parametrizations(module)
+    known, base = layer_kind(module), base_of(module)
+    own = ("forward", "_conv_forward")
+    if (
+        known is None
+        or known.probe is None
+        or all(getattr(kind, name, None) is getattr(base, name, None) for name in own)
+    ):
+        return None
     probe = kind.__new__(kind)
     probe.__dict__.update(module.__dict__)
     held = {
@@ -51,7 +50,7 @@ def alters_weight(module: nn.Module, weight: Tensor) -> str | None:
     }
     empty = dict.fromkeys(name for name, p in module._parameters.items() if p is None)
     probe.__dict__.update(_parameters=held | empty, _buffers=buffers)
-    for given in _inputs(module, weight.dtype):
+    for given in known.probe(module, weight.dtype):
         watch, failed = _Watch(held["weight"]), ""
         try:
             with torch.no_grad(), watch:
@@ -78,15 +77,6 @@ def alters_weight(module: nn.Module, weight: Tensor) -> str | None:
         else f"the forward of {kind.__name__} does not multiply by its weight, as far as can be "
         "seen"
     )
-
-
-def _inputs(module: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What a layer may take, without values: channels where its base has them, or last."""
-    if isinstance(module, nn.Linear):
-        return (torch.empty(1, 64, module.in_features, dtype=dtype, device="meta"),)
-    sizes = [d * (k - 1) + 16 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    first = torch.empty(1, module.in_channels, *sizes, dtype=dtype, device="meta")
-    return first, first.movedim(1, -1).contiguous()
 
 
 class _Watch(TorchFunctionMode):
@@ -121,7 +111,7 @@ class _Watch(TorchFunctionMode):
         )
 
     def _multiplies(self, name: str, args: Any, kwargs: Any) -> bool:
-        """Whether this is a product that sums over the weight's input channels."""
+        """Return whether this is a product that sums over the weight's input channels."""
         if name in _WITH_WEIGHT:
             given = args[1] if len(args) > 1 else kwargs.get("weight")
             return self._is_weight(given) and (given.shape, given.stride()) == (

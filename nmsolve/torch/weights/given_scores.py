@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from nmsolve.errors import InputError
 from nmsolve.torch.tensors import check_tensor
-
-if TYPE_CHECKING:
-    from nmsolve.torch.weights.planning import LayerPlan
+from nmsolve.torch.weights.layer_plan import PlannedWeight
 
 
-def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:
-    """A planned weight's scores.
+def scores_for(entry: PlannedWeight, scores: Mapping[str, Tensor]) -> Tensor:
+    """Return a planned weight's scores.
 
     Raises
     ------
@@ -44,8 +41,8 @@ def scores_for(entry: LayerPlan, scores: Mapping[str, Tensor]) -> Tensor:
     return check_tensor(found, f"scores for layer {entry.path}", "a mask")
 
 
-def check_scores(entries: Iterable[LayerPlan], scores: object) -> None:
-    """InputError unless every planned weight has scores."""
+def check_scores(entries: Iterable[PlannedWeight], scores: object) -> None:
+    """Raise InputError unless every planned weight has scores."""
     if not isinstance(scores, Mapping):
         raise InputError(
             "scores map layer paths to tensors, as nmt.scores.activation(model, calibration) "

@@ -26,11 +26,20 @@ from nmsolve.torch.weights.written import Written
 
 @dataclass(slots=True)
 class Progress:
-    """What has happened to a mask, in numbers that a checkpoint holds.
+    """Counters of a mask, which a checkpoint holds.
 
-    step : optimizer steps taken. refreshes : masks solved after the first. sad : entries that
-    differ between the last two masks. flips : the sum of sad over all refreshes. density_sum : the
-    mask's density summed over the steps.
+    Attributes
+    ----------
+    step : int
+        Optimizer steps taken.
+    refreshes : int
+        Masks solved after the first.
+    sad : int
+        Entries that differ between the last two masks.
+    flips : int
+        The sum of `sad` over all refreshes.
+    density_sum : float
+        The mask's density summed over the steps.
     """
 
     step: int = 0
@@ -69,12 +78,29 @@ class _ForwardToo(_StraightThrough):
 class Masked(nn.Module):
     """W ↦ M∘W for a parametrized weight.
 
-    mask : bool buffer of the weight's shape, True = keep; every rank of a sharded weight holds all
-    of it. straight_through : whether gradients reach what is dropped. path : the weight's in the
-    model that was sparsified, wherever it is now. run : which call of sparsify_ put it on; copies
-    have it too. written : what is to be brought to the dense weight. mounted : whether it is on a
-    parameter, so that assigning copies. backend : who multiplies, where a layer is accelerated.
-    candidates : LBC's, once it is attached.
+    Attributes
+    ----------
+    mask : bool buffer of the weight's shape
+        True = keep; every rank of a sharded weight holds all of it.
+    pattern : Pattern
+    axis : int
+        The weight's axis that groups lie along.
+    padding : {"error", "pad", "dense"}
+    straight_through : bool
+        Whether gradients reach what is dropped.
+    path : str
+        The weight's in the model that was sparsified, wherever it is now.
+    run : str
+        The call of sparsify_ that put it on; copies have it too.
+    written : Written
+        What is to be brought to the dense weight.
+    mounted : bool
+        Whether it is on a parameter, so that assigning copies.
+    backend : str
+        Who multiplies, where a layer is accelerated.
+    progress : Progress
+    candidates : Candidates or None
+        LBC's, once it is attached.
     """
 
     mask: Tensor
@@ -95,7 +121,7 @@ class Masked(nn.Module):
                 mask = mask.clone()
         self.register_buffer(
             "mask", mask, persistent=False
-        )  # checkpoints hold it in bits: see checkpoint.py
+        )  # checkpoints hold it in bits: see training/state_dict.py
         self.pattern = pattern
         self.axis = axis
         self.padding = padding
@@ -120,7 +146,7 @@ class Masked(nn.Module):
         return self
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W∘M; of a sharded weight, read outside the model's forward, sharded too."""
+        """Return W∘M; of a sharded weight, read outside the model's forward, sharded too."""
         if torch.compiler.is_compiling() or _is_traced():
             return self._product(weight)
         self.written.settle(weight)
@@ -145,7 +171,7 @@ class Masked(nn.Module):
         return masked
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning module.weight copies a tensor into the dense weight underneath."""
+        """Return the dense weight's new values, where module.weight is assigned."""
         if not self.mounted:  # the weight itself, when the mask is put on
             return weight
         if weight.shape != self.mask.shape:
@@ -164,17 +190,16 @@ class Masked(nn.Module):
         return self.written.dense_of(weight)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Models that were pickled by earlier versions lack some of it."""
-        super().__setstate__(
-            {"path": "", "run": "", "mounted": False, "written": Written("")} | state
-        )  # type: ignore[no-untyped-call]
+        """Set what was pickled; earlier versions lack some of it."""
+        missing = {"path": "", "run": "", "mounted": False, "written": Written("")}
+        super().__setstate__(missing | state)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has handed out nothing yet."""
+        """Return the state of a copy, which has handed out nothing yet."""
         return self.__dict__ | {"written": Written(self.path)}
 
     def put(self, mask: Tensor) -> int:
-        """Exchange the mask, in place for compiled code; the number of entries that changed."""
+        """Exchange the mask, in place for compiled code; return how many entries changed."""
         if mask.device.type == "cpu":  # NumPy counts bools an order of magnitude faster
             changed = int(np.count_nonzero(mask.numpy() != self.mask.numpy()))
         else:
@@ -184,8 +209,8 @@ class Masked(nn.Module):
 
     @property
     def version(self) -> tuple[int, int]:
-        """Changes whenever the mask does, whoever changes it: a refresh, a checkpoint, a
-        broadcast.
+        """A number that changes whenever the mask does, whoever changes it: a refresh, a
+        checkpoint, a broadcast.
         """
         return id(self.mask), self.mask._version
 
@@ -197,18 +222,18 @@ class Masked(nn.Module):
         return self._counted[1]
 
     def extra_repr(self) -> str:
-        """The pattern."""
+        """Return the pattern."""
         return f"pattern={self.pattern}"
 
 
 def _is_traced() -> bool:
-    """Whether torch.jit.trace or make_fx records what is done."""
+    """Return whether torch.jit.trace or make_fx records what is done."""
     proxy = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     return torch._C._get_tracing_state() is not None or proxy is not None
 
 
 def masked_parameters(module: nn.Module) -> dict[str, Masked]:
-    """The masks on a module's own parameters, by parameter name."""
+    """Return the masks on a module's own parameters, by parameter name."""
     if not parametrize.is_parametrized(module):
         return {}
     lists: Any = module.parametrizations
@@ -216,7 +241,7 @@ def masked_parameters(module: nn.Module) -> dict[str, Masked]:
 
 
 def original(module: nn.Module, parameter: str) -> Tensor:
-    """The dense parameter under a mask, with what was written into module.weight."""
+    """Return the dense parameter under a mask, with what was written into module.weight."""
     lists: Any = module.parametrizations
     tensor: Tensor = lists[parameter].original
     masked: Masked = lists[parameter][0]

@@ -1,4 +1,4 @@
-"""The tensors that module.weight gives of a weight with a mask: like any other, but that writing
+"""Tensors that module.weight gives of a weight with a mask: like any other, but that writing
 into them is seen.
 
 They say so to their origin; what becomes of it is in written.py.
@@ -62,23 +62,31 @@ _NO_FUNCTION: Any = torch._C._disabled_torch_function_impl
 
 
 class Origin(Protocol):
-    """Where a masked weight comes from.
+    """The origin of a masked weight.
 
-    weight : the dense weight.
+    Attributes
+    ----------
+    weight : Tensor
+        The dense weight.
     """
 
     @property
     def weight(self) -> Tensor: ...
 
     def expose(self) -> None:
-        """Its memory is about to be handed out past its version counter."""
+        """Prepare for its memory to be handed out past its version counter."""
 
     def assign(self, value: Tensor) -> None:
-        """Other values take its place."""
+        """Put other values in its place."""
 
 
 class MaskedView(Tensor):
-    """A view of a masked weight."""
+    """A view of a masked weight.
+
+    Attributes
+    ----------
+    origin : Origin
+    """
 
     __torch_function__ = (
         _NO_FUNCTION  # as nn.Parameter: results are plain tensors, and fused paths take it
@@ -98,7 +106,7 @@ class MaskedView(Tensor):
         _DATA.__set__(self, value)
 
     def detach(self) -> Tensor:
-        """The memory, with its version counter, outside of autograd: a plain tensor, as
+        """Return the memory, with its version counter, outside of autograd: a plain tensor, as
         nn.Parameter wants it.
         """
         self.origin.expose()
@@ -107,18 +115,22 @@ class MaskedView(Tensor):
         return memory
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copied: Tensor = self.as_subclass(Tensor).__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        copied: Tensor = self.as_subclass(Tensor).__deepcopy__(memo)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
 
 class MaskedWeight(MaskedView):
     """A masked weight as module.weight gives it: a tensor like any other, for which writing is
     writing to the dense weight.
 
-    grad, hooks and what is set of requires_grad are those of the dense weight.
+    `grad`, hooks and what is set of `requires_grad` are those of the dense weight.
+
+    Attributes
+    ----------
+    origin : Origin
     """
 
     @property
@@ -145,7 +157,7 @@ class MaskedWeight(MaskedView):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients are recorded; setting it trains or freezes the dense weight."""
+        """True if gradients are recorded; setting it trains or freezes the dense weight."""
         return bool(_REQUIRES_GRAD.__get__(self))
 
     @requires_grad.setter
@@ -158,15 +170,15 @@ class MaskedWeight(MaskedView):
         return self
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
-        """A hook on the dense weight's gradient."""
-        return self.origin.weight.register_hook(hook)  # type: ignore[no-untyped-call]
+        """Register a hook on the dense weight's gradient."""
+        return self.origin.weight.register_hook(hook)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Any:
-        """A hook on the dense weight, once it has its gradient."""
-        return self.origin.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        """Register a hook on the dense weight, for when it has its gradient."""
+        return self.origin.weight.register_post_accumulate_grad_hook(hook)
 
     def set_(self, *_: Any, **__: Any) -> NoReturn:
-        """Not for masked weights."""
+        """Raise InputError: memory of masked weights is their dense weight's."""
         raise InputError(
             "a masked weight cannot be given other memory: assign module.weight, or take the masks "
             "off first"
@@ -176,7 +188,7 @@ class MaskedWeight(MaskedView):
 
 
 def handle(tensor: Tensor, origin: Origin, kind: type[MaskedView]) -> Tensor:
-    """A tensor as one of these."""
+    """Return a tensor as a handle of a kind, with its origin."""
     masked = tensor.as_subclass(kind)
     masked.origin = origin
     return masked

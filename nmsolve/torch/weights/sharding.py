@@ -1,5 +1,5 @@
-"""Sharded parameters (DTensor, as FSDP2 keeps them between steps): what a rank holds of them, and
-masks cut and gathered alike.
+"""Sharded parameters (DTensor, as FSDP2 keeps them between steps): a rank's part of them, and masks
+cut and gathered alike.
 
 Nothing here imports torch.distributed unless a parameter is sharded.
 """
@@ -15,14 +15,14 @@ from nmsolve.errors import InputError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without
+    """Return whether a tensor is a DTensor, as FSDP2 keeps parameters between steps. Told without
     importing torch.distributed.
     """
     return type(tensor).__name__ == "DTensor"
 
 
 def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
-    """A mask that every rank holds whole, cut as a sharded weight is; without communication."""
+    """Return a mask that every rank holds whole, cut as a sharded weight is; no communication."""
     if not is_sharded(weight):
         return mask
     from torch.distributed.tensor import DTensor, Replicate
@@ -34,18 +34,18 @@ def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: all of it, unless it is sharded."""
+    """Return this rank's part of a tensor: all of it, unless it is sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. For a sharded one every rank has to call this."""
+    """Return all of a tensor. For a sharded one every rank has to call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def first_axis(weight: Tensor) -> slice:
-    """Which entries of the first axis of a weight this rank holds; InputError if it is cut along
-    another.
+    """Return the entries of the first axis of a weight that this rank holds; raise InputError if it
+    is cut along another.
     """
     if not is_sharded(weight):
         return slice(0, weight.shape[0])
@@ -64,8 +64,8 @@ def first_axis(weight: Tensor) -> slice:
 
 
 def gathered(part: Tensor, weight: Tensor) -> Tensor:
-    """A bool tensor of the shape of a weight, from what each rank knows of it. Every rank has to
-    call this.
+    """Return a bool tensor of the shape of a weight, from what each rank knows of it. Every rank
+    has to call this.
     """
     if not is_sharded(weight):
         return part
@@ -85,8 +85,8 @@ def gathered(part: Tensor, weight: Tensor) -> Tensor:
 
 
 def placed(part: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """What this rank knows of its part of a weight, for a state dict: sharded as the weight is,
-    `rows` long in all.
+    """Return what this rank knows of its part of a weight, for a state dict: sharded as the weight
+    is, `rows` long in all.
     """
     if not is_sharded(weight):
         return part
@@ -99,8 +99,8 @@ def placed(part: Tensor, weight: Tensor, rows: int) -> Tensor:
 
 
 def cut(saved: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of `placed`: this rank's part of what a state dict holds, which may have been
-    saved whole.
+    """Return the inverse of `placed`: this rank's part of what a state dict holds, which may have
+    been saved whole.
     """
     if is_sharded(saved) or not is_sharded(weight):
         return local(saved)
@@ -112,7 +112,7 @@ def cut(saved: Tensor, weight: Tensor) -> Tensor:
 
 
 def least(number: int, weight: Tensor) -> int:
-    """The least of a number over the ranks that hold a sharded weight."""
+    """Return the least of a number over the ranks that hold a sharded weight."""
     import torch.distributed as dist
 
     value = torch.tensor(number, device=local(weight).device)
@@ -123,7 +123,7 @@ def least(number: int, weight: Tensor) -> int:
 
 
 def anywhere(problem: bool, weight: Tensor) -> bool:
-    """Whether any rank that holds a part of a sharded weight has a problem: so that all stop
+    """Return whether any rank that holds a part of a sharded weight has a problem, so that all stop
     together.
     """
     return least(int(not problem), weight) == 0

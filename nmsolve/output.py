@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from nmsolve.checkpoint.disk import naming, sync_folder, write_at
+from nmsolve.disk import naming, sync_folder, write_at
 from nmsolve.errors import InputError
 
 Buffer = bytes | memoryview
@@ -28,10 +28,10 @@ class Output:
 
     Parameters
     ----------
-    path : path
+    path : Path
         As the user wrote it. A link is followed. What is no file (a pipe with a reader, a character
         device, this process's stdout) is opened now, and written to as it is.
-    inputs : paths
+    inputs : iterable of Path
         Files and folders that are read: none of them is replaced, nor any file in them, under
         whatever name.
     ours : callable, optional
@@ -41,6 +41,14 @@ class Output:
         Replace any file but an input.
     parents : bool
         Make the folder, if there is none.
+
+    Attributes
+    ----------
+    path : Path
+    force : bool
+        As given.
+    stdout : bool
+        Whether it is this process's stdout.
 
     Raises
     ------
@@ -64,21 +72,17 @@ class Output:
         self.path, self.force = path, force
         self.stdout = False
         self._descriptor: int | None = None
-        self._before: os.stat_result | None = None
         with naming(f"looking at {path}, which is to be written"):
-            self._before = status(path)
+            before = status(path)
             self._place = Path(os.path.realpath(path))
-        if self._before is not None:
-            self._check_inputs(inputs)
-            self.stdout = is_stdout(self._before)
-            if (
-                self.stdout
-                or stat.S_ISFIFO(self._before.st_mode)
-                or stat.S_ISCHR(self._before.st_mode)
-            ):
+        self._before = before
+        if before is not None:
+            self._check_inputs(before, inputs)
+            self.stdout = is_stdout(before)
+            if self.stdout or stat.S_ISFIFO(before.st_mode) or stat.S_ISCHR(before.st_mode):
                 self._descriptor = self._opened()
                 return
-            self._check_there(ours)
+            self._check_there(before, ours)
         self._check_folder(parents)
 
     def __enter__(self) -> Self:
@@ -127,14 +131,11 @@ class Output:
             with suppress(PermissionError):  # a folder that may be written to, and not read
                 sync_folder(self._place.parent)
 
-    def _check_inputs(self, inputs: Iterable[Path]) -> None:
-        assert self._before is not None
+    def _check_inputs(self, before: os.stat_result, inputs: Iterable[Path]) -> None:
         for path in inputs:
             for file in _files(path):
-                with suppress(
-                    OSError
-                ):  # what is not there, or closed, says so itself when it is read
-                    if not os.path.samestat(os.stat(file), self._before):
+                with suppress(OSError):  # a file that cannot be read says so when it is
+                    if not os.path.samestat(os.stat(file), before):
                         continue
                     named = "" if str(file) == str(self.path) else f" is {file}, which"
                     raise InputError(
@@ -142,26 +143,24 @@ class Output:
                         "file"
                     )
 
-    def _check_there(self, ours: Callable[[bytes], bool] | None) -> None:
-        assert self._before is not None
-        if stat.S_ISDIR(self._before.st_mode):
+    def _check_there(self, before: os.stat_result, ours: Callable[[bytes], bool] | None) -> None:
+        if stat.S_ISDIR(before.st_mode):
             raise InputError(
                 f"{self.path} is a folder, and what is to be written is a file: name one, in it if "
                 "you like"
             )
-        if not stat.S_ISREG(self._before.st_mode):
+        if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{self.path} is there and is not a file: name another place")
         if self.force:
             return
         if ours is None or not ours(_beginning(self._place)):
             raise InputError(
-                f"{self.path} exists, and nothing in it says that this command wrote it: "
-                f"name another file, or replace it by force=True (--force)"
+                f"{self.path} exists, and nothing in it says that this command wrote it: name "
+                "another file, or replace it by force=True"
             )
         if not os.access(self._place, os.W_OK):
             raise InputError(
-                f"{self.path} is write-protected: name another file, or replace it by force=True "
-                "(--force)"
+                f"{self.path} is write-protected: name another file, or replace it by force=True"
             )
 
     def _check_folder(self, parents: bool) -> None:
@@ -169,9 +168,8 @@ class Output:
         while parents and not os.path.lexists(folder):
             folder = folder.parent
         with naming(f"writing {self.path}"):
-            made, descriptor = _new_file(
-                folder
-            )  # asks the system itself, which knows of rights more than any check would
+            # asks the system itself, which knows of rights more than any check would
+            made, descriptor = _new_file(folder)
             os.close(descriptor)
             os.unlink(made)
 
@@ -239,7 +237,7 @@ class Output:
 
 
 def status(path: Path) -> os.stat_result | None:
-    """What is there; None if nothing is.
+    """Return the status of a place; None if nothing is there.
 
     Raises
     ------
@@ -271,7 +269,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def is_stdout(found: os.stat_result) -> bool:
-    """Whether text of this process goes there; a mask in the midst of it would be neither."""
+    """Return whether text of this process goes there, in which a mask could not be read."""
     try:
         return os.path.samestat(found, os.fstat(1))
     except OSError:

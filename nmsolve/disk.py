@@ -5,6 +5,7 @@ what was being done.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import stat
@@ -19,8 +20,19 @@ from nmsolve.errors import InputError
 PART = 2**20
 
 
-def open_file(path: Path, buffering: int = -1) -> BinaryIO:
-    """A file to read; InputError for pipes and devices, which may never end."""
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read; InputError for pipes and devices, which may never end."""
+    _check_is_file(path)
+    return open(path, "rb")
+
+
+def open_unbuffered(path: Path) -> io.FileIO:
+    """Open as `open_file` does, without a buffer: for reads that fill a large one."""
+    _check_is_file(path)
+    return open(path, "rb", buffering=0)
+
+
+def _check_is_file(path: Path) -> None:
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(21, "Is a directory", str(path))
@@ -28,21 +40,20 @@ def open_file(path: Path, buffering: int = -1) -> BinaryIO:
         raise InputError(
             f"{path} is not a file but a pipe, socket or device: pass a file on a disk"
         )
-    return open(path, "rb", buffering=buffering)
 
 
-def read_json(path: Path, what: str) -> Any:
-    """What a JSON file holds; InputError, saying what it should have been, if it is none."""
+def read_json(path: Path, expected: str) -> Any:
+    """Return what a JSON file holds; InputError, naming what was expected, if it is no JSON."""
     with open_file(path) as file:
         data = file.read()
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not {what}: {error}") from error
+        raise InputError(f"{path} is not {expected}: {error}") from error
 
 
 def write_at(descriptor: int, data: memoryview, start: int | None) -> None:
-    """All of the bytes, at an offset, or where the file ends."""
+    """Write all of the bytes, at an offset, or where the file ends."""
     data = data.cast("B")
     while data:
         count = os.write(descriptor, data) if start is None else os.pwrite(descriptor, data, start)
@@ -51,7 +62,7 @@ def write_at(descriptor: int, data: memoryview, start: int | None) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A small file that is there whole, on the disk, or not at all."""
+    """Write a small file that is there whole, on the disk, or not at all."""
     made = path.with_name(f"{path.name}.part")
     with naming(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +80,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def digest_of(path: Path, start: int = 0, size: int | None = None) -> str:
-    """SHA-256 of a file, as sha256sum shows it, or of so many bytes from an offset on."""
+    """Return the SHA-256 of a file, as sha256sum shows it, or of `size` bytes from an offset on."""
     hashed = hashlib.sha256()
     with open_file(path) as file:
         file.seek(start)
@@ -80,7 +91,7 @@ def digest_of(path: Path, start: int = 0, size: int | None = None) -> str:
 
 
 def copy_whole(source: Path, place: Path) -> tuple[int, str]:
-    """Copy a file; its size and SHA-256, of the very bytes that were copied."""
+    """Copy a file; return its size and SHA-256, of the very bytes that were copied."""
     hashed, size = hashlib.sha256(), 0
     with open_file(source) as read, open(place, "wb") as written:
         while part := read.read(PART):
@@ -104,14 +115,16 @@ def sync_folder(path: Path) -> None:
 
 
 def as_text(name: str) -> str:
-    """A file's name as text: bytes that are none, which the system allows in names, as escapes."""
+    """Return a file's name as text: bytes that are none, which the system allows in names, as
+    escapes.
+    """
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def naming(doing: str) -> Iterator[None]:
     """Make an OSError say what was being done when the system refused; it stays of its kind."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}, while {what}") from error
+        raise OSError(error.errno, f"{error.strerror or error}, while {doing}") from error

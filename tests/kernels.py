@@ -1,0 +1,41 @@
+"""`python -m tests.kernels`: compile the kernels that take long and that many tests use, once, on
+all cores. Two workers that come to one at the same time would both compile it.
+
+A pattern that is missing here costs time only: it is compiled by the test that needs it first.
+"""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+
+import nmsolve
+
+#: A transposable pattern costs two kernels, compiled in seconds, so tests share this small set:
+#: what is enumerated, n that is not m − n, m that is no power of two, at most.
+SMALL = ("1:4T", "2:4T", "3:4T", "<=2:4T", "2:5T", "4:8T", "<=4:8T")
+#: Solved in float32 alone: lines in words of 16 and of 64 bits, and what is between; what several
+#: lanes of a device share.
+MIDDLE = ("8:16T",)
+LARGE = ("31:64T",)
+SHARED = ("5:11T", "16:32T")
+
+
+def solve(case):
+    """Solve one block. Duals come from the ascent's kernel, also where blocks are enumerated."""
+    text, dtype, method = case
+    m = nmsolve.Pattern.parse(text).m
+    nmsolve.solve(np.ones((m, m), dtype), text, method=method, duals=method == "exact")
+
+
+def main():
+    narrow = [(text, "float32", "exact") for text in (*LARGE, *SHARED, *MIDDLE, *SMALL)]
+    wide = [(text, "float64", "exact") for text in SMALL]
+    rules = [("2:4T", "float64", method) for method in ("greedy", "cover")]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn) as pool:
+        list(pool.map(solve, narrow + wide + rules))
+
+
+if __name__ == "__main__":
+    main()
