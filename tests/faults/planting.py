@@ -12,6 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Folders and files that tests need.
 PARTS = ("nmsolve", "tests", "reference", "benchmarks", "examples", "docs")
 FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt")
+#: Kernels as numba keeps them, beside their sources.
+KERNELS = ("*.nbi", "*.nbc")
+#: Seconds after which tests have hung.
+LIMIT = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +40,27 @@ class Fault:
     new: str
     tests: tuple[str, ...]
 
+    @property
+    def recompiles(self) -> bool:
+        """True if kernels are compiled again for it: they are known by all of their sources."""
+        return self.file.startswith("nmsolve/solvers/")
+
     def applied(self, text: str) -> str:
         """Return a file's text with the fault in it; ValueError if it does not fit any more."""
         if text.count(self.old) != 1:
             raise ValueError(
-                f"{self.name}: {self.file} holds {text.count(self.old)} times, not once:\n{self.old}"
+                f"{self.name}: {self.file} has this {text.count(self.old)} times, not once:\n"
+                f"{self.old}"
             )
         return text.replace(self.old, self.new)
 
 
-def copy_to(folder: Path) -> None:
+def copy_to(folder: Path, *, kernels: bool = True) -> None:
     """Copy the working tree, with its compiled kernels, which know their sources by their times."""
+    skipped = shutil.ignore_patterns(
+        "results", ".hypothesis", ".mypy_cache", "*.tmp", *(() if kernels else KERNELS)
+    )
     for part in PARTS:
-        skipped = shutil.ignore_patterns("results", ".hypothesis", "*.tmp")
         shutil.copytree(ROOT / part, folder / part, ignore=skipped, copy_function=shutil.copy2)
     for name in FILES:
         shutil.copy2(ROOT / name, folder / name)
@@ -60,26 +72,23 @@ def run(folder: Path, tests: tuple[str, ...]) -> tuple[str, str]:
     Returns
     -------
     outcome : {"passed", "failed", "broken"}
-        "broken" if pytest could not run them, or nothing was there to run.
+        "broken" if pytest could not run them, or nothing was there to run, or they hung.
     output : str
         What pytest printed at the end.
     """
-    environment = os.environ | {"PYTHONPATH": str(folder), "CI": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *tests,
-    ]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *tests],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder), "CI": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        return "broken", f"not done in {LIMIT} seconds"
     output = done.stdout[-3000:] + done.stderr[-1000:]
     # A test that fails, or a fixture of one; not a file that cannot be imported.
     failed = done.returncode == 1 and re.search(r"\b\d+ (failed|errors?)\b", done.stdout)
