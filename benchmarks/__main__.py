@@ -2,8 +2,8 @@
 them.
 
 --quick   about a minute on smaller matrices: shows that everything runs, not what it is worth.
-Saved only with --out. --out     the folder for <hardware>-<versions>.json and .md;
-benchmarks/results by default.
+          Saved only with --out.
+--out     the folder for <hardware>-<versions>.json and .md; benchmarks/results by default.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """`python -m benchmarks.allocation`, from the root: how long exact allocation takes, hundreds of
 layers × tens of candidates.
 
---layers, --candidates   of every instance; 300 and 20 by default --seeds                  instances
-of each family and budget --rival                  seconds that OR-tools' CP-SAT and SciPy's HiGHS
-get for the whole problem; 0, the default, leaves them out --out                    a file for the
-table
+--layers, --candidates   of every instance; 300 and 20 by default
+--seeds                  instances of each family and budget
+--rival                  seconds that OR-tools' CP-SAT and SciPy's HiGHS get for the whole problem;
+                         0, the default, leaves them out
+--out                    a file for the table
 """
 
 from __future__ import annotations

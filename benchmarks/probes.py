@@ -1,10 +1,11 @@
 """Measurements that need a process of their own: `python -m benchmarks.probes NAME …` prints one
 number.
 
-    import             seconds that `import nmsolve` takes, NumPy included first PATTERN
-    seconds of the first exact solve after the import: loads numba, and loads or compiles kernels
+    import                 seconds that `import nmsolve` takes, NumPy included
+    first PATTERN          seconds of the first exact solve after the import: loads numba, and loads
+                           or compiles kernels
     memory PATTERN SIDE    MB that solving a float32 matrix takes beyond matrix and mask, on all
-    processors
+                           processors
 
 Nothing is imported before it is measured.
 """

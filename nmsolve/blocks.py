@@ -1,5 +1,5 @@
 """Cut an array (..., rows, cols) into matrices of blocks, and those into tasks that kernels can
-read. What has to be copied is copied a task at a time, or within `COPY_LIMIT`.
+read. What has to be copied is copied one task at a time, or within `COPY_LIMIT`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class BlockMatrix:
         in_place : bool
             Whether there is one for the kind of this matrix.
         wide : {"f4", "f8"}
-            The kind to which scores are widened otherwise, a task at a time.
+            The kind to which scores are widened otherwise, one task at a time.
         """
         if not (in_place and self.direct):
             return partial(self._solve_staged, kernel(wide), _WIDE[wide])

@@ -16,7 +16,7 @@ NOTES = """
 kept |W|, gap and distance are of all layers together, and every result was verified against its
 weights. 1:4 and 2:4 are row-wise: groups are independent, so that greedy and cover choose what
 exact does. A heuristic's gap is measured to its own bound, which is looser than the optimum. Mw/s:
-million weights a second on one thread, kernels loaded, best of {repeats}. Accuracy is without
+million weights per second on one thread, kernels loaded, best of {repeats}. Accuracy is without
 retraining, and follows kept |W|, which is what is maximised, only loosely; one image is {point:.2f}
 points.
 """

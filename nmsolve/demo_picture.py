@@ -154,7 +154,7 @@ def _draw_block(
 
 
 def _draw_bars(page: _Page, rows: Sequence[Row]) -> None:
-    """How much each method keeps of each pattern, in percent."""
+    """Draw the share of |W| that each method keeps by each pattern, in percent."""
     left, top, right, bottom = BARS
     patterns = list(dict.fromkeys(row.pattern for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))

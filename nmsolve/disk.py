@@ -115,8 +115,8 @@ def sync_folder(path: Path) -> None:
 
 
 def as_text(name: str) -> str:
-    """Return a file's name as text: bytes that are none, which the system allows in names, as
-    escapes.
+    """Return a file's name as text; bytes that are no text, which the system allows in names,
+    become escapes.
     """
     return name.encode("utf-8", "backslashreplace").decode()
 

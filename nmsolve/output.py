@@ -95,7 +95,7 @@ class Output:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file, or will be."""
+        """True if it is a file, or will be."""
         return self._descriptor is None
 
     def write(self, *parts: Buffer) -> None:
@@ -256,7 +256,7 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def _new_file(folder: Path) -> tuple[Path, int]:
-    """A file of a name that nobody guesses, and its descriptor."""
+    """A new file with a random name, and its descriptor."""
     made = folder / f".nmsolve-{secrets.token_hex(8)}.part"
     return made, os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 

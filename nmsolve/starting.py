@@ -1,7 +1,7 @@
 """Ctrl-C while the command line is still being imported: exit code 130 and no traceback.
 
 Imported before anything else, and does nothing unless this process is the command: in a user's
-program, Ctrl-C is theirs. It needs little itself, since until it is there Python answers.
+program, Ctrl-C is theirs. It imports little itself: until it is there, Python handles Ctrl-C.
 """
 
 from __future__ import annotations

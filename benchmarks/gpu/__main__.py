@@ -1,13 +1,14 @@
 """`python -m benchmarks.gpu`, from the repository's root: what this machine's GPU does, in stages,
 within nine minutes.
 
---stages    some of the stages, by name and comma; all by default --minutes   for all of them
-together, the report included (9) --out       the folder for results.jsonl, report.md, log.txt and
-tests.xml. By default benchmarks/results/<gpu>-<versions>, and for
-            --device cpu a new temporary one. Runs are appended to what is there; the report shows
-            the last of each stage
+--stages    some of the stages, by name and comma; all by default
+--minutes   for all of them together, the report included (9)
+--out       the folder for results.jsonl, report.md, log.txt and tests.xml. By default
+            benchmarks/results/<gpu>-<versions>, and for --device cpu a new temporary one. Runs are
+            appended to what is there; the report shows the last of each stage
 --device    cuda by default; cpu measures small matrices: that everything runs, not what a GPU is
-worth --report    only write and print the report of a folder, also of a run that was killed
+            worth
+--report    only write and print the report of a folder, also of a run that was killed
 
 Each stage is a process with a time limit: one that crashes, hangs or leaves CUDA unusable costs
 itself alone. Everything measured is on the disk at once. Needs no network, and nmsolve need not be

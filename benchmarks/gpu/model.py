@@ -1,11 +1,12 @@
-"""`python -m benchmarks.gpu.model`: what solving masks should take on an H200, from counted
-instructions and bytes.
+"""What solving masks should take on an H200, from counted instructions and bytes.
+
+`python -m benchmarks.gpu.model`.
 
 A model, not a measurement; it needs no GPU. tests/tensors/compile_kernels.py compiles the kernels
 for sm_90 and counts the instructions of each unit; the share of blocks that the first level leaves,
 and how far the others have to go, come from solving N(0, 1) matrices on this CPU. A scheduler
-issues an instruction a cycle, and a unit that has fewer lanes than a warp takes several cycles.
-Left out: latencies that two warps a scheduler do not hide, and instruction fetches. Within ± 25 %
+issues an instruction per cycle, and a unit that has fewer lanes than a warp takes several cycles.
+Left out: latencies that two warps per scheduler do not hide, and instruction fetches. Within ± 25 %
 at best.
 """
 

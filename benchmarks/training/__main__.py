@@ -2,9 +2,10 @@
 against what was promised.
 
 --quick     under a minute, with a small model: shows that everything runs. Saved only with --out
---out       the folder for <hardware>-<versions>-training.json and .md; benchmarks/results by
-default --only      refresh, hooks or memory; saved only with --out --device    cuda where there is
-one, cpu otherwise --threads   of torch, on a CPU: all that this process may run on, unless given
+--out       the folder for <hardware>-<versions>-training.json and .md (benchmarks/results)
+--only      refresh, hooks or memory; saved only with --out
+--device    cuda where there is one, cpu otherwise
+--threads   of torch, on a CPU: all that this process may run on, unless given
 """
 
 from __future__ import annotations

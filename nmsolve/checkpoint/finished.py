@@ -94,8 +94,8 @@ def _check_size(place: Path, size: int | None) -> None:
 
 
 def _differences(job: Job, report: PruneReport, now: PruneReport, times: Times) -> Iterator[str]:
-    """Yield in what a finished run differs from this one, as far as that shows without reading
-    weights: but for what was planned.
+    """Yield the differences of a finished run from this one that show without reading weights,
+    in words. The plan is compared elsewhere.
     """
     if report.nmsolve != now.nmsolve:
         yield f"nmsolve {report.nmsolve} then, {now.nmsolve} now"

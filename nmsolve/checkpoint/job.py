@@ -95,7 +95,7 @@ class Job:
 
     @property
     def _asked(self) -> tuple[str, ...]:
-        """Which models were asked what their tensors are, by their folder's place in the source."""
+        """The models that were asked about their tensors, by their folder's place in the source."""
         within = self.source.path if self.source.folder else self.source.path.parent
         return tuple(
             dict.fromkeys(

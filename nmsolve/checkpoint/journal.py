@@ -85,7 +85,7 @@ class Unfinished:
 
     @property
     def begun(self) -> bool:
-        """Whether a run has begun here."""
+        """True if a run has begun here."""
         return (self.path / RUN).exists()
 
     def begin(self, run: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Unfinished:
         write_whole(self.path / RUN, json.dumps(run))
 
     def differences(self, run: Mapping[str, Any]) -> list[str]:
-        """Return in what a run that began here differs from another."""
+        """Return the differences of a run that began here from another, in words."""
         began = read_json(self.path / RUN, "a note of a run")
         if not isinstance(began, dict):
             return [f"{self.path / RUN} is damaged"]
@@ -166,7 +166,7 @@ class Unfinished:
 
     @property
     def publishing(self) -> bool:
-        """Whether a run got as far as `publish`."""
+        """True if a run got as far as `publish`."""
         return (self.path / PUBLISH).exists()
 
     def go_on_publishing(self, moves: Moves) -> None:

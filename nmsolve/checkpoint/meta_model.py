@@ -41,7 +41,7 @@ _IGNORED = (
 )
 _REFUSED = ("use_pretrained_backbone", "trust_remote_code")
 
-#: Steps of a loader that make one tensor (experts, out, in) of a matrix (out, in) an expert.
+#: Steps of a loader that make one tensor (experts, out, in) of one matrix (out, in) per expert.
 _MERGES = {"MergeModulelist", "Concatenate", "ErnieFuseAndSplitTextVisionExperts"}
 #: Reasons of `nmsolve.torch.plan` that say what it does not know, so that a user may know better.
 _UNKNOWN = ("an embedding", "no reduction axis")
@@ -375,7 +375,7 @@ def _converted(
         if len(parameters[targets[0]]) == 3 and getattr(module, "is_transposed", None) is False:
             return Told(
                 axis=1, rows=shape[0]
-            )  # (experts, out, in), stacked of a matrix (out, in) an expert
+            )  # (experts, out, in), stacked of one matrix (out, in) per expert
         return None
     dense = next((entry for entry in told if entry.axis is None), None)
     if dense is not None:

@@ -38,7 +38,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that prepares and publishes."""
+        """True for the rank that prepares and publishes."""
         return self.rank == 0
 
     def from_first(self, make: Callable[[], T]) -> T:

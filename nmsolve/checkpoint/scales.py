@@ -1,9 +1,9 @@
 """Scales beside a float8 weight, which tell whether its stored numbers have the mask of the weights
 that they stand for.
 
-A weight is w = q × s, with s one number, one a row, one a block of columns, …: a tensor of its own.
-The best mask of q is that of w where s is constant in every group (of a transposable pattern: in
-every block), which its shape tells.
+A weight is w = q × s, with s one number, one per row, one per block of columns, …: a tensor of its
+own. The best mask of q is that of w where s is constant in every group (of a transposable pattern:
+in every block), which its shape tells.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def report_of(plan: TensorPlan) -> TensorReport:
 
 
 def is_outcome(entry: Mapping[str, Any], plan: TensorPlan) -> bool:
-    """Return whether a journal's entry can be what came of a tensor."""
+    """Return whether a journal's entry can be the outcome of a tensor."""
     kinds: dict[str, Any] = {"seconds": float, "digest": str}
     if plan.pattern is not None:
         numbers = dict.fromkeys(("objective", "total"), float) | dict.fromkeys(

@@ -76,7 +76,7 @@ class TensorReport:
 
     @property
     def weights(self) -> int:
-        """How many entries the tensor has."""
+        """The number of entries of the tensor."""
         return math.prod(self.shape)
 
     @property

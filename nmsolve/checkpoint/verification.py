@@ -59,7 +59,7 @@ class TensorCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """True if nothing is wrong with it."""
         return (self.report is None or self.report.ok) and not self.strays
 
     @property
@@ -96,7 +96,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether no group of any tensor violates its pattern, and no weight its mask."""
+        """True if no group of any tensor violates its pattern, and no weight its mask."""
         return all(tensor.ok for tensor in self.tensors)
 
     @property

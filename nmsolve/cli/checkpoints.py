@@ -100,7 +100,7 @@ def prune(
     "--against",
     metavar="DENSE",
     type=FILE,
-    help="The dense checkpoint: kept |W| and gap are computed anew from it.",
+    help="The dense checkpoint: kept |W| and gap are computed again from it.",
 )
 @click.option(
     "-o",

@@ -1,5 +1,5 @@
-"""stdout and stderr that may be full or closed: whoever prints goes on, and is told at the end what
-became of the text.
+"""stdout and stderr that may be full or closed: commands go on printing, and ask at the end whether
+the text was written.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Stream:
 
     @property
     def lost(self) -> str | None:
-        """Why text did not reach whoever waits for it; None if it did, or if a reader has gone that
-        has seen enough.
+        """The reason why text was not written; None if it was, or if its reader went away, having
+        seen enough.
         """
         self.flush()
         return (

@@ -53,8 +53,8 @@ R = TypeVar("R")
 def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     """Solving is no graph of tensor operations: compiled code calls the function as it is.
 
-    That is torch.compiler.disable, which imports the compiler, a second's work; so only where
-    someone else did.
+    That is torch.compiler.disable, which imports the compiler. It takes a second, so that is left
+    to programs that have imported it already.
     """
     disabled: list[Callable[P, R]] = []
 

@@ -76,6 +76,7 @@ def test_attention_grouped_convolutions_and_tied_weights(unit):
         price * (8 if (p := by_path[path].pattern) is None else p.n) / 8
         for path, price in prices.items()
     )
+    assert found.history[-1].cost == found.cost
     assert by_path["one"].pattern == by_path["two"].pattern
     assert by_path["two"].tied_to == "one"
     assert by_path["depthwise"].reason.startswith("depthwise")

@@ -192,6 +192,27 @@ def test_a_bound_below_the_optimum_fails_for_a_feasible_result_too(solved, facto
         replace(result, bound=bound, gap=0.0, status=Status.FEASIBLE).verify(W)
 
 
+def test_a_bound_between_a_greedy_mask_and_the_optimum_fails():
+    W = np.random.default_rng(7).standard_normal((16, 24)).astype(np.float32)
+    result, best = nmsolve.solve(W, "2:4T", method="greedy"), nmsolve.solve(W, "2:4T")
+    bound = (result.objective + best.objective) / 2
+    assert result.objective < bound < best.objective
+    with pytest.raises(SolverError, match="not an upper bound"):
+        replace(result, bound=bound, gap=(bound - result.objective) / bound).verify(W)
+
+
+def test_float64_is_held_to_a_tolerance_of_its_own():
+    W = 1 + 1e-9 * np.random.default_rng(7).standard_normal((4, 4))
+    best = nmsolve.solve(W, "2:4T")
+    mask = np.roll(best.mask, 1, axis=0)
+    objective = math.fsum(W[mask])
+    worse = replace(best, mask=mask, objective=objective, gap=(best.bound - objective) / best.bound)
+    assert 0 < best.objective - objective < 1e-8
+    with pytest.raises(SolverError, match="status optimal is claimed"):
+        worse.verify(W)
+    assert replace(worse, status=Status.FEASIBLE).verify(W).ok
+
+
 @pytest.mark.parametrize("gap", [1e-4, -1e-4, 1.0, math.nan, math.inf, None])
 def test_another_gap_fails(solved, gap):
     W, result = solved

@@ -158,6 +158,7 @@ def test_verify_counts_what_is_not_zero(name: str) -> None:
 
 def test_a_minus_zero_is_a_zero_and_a_zero_that_does_not_exist_is_none() -> None:
     codes = np.full((4, 4), 0x80, np.uint8)
+    assert nmsolve.verify(np.full((4, 4), -0.0, ml_dtypes.bfloat16), "1:4").density == 0
     assert nmsolve.verify(codes.view(ml_dtypes.float8_e4m3fn), "1:4").density == 0
     assert nmsolve.verify(codes.view(ml_dtypes.float8_e4m3fnuz), "1:4").density == 1  # NaN
     assert nmsolve.verify((codes - 128).view(ml_dtypes.float8_e8m0fnu), "1:4").density == 1  # 2⁻¹²⁷

@@ -99,14 +99,4 @@ FAULTS = (
         new='solve_mask(fits[candidate], weight, given, "greedy")',
         tests=(f"{TESTS}/test_losses.py::test_scores_lost_are_those_of_exact_masks",),
     ),
-    Fault(
-        name="a budget of half a weight is taken",
-        file=f"{ALLOCATION}/budget.py",
-        old='if name != "Latency" and limit < 1:',
-        new="if False:",
-        tests=(
-            f"{TESTS}/test_allocate.py::test_errors",
-            f"{TESTS}/test_domino_errors.py::test_budgets_that_make_no_sense",
-        ),
-    ),
 )

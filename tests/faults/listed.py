@@ -1,4 +1,4 @@
-"""All faults, in the order of the folders of tests that catch them."""
+"""All faults, by the folder of tests that catches them."""
 
 from tests.faults import (
     allocation,
@@ -12,14 +12,23 @@ from tests.faults import (
     training,
 )
 
-FAULTS = (
-    *core.FAULTS,
-    *tensors.FAULTS,
-    *training.FAULTS,
-    *pruning.FAULTS,
-    *allocation.FAULTS,
-    *dispatch.FAULTS,
-    *checkpoint.FAULTS,
-    *cli.FAULTS,
-    *project.FAULTS,
-)
+BY_FOLDER = {
+    "core": core.FAULTS,
+    "tensors": tensors.FAULTS,
+    "training": training.FAULTS,
+    "pruning": pruning.FAULTS,
+    "allocation": allocation.FAULTS,
+    "dispatch": dispatch.FAULTS,
+    "checkpoint": checkpoint.FAULTS,
+    "cli": cli.FAULTS,
+    "project": project.FAULTS,
+}
+FAULTS = tuple(fault for faults in BY_FOLDER.values() for fault in faults)
+
+
+def as_markdown() -> str:
+    """Return the list that `tests/README.md` holds: the names, a line each."""
+    return "\n".join(
+        f"\n**{folder}**\n\n" + "\n".join(f"* {fault.name}" for fault in faults)
+        for folder, faults in BY_FOLDER.items()
+    )

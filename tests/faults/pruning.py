@@ -30,7 +30,7 @@ FAULTS = (
         old="    new = torch.where(worse.unsqueeze(-1), plain, new)\n",
         new="",
         tests=(
-            f"{TESTS}/test_least_squares.py::test_rounding_never_makes_a_layer_worse_than_masking",
+            f"{TESTS}/test_least_squares.py::test_rows_that_an_update_makes_worse_are_masked_alone",
         ),
     ),
     Fault(

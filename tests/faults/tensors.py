@@ -11,7 +11,7 @@ FAULTS = (
         file=f"{DEVICE}/torch_engine.py",
         old="return blocks.permute(2, 4, 0, 1, 3).reshape(m * m, -1)",
         new="return blocks.permute(2, 4, 1, 0, 3).reshape(m * m, -1)",
-        tests=(f"{TESTS}/test_devices.py::test_a_block_does_not_see_its_neighbours",),
+        tests=(f"{TESTS}/test_devices.py::test_pieces_make_no_difference",),
     ),
     Fault(
         name="an engine takes at most n for exactly n",
@@ -31,8 +31,8 @@ FAULTS = (
     Fault(
         name="an engine calls scores optimal that scaling lost",
         file=f"{DEVICE}/torch_engine.py",
-        old="    lossless = (T * scale == S).all(0)\n",
-        new="    lossless = torch.ones_like(S[0], dtype=torch.bool)\n",
+        old="closed = good & lossless & _within(",
+        new="closed = good & _within(",
         tests=(
             f"{TESTS}/test_devices.py::"
             "test_scores_too_far_apart_to_be_scaled_are_not_called_optimal",
@@ -43,11 +43,7 @@ FAULTS = (
         file=f"{DEVICE}/driver.py",
         old="int(outcome.unproven), outcome.stats)",
         new="0, outcome.stats)",
-        tests=(
-            f"{TESTS}/test_devices.py::"
-            "test_scores_too_far_apart_to_be_scaled_are_not_called_optimal",
-            f"{TESTS}/test_devices.py::test_the_last_resort_is_the_host",
-        ),
+        tests=(f"{TESTS}/test_devices.py::test_what_the_host_leaves_open_is_not_called_optimal",),
     ),
     Fault(
         name="a device does not see a NaN beyond the first piece",

@@ -81,3 +81,17 @@ def test_subpackages_are_reachable():
     code = "import nmsolve; print(nmsolve.checkpoint.__name__); import nmsolve.torch.masks"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "nmsolve.checkpoint"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_imported_for_users_is_documented(name):
+    module = public(name)
+    own = {
+        shown
+        for shown, found in vars(module).items()
+        if not shown.startswith("_")
+        and not inspect.ismodule(found)
+        and str(getattr(found, "__module__", "")).startswith("nmsolve")
+    }
+    assert len(own) > 5
+    assert own - set(module.__all__) == set()

@@ -99,6 +99,15 @@ def test_rounding_never_makes_a_layer_worse_than_masking(dtype):
     assert layer.weight.dtype == dtype
 
 
+def test_rows_that_an_update_makes_worse_are_masked_alone():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 8, bias=False), torch.randn(20, 16)
+    masked = layer.weight.detach() * nmt.solve(layer.weight, "2:4").mask
+    (found,) = nmt.adaprune_(layer, "2:4", [x], update=nmt.Adam(steps=3, lr=10.0))
+    assert torch.equal(layer.weight, masked)
+    assert found.after == found.before
+
+
 def test_convolutions_match_the_dense_oracle():
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 6, 3, (2, 1), (1, 0), (1, 2), groups=2, bias=False).double()

@@ -4,6 +4,7 @@ operations and Triton's interpreter.
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.pattern import Pattern
 from nmsolve.solvers.ascent import schedule
-from nmsolve.torch.device import problem
+from nmsolve.torch.device import ascent, problem
 from nmsolve.torch.device import torch_engine as plain
 from nmsolve.torch.device.problem import Problem
 from tests.core.families import (
@@ -243,6 +244,21 @@ def test_the_last_resort_is_the_host(place, text, monkeypatch):
     assert 10 < result.stats["solved_on_host"] < W.numel() // 64
     assert_optimal(as_numpy(result), magnitude(W.numpy()), parse(text), 1e-6)
     assert result.verify(W)
+
+
+def test_what_the_host_leaves_open_is_not_called_optimal(monkeypatch):
+    """Sums agree all the same: it is the count of blocks that says so."""
+    core = ascent.api.solve
+
+    def unproven(*args, **kwargs):
+        return replace(core(*args, **kwargs), status=nmsolve.Status.FEASIBLE)
+
+    monkeypatch.setattr(problem, "schedule", lambda m: ((1, 1, 0), *schedule(m)[1:]))
+    monkeypatch.setattr(problem, "LAST", ())
+    monkeypatch.setattr(ascent.api, "solve", unproven)
+    result = solve(("cpu", "torch"), tensor(mixed(parse("4:8T"), 11, 2)), "4:8T")
+    assert result.stats["solved_on_host"] > 0
+    assert result.status is nmsolve.Status.FEASIBLE
 
 
 class Waits(TorchFunctionMode):

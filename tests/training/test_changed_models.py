@@ -311,6 +311,7 @@ def test_masks_come_off(zeros):
         ]
         for weight, expected in zip(weights, before.values(), strict=True):
             assert torch.equal(weight, expected)
+            assert not zeros or not torch.signbit(weight[weight == 0]).any()
         assert nmt.remove_masks_(changed) == ()
         if changed is model:
             train(model, optimizer, 1)  # the hooks find nothing to do

@@ -73,6 +73,21 @@ def test_fixed(n, m, optimizer, seed):
     assert not result[0][~result[1][0]].any()
 
 
+@pytest.mark.parametrize(
+    ("method", "reached"), [(nmt.Fixed(), False), (nmt.STE(), True), (nmt.SRSTE(), True)]
+)
+def test_gradients_of_dropped_weights(method, reached):
+    """They count where gradients are clipped by their norm."""
+    W, batches = problem(0)
+    model = nn.Sequential(nn.Linear(COLS, ROWS, bias=False, dtype=torch.float64))
+    model[0].weight.data.copy_(torch.from_numpy(W))
+    (layer,) = nmt.sparsify_(model, "2:4", method).layers
+    model(torch.from_numpy(batches[0][0])).square().sum().backward()
+    gradient = layer.gradient
+    assert bool(gradient[~layer.masked.mask].any()) == reached
+    assert gradient[layer.masked.mask].all()
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 @pytest.mark.parametrize(
@@ -148,14 +163,14 @@ def test_lbc_where_there_is_no_gradient(criterion):
     assert sparse.finalize_().ok
 
 
-@pytest.mark.parametrize("update_every", [2, 5])
-def test_lbc_removes_when_it_is_due(update_every):
+@pytest.mark.parametrize(("m", "update_every"), [(4, 2), (8, 5)])
+def test_lbc_removes_when_it_is_due(m, update_every):
+    """Of 2:8's candidates there are some left for t_f, when no removal is due."""
     W, batches = problem(1)
     ours, theirs = OPTIMIZERS["sgd"]
-    result = train(W, batches, "2:4", nmt.LBC(t_i=0, t_f=9, update_every=update_every), ours)
-    assert_same(
-        result, oracle.train_lbc(W, batches, 2, 4, theirs(), 0, 9, update_every=update_every)
-    )
+    result = train(W, batches, f"2:{m}", nmt.LBC(t_i=0, t_f=9, update_every=update_every), ours)
+    expected = oracle.train_lbc(W, batches, 2, m, theirs(), 0, 9, update_every=update_every)
+    assert_same(result, expected)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])

@@ -138,9 +138,9 @@ def domino_search(
     Notes
     -----
     A heuristic; `allocate` finds the best plan for a loss that is a sum over layers. The paper says
-    that n drops a step; as in the authors' code the mask's n falls by one, and the plan's, which η
-    follows, at the next candidate (it looks between backward and update; here weights are looked at
-    after the update). The code has no stop for FLOPs, and ends the process when enough weights are
+    that n drops one step; as in the authors' code the mask's n falls by one, and the plan's, which
+    η follows, at the next candidate (it looks between backward and update; here weights are looked
+    at afterwards). The code has no stop for FLOPs, and ends the process when enough weights are
     gone; here either budget ends in a plan. Target sparsities s are ERK's for the share that the
     budget leaves, 1 − limit / dense, which under FLOPs too is taken as a share of the weights. η
     may be negative, and then weights grow.

@@ -383,7 +383,7 @@ def _served_by(name: str, machine: Machine) -> str:
 
 
 def _version(number: int) -> str:
-    """0.6.2 from 602, which is 1000 × major + 100 × minor + patch.
+    """Return "0.6.2" for 602, which is 1000 × major + 100 × minor + patch.
 
     From minor 10 on that is ambiguous. There is a 0.10.0 and no 1.0.0, so 1000 is the former.
     """

@@ -47,8 +47,8 @@ def masked_linear(
         check, which would cost more than the packing.
     bias : (out_features,) tensor, optional
     backend : {"dense", "cusparselt", "cutlass"}
-        Who multiplies. What a backend cannot serve (a CPU, float32, a shape) is multiplied densely
-        by the masked weight, which is said once per process.
+        The one that multiplies. What it cannot serve (a CPU, float32, a shape) is multiplied
+        densely by the masked weight, with a warning once per process.
     straight_through : bool
         Leave dW unmasked, so that dropped weights go on learning (STE, SR-STE).
     algorithms : tuple of int

@@ -108,7 +108,7 @@ def measure(
 
     For cuSPARSELt the fastest right algorithm of each product is searched first, once for all
     layers with such a product; it is checked by value again with this layer's weight. Dense and
-    sparse are then timed afresh: the winner of many times that scatter looks faster than it is.
+    sparse are then timed again: the fastest of many scattered times looks faster than it is.
     """
     searched = {} if searched is None else searched
     dense_us = sparse_us = 0.0

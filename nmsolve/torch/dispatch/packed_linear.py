@@ -36,7 +36,7 @@ class PackedLinear(nn.Module):
     ----------
     in_features, out_features : int
     backend : {"dense", "cusparselt", "cutlass"}
-        Who multiplies wherever it can.
+        The one that multiplies, wherever it can.
     algorithms : tuple of int
         cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling,
         and used only for inputs of the size and dtype, and on the kind of GPU, that they were
@@ -140,7 +140,7 @@ class PackedLinear(nn.Module):
         return F.linear(input, self._unpacked(), self.bias)
 
     def extra_repr(self) -> str:
-        """Return what nn.Linear shows, and who multiplies."""
+        """Return what nn.Linear shows, and the backend that multiplies."""
         shape = (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}"

@@ -173,9 +173,9 @@ def unpack(packed: SparseSemiStructuredTensor) -> Tensor:
 
     Notes
     -----
-    cuSPARSELt's layout is not documented, so it is multiplied by the identity: one product with 1
-    and zeros a sum, hence exact. The identity is taken in slices of columns, because all of it may
-    be larger than the weight.
+    cuSPARSELt's layout is not documented, so it is multiplied by the identity. Every sum is
+    one product with 1, and zeros: it is exact. The identity is taken in slices of columns, because
+    all of it may be larger than the weight.
     """
     if not isinstance(packed, SparseSemiStructuredTensor):
         raise InputError(f"unpack takes what nmt.pack returned, got a {type(packed).__name__}")

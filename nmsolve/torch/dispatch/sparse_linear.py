@@ -31,7 +31,7 @@ class SparseLinear(nn.Linear):
         True = keep; at most 2 of every 4 of a row and of a column of a block. Assigning
         `layer.mask` checks it too.
     backend : {"dense", "cusparselt", "cutlass"}
-        Who multiplies; the numbers are those of the masked dense weight either way.
+        The one that multiplies; the numbers are those of the masked dense weight either way.
     algorithms : tuple of int
         cuSPARSELt's algorithms as `accelerate_` measured them; kept by copies, moves and pickling,
         and used only for inputs of the size and dtype, and on the kind of GPU, that they were
@@ -174,7 +174,7 @@ class SparseLinear(nn.Linear):
         )
 
     def extra_repr(self) -> str:
-        """Return what nn.Linear shows, and who multiplies."""
+        """Return what nn.Linear shows, and the backend that multiplies."""
         return (
             f"{super().extra_repr()}, pattern=2:4T, backend={named(self.backend, self.algorithms)}"
         )

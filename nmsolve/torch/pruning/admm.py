@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nmsolve.torch.pruning.problem import Problem
 
-#: ρ, in units of the Hessian once its diagonal is one: where it starts, and its growth an
+#: ρ, in units of the Hessian once its diagonal is one: where it starts, and its growth per
 #: iteration.
 _FIRST, _GROWTH = 0.1, 1.1
 _ITERATIONS = 120

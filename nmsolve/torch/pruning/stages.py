@@ -1,4 +1,6 @@
-"""In which order a model comes to its planned layers, and which of them are pruned at one stage."""
+"""The order in which a model comes to its planned layers, and the layers that are pruned at one
+stage.
+"""
 
 from __future__ import annotations
 

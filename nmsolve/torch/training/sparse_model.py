@@ -275,7 +275,7 @@ class SparseModel:
         return bool(among)
 
     def _find(self, model: nn.Module) -> Found:
-        """Return what is there of the plan in a model; raise InputError if it is nothing."""
+        """Return the planned weights that a model has; raise InputError if it has none."""
         found = find(model, self.plan, self._run)
         if not found.layers:
             raise InputError(

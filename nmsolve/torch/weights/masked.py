@@ -97,7 +97,7 @@ class Masked(nn.Module):
     mounted : bool
         Whether it is on a parameter, so that assigning copies.
     backend : str
-        Who multiplies, where a layer is accelerated.
+        The one that multiplies, where a layer is accelerated.
     progress : Progress
     candidates : Candidates or None
         LBC's, once it is attached.

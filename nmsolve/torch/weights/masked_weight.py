@@ -1,7 +1,7 @@
-"""Tensors that module.weight gives of a weight with a mask: like any other, but that writing
-into them is seen.
+"""Tensors that module.weight gives of a weight with a mask: like any other, but they
+notice when they are written to.
 
-They say so to their origin; what becomes of it is in written.py.
+They tell their origin, and written.py brings what was written to the dense weight.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPERATORS = (
     "__imod__",
     "__ipow__",
 )
-#: Methods that write: those whose names end so, but for some that do not.
+#: Methods that write: those whose names end in "_", without some that write no values.
 _IN_PLACE = tuple(
     name
     for name in dir(Tensor)

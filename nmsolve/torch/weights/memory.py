@@ -81,8 +81,8 @@ class Memory:
         )
 
     def observe(self) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """Return what goes on being looked at: the tensor, the dense weight, the mask, and their
-        state.
+        """Return what is still looked at for writes: the tensor, the dense weight, the mask, and
+        their state.
         """
         return self._tensor, self.weight, self._mask, self._state
 

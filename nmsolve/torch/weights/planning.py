@@ -85,7 +85,7 @@ def plan(
     Notes
     -----
     Groups lie along the axis that products reduce over: input channels of nn.Linear, nn.Conv1d,
-    Conv2d and Conv3d (a matrix (out, in) a kernel position), of nn.MultiheadAttention's
+    Conv2d and Conv3d (one matrix (out, in) per kernel position), of nn.MultiheadAttention's
     projections, and of Hugging Face's Conv1D, whose weight is (in, out). Groups and blocks stay
     within a filter group of a grouped convolution. Weights that several layers share get one mask,
     if every one of them can have it. A subclass with a forward of its own has that run once, on

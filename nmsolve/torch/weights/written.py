@@ -1,6 +1,6 @@
 """Writes into module.weight of a weight with a mask, brought to the dense weight.
 
-A parametrization computes module.weight anew at every use, so that a write into what it gave would
+A parametrization computes module.weight again at every use, so that a write into what it gave would
 be lost: `.data.copy_`, `.data =`, `clamp_`, nn.init, an adapter that is merged. Everything else
 that holds weights treats module.weight as the parameter, so this does too: entries that were
 written are set in the dense weight, all others stay as they are.
