@@ -26,8 +26,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory kernels
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile -q tests
+	@$(MAKE) --no-print-directory test
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -160,8 +160,6 @@ NARROW = tuple(
     for name in FAMILIES
     if FAMILIES[name](np.random.default_rng(0), (1, 2, 2)).dtype == np.float32
 )
-#: Families of float64: kernels of their own.
-RARE_WIDE = rare(*(name for name in FAMILIES if name not in NARROW))
 family_names = st.sampled_from(sorted(FAMILIES))
 
 

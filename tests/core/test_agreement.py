@@ -14,12 +14,10 @@ from tests.core.families import (
     FAMILIES,
     HALF,
     HALF_FAMILIES,
-    NARROW,
     RARE_LARGE,
     RARE_MIDDLE,
     RARE_ROWWISE,
     RARE_SMALL,
-    RARE_WIDE,
     ROWWISE,
     WHOLE,
     as_float,
@@ -68,7 +66,7 @@ def test_exact_is_the_optimum(text, name, seed):
     solve_family(parse(text), name, seed)
 
 
-@pytest.mark.parametrize("name", [*NARROW, *RARE_WIDE])
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("text", [*MIDDLE, *RARE_MIDDLE])
 @settings(max_examples=1)
 @given(seed=seeds)
