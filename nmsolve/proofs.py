@@ -95,7 +95,7 @@ class _Finder:
         n, m = pattern.n, pattern.m
         if not pattern.transposable or n == m:
             return blocks.evaluate(*self.duals(S, 0))[2].ravel()
-        from nmsolve.solvers.apart import codes
+        from nmsolve.solvers.block_masks import codes
 
         u, v = self._ascended(S, "f8", FINE)
         if pattern.at_most:

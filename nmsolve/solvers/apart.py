@@ -1,5 +1,4 @@
-"""Blocks whose scores lie far apart: what floating point would lose of the small ones beside the
-large.
+"""Blocks whose scores lie far apart, so that floating point loses the small ones beside the large.
 
 A penalty of −1e30 beside scores of 1 … 99, or a weight 10^7 times its block: sums that hold both
 have no digits left for the small ones. Where magnitudes fall apart into small ones, up to M, and
@@ -15,28 +14,12 @@ Blocks of m = 4 that need it are decided by comparing all masks, in twice the pr
 from __future__ import annotations
 
 import math
-from functools import cache
-from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nmsolve.solvers import APART, FINE
 from nmsolve.solvers.augment import augment
 from nmsolve.solvers.compiled import part
-
-
-@cache
-def codes(n: int, m: int) -> NDArray[np.uint16]:
-    """Every mask of a 4 × 4 block, exactly n, in 16 bits, bit 4 row + column; none for other m."""
-    if m != 4:
-        return np.zeros(0, np.uint16)
-    rows = [row for row in range(16) if row.bit_count() == n]
-    found = []
-    for lines in product(rows, repeat=4):
-        if all(sum(line >> j & 1 for line in lines) == n for j in range(4)):
-            found.append(sum(line << 4 * i for i, line in enumerate(lines)))
-    return np.array(found, np.uint16)
 
 
 @part
@@ -110,7 +93,7 @@ def power_of_two(x):
 
 @part
 def is_apart(S, kept):
-    """Whether what a mask keeps in some row is nothing beside the block's largest score
+    """Return whether what a mask keeps in some row is nothing beside the block's largest score
     (`APART`).
     """
     top = 0.0
@@ -131,8 +114,9 @@ def is_apart(S, kept):
 
 @part
 def _lies_apart(S, factor, at_most):
-    """Whether some magnitude is beyond `factor` times the next smaller one; mostly not, which a few
-    passes tell without sorting.
+    """Return whether some magnitude is beyond `factor` times the next smaller one.
+
+    Mostly none is, which a few passes tell without sorting.
     """
     top, least, deepest = 0.0, np.inf, 0.0
     for i in range(S.shape[0]):
@@ -196,7 +180,7 @@ def bound_above(S, n, at_most, past):
 
 @part
 def _fits(S, n, at_most, bound):
-    """Whether no line has more than n positive scores above a bound, or more than m − n below its
+    """Return whether no line has more than n scores above a bound, or more than m − n below its
     negative.
     """
     m = S.shape[0]
@@ -214,7 +198,7 @@ def _fits(S, n, at_most, bound):
 
 @part
 def decides(S, kept, bound):
-    """Whether a mask keeps every score above a bound, and none below its negative."""
+    """Return whether a mask keeps every score above a bound, and none below its negative."""
     for i in range(S.shape[0]):
         for j in range(S.shape[1]):
             if (S[i, j] > bound and kept[i, j] == 0) or (S[i, j] < -bound and kept[i, j] == 1):
@@ -245,8 +229,8 @@ def certificate(S, kept, u, v, n):
 
 @part
 def closes(S, kept, size, loose, tolerance, lost):
-    """Whether a gap is within tolerance of the magnitude kept, or of the least score that is not
-    zero if that is more.
+    """Return whether a gap is within tolerance of the magnitude kept, or of the least score that is
+    not zero if that is more.
     """
     if loose > 0.0 and is_apart(S, kept):
         tolerance = min(tolerance, 0.25 * FINE)
@@ -265,10 +249,18 @@ def closes(S, kept, size, loose, tolerance, lost):
 
 @part
 def scale_of(top):
-    """What a block is divided by so that sums of its scores neither overflow nor vanish: 1, but for
+    """The divisor of a block with which sums of its scores neither overflow nor vanish: 1, but for
     extreme ones.
     """
     return 1.0 if top == 0.0 or 2.0**-500 <= top <= 2.0**500 else power_of_two(max(top, 2.0**-1022))
+
+
+@part
+def copy(kept, other):
+    """A mask into another array. (Of a slice numba would compile the error that shapes differ.)"""
+    for i in range(kept.shape[0]):
+        for j in range(kept.shape[1]):
+            other[i, j] = kept[i, j]
 
 
 @part
@@ -313,13 +305,13 @@ def finish(S, bound, u, v, n, at_most, tolerance, masks, kept, clipped, other, i
         total, rest = value_of(S, kept)
         if total > high or (total == high and rest > low):
             high, low = total, rest
-            other[:] = kept
+            copy(kept, other)
             candidates += 1
         bound = bound_above(S, n, at_most, bound)
     if candidates > 0:
         total, rest = value_of(S, kept)
         if high > total or (high == total and low > rest):
-            kept[:] = other
+            copy(other, kept)
     magnitude, loose = certificate(clipped, kept, u, v, n)
     if bound < np.inf or lost > 0.0:  # it lies apart as it is given
         tolerance = min(tolerance, 0.25 * FINE)

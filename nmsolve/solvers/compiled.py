@@ -1,6 +1,4 @@
-"""numba, as this library uses it: kernels without the GIL, cached on disk, specialised by literal
-arguments.
-"""
+"""numba as this library uses it: kernels without the GIL, cached on disk, compiled per pattern."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import njit, types
 
 #: Every kernel takes this as its last argument, a literal. numba's cache only watches the file that
@@ -35,7 +34,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first use and cache beside the source, or in the user's cache folder where that
     cannot be written.
 
-    Where neither can be written the kernel is compiled anew in every process.
+    Where neither can be written the kernel is compiled again in every process.
     """
     try:
         return njit(nogil=True, error_model="numpy", cache=True)(function)
@@ -48,14 +47,41 @@ def kernel(function: Callable[..., Any]) -> Any:
 part = njit(nogil=True, error_model="numpy")
 
 
+def structure(
+    fields: dict[str, tuple[str, tuple[int, ...]]], same: dict[str, tuple[str, str]] | None = None
+) -> np.dtype[np.void]:
+    """Return the layout of a record of arrays: name to element and shape.
+
+    A kernel's parts are given a record as one pointer. Of a tuple of arrays numba hands on each
+    one, and counts its references up and down at every call.
+
+    same : further names for the memory of a field, with the
+    element to read it as.
+    """
+    plain = np.dtype([(name, *field) for name, field in fields.items()], align=True)
+    offsets = {name: field[1] for name, field in (plain.fields or {}).items()}
+    formats = {name: np.dtype(field) for name, field in fields.items()}
+    for name, (other, element) in (same or {}).items():
+        offsets[name], formats[name] = offsets[other], np.dtype((element, fields[other][1]))
+    return np.dtype(
+        {
+            "names": list(offsets),
+            "formats": list(formats.values()),
+            "offsets": list(offsets.values()),
+            "itemsize": plain.itemsize,
+            "aligned": True,
+        }
+    )
+
+
 def array(element: Any, dimensions: int, layout: str = "C") -> Any:
     """The numba type of an array."""
     return types.Array(element, dimensions, layout)
 
 
 def specialise(dispatcher: Any, *arguments: Any) -> Callable[..., Any]:
-    """The entry point of a kernel for these argument types, compiled or from the cache; ints and
-    strings are literals.
+    """Return the entry point of a kernel for these argument types, compiled or from the cache; ints
+    and strings are literals.
 
     Calling it skips numba's dispatch, which has no notion of literal arguments.
     """

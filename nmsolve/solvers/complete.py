@@ -1,5 +1,5 @@
-"""From an at-most mask of an approximation to one that keeps exactly n in every row and column of a
-block.
+"""Completing an at-most mask of an approximation, so that it keeps exactly n in every row and
+column of a block.
 
 Both approximations leave some rows and columns below n. As many units are missing in rows as in
 columns; for a row i and a column j that lack one, either (i, j) itself is added, or a kept (k, l)
@@ -7,9 +7,9 @@ makes way for (i, l) and (k, j). Of these steps the one that gains most is taken
 for n < m: if (i, j) is kept, row i misses some column l that more rows keep than keep j, so one of
 these rows keeps l and not j.
 
-A step can lose score. `certain` says whether the approximation's guarantee still stands for the
-completed block, and where it does not (it has not been seen) the block is solved exactly, so that
-the guarantee holds by construction.
+A step can lose score. The kernels of `greedy` and `cover` check that their guarantee still stands
+for the completed block; where it does not (it has not been seen) the block is solved exactly, so
+that the guarantee holds by construction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nmsolve.solvers.compiled import part
 
 @part
 def read_block(X, row, column, absolute, S):
-    """Copy a block's scores to S (m, m); returns their sum, the least of them, and whether all are
+    """Copy a block's scores to S (m, m). Returns their sum, the least of them, and whether all are
     finite.
     """
     m = S.shape[0]
@@ -40,7 +40,7 @@ def read_block(X, row, column, absolute, S):
 
 @part
 def kept_score(S, kept):
-    """The sum of the kept scores."""
+    """Return the sum of the kept scores."""
     total = 0.0
     for i in range(S.shape[0]):
         for j in range(S.shape[1]):
@@ -90,8 +90,8 @@ def complete(S, kept, n):
 
 @part
 def relaxed_optimum(S, n):
-    """An upper bound on the kept score of a block with scores ≥ 0: the n largest of every row, or
-    of every column.
+    """Return an upper bound on the kept score of a block with scores ≥ 0: the n largest of every
+    row, or of every column.
     """
     m = S.shape[0]
     top = np.empty(n)
@@ -104,7 +104,7 @@ def relaxed_optimum(S, n):
 
 @part
 def _largest(line, top):
-    """The sum of the len(top) largest values, by insertion into top."""
+    """Return the sum of the len(top) largest values, by insertion into top."""
     n = top.shape[0]
     filled = 0
     for x in line:
@@ -121,7 +121,7 @@ def _largest(line, top):
 
 @part
 def solve_alone(S, n, kept):
-    """The optimal mask of one block, exactly n, into kept."""
+    """Write the optimal mask of one block, exactly n, to kept."""
     m = S.shape[0]
     size = 2 * m + 1
     augment(

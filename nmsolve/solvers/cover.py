@@ -23,7 +23,7 @@ from nmsolve.solvers.greedy import approximation, compiled
 
 @part
 def prune_lightest(S, n, at_most, kept):
-    """The rule itself, ties by lowest index. At most n prunes negative scores too. Returns the
+    """Apply the rule, ties by lowest index. At most n prunes negative scores too. Returns the
     pruned score.
     """
     m = S.shape[0]
@@ -43,11 +43,11 @@ def prune_lightest(S, n, at_most, kept):
 
 @kernel
 def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, build):
-    """Block rows first … last − 1 of X (rows, cols) float64 into mask: objective and bound to sums,
-    (completed, exact) to counts.
+    """Solve block rows first … last − 1 of X (rows, cols) float64 into mask.
 
-    sums[2] becomes 1 if a score is negative, which voids the bound. Returns False if a score is not
-    finite.
+    sums (3,) gains objective and bound, counts (2,) the blocks that were completed, and of them
+    those solved exactly. sums[2] becomes 1 if a score is negative, which voids the bound. Returns
+    False if a score is not finite.
     """
     S, kept = np.empty((m, m)), np.empty((m, m), np.uint8)
     for r in range(first * m, last * m, m):
@@ -76,5 +76,5 @@ def cover_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, bu
 
 
 def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
-    """Cover for a transposable pattern."""
+    """Return cover for a transposable pattern."""
     return approximation(compiled(cover_blocks), pattern, absolute)

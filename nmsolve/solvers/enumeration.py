@@ -1,10 +1,10 @@
 """Transposable blocks of m = 4, exactly n: the best of all masks, found as a two-stage maximum.
 
-There are 90 masks with two entries in every row and column of a 4 × 4 block (24 for 1:4T and 3:4T).
-The upper two rows have 36 pairs of row patterns, of which only the column counts matter to the
-lower two rows: 19 classes of counts. The best pair of every class in each half, the sums of
-complementary classes, the best of 19: about 170 additions and maxima for 16 weights, without a
-branch, 16 blocks at once.
+A 4 × 4 block has 90 masks with two entries in every row and column (24 for 1:4T and 3:4T), listed
+in `block_masks`. Its upper two rows have 36 pairs of row patterns, of which only the column counts
+matter to the lower two rows: 19 classes of counts. So the best pair of every class is found in each
+half, then the best of the 19 sums of complementary classes. That is about 170 additions and maxima
+for 16 weights, without a branch, for 16 blocks at once.
 
 The proof is the exhaustion itself. Sums of float32 scores are rounded at most three times on the
 way to a mask's value, so the best value, raised by three roundings, bounds every mask of the block;
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from numpy.typing import NDArray
 
 from nmsolve.pattern import Pattern
 from nmsolve.solvers import Run, TaskResult
-from nmsolve.solvers.apart import codes, enumerate_exactly
+from nmsolve.solvers.apart import enumerate_exactly
+from nmsolve.solvers.block_masks import M, Pair, classes, codes, pair_code, row_patterns
 from nmsolve.solvers.compiled import BUILD, STORAGE, array, kernel, part, specialise
 from nmsolve.solvers.lanes import (
     ELEMENT,
@@ -45,7 +45,6 @@ from nmsolve.solvers.lanes import (
     unzip,
 )
 
-M = 4
 #: A mask's value passes three roundings (two entries, two rows, two halves), the bound on it one
 #: more.
 ROUNDINGS = 4
@@ -54,55 +53,20 @@ ROUNDINGS = 4
 #: one in a million N(0, 1) blocks.
 SMALL = 2.0**-12
 
-Pair = tuple[int, int]
-
-
-@cache
-def row_patterns(n: int) -> tuple[tuple[int, ...], ...]:
-    """The C(4, n) sets of kept columns, in lexicographic order."""
-    return tuple(combinations(range(M), n))
-
-
-@cache
-def classes(n: int) -> tuple[tuple[tuple[Pair, ...], tuple[Pair, ...]], ...]:
-    """For every way to split the column counts between the halves: the row-pattern pairs of the
-    upper and of the lower.
-    """
-    pairs: dict[tuple[int, ...], list[Pair]] = {}
-    patterns = row_patterns(n)
-    for a, b in product(range(len(patterns)), repeat=2):
-        counts = tuple((j in patterns[a]) + (j in patterns[b]) for j in range(M))
-        pairs.setdefault(counts, []).append((a, b))
-    split = []
-    for counts, upper in pairs.items():
-        lower = pairs.get(tuple(n - c for c in counts))
-        if lower:
-            split.append((tuple(upper), tuple(lower)))
-    return tuple(split)
-
-
-def _code(n: int, pair: Pair) -> int:
-    """Two rows of a mask as eight bits, bit 4 * row + column."""
-    return sum(
-        1 << (M * row + j) for row, pattern in enumerate(pair) for j in row_patterns(n)[pattern]
-    )
-
 
 def _best_pair(n: int, rows: list[list[Any]], pairs: tuple[Pair, ...]) -> tuple[Vec, Vec]:
     value = rows[0][pairs[0][0]] + rows[1][pairs[0][1]]
-    code = constant(value.builder, _code(n, pairs[0]), ELEMENT["i4"])
+    code = constant(value.builder, pair_code(n, pairs[0]), ELEMENT["i4"])
     for pair in pairs[1:]:
         rival = rows[0][pair[0]] + rows[1][pair[1]]
         better = rival > value
-        code = select(better, constant(value.builder, _code(n, pair), ELEMENT["i4"]), code)
+        code = select(better, constant(value.builder, pair_code(n, pair), ELEMENT["i4"]), code)
         value = maximum(rival, value)
     return value, code
 
 
 def _best_mask(n: int, block: list[list[Vec]]) -> tuple[Vec, Vec]:
-    """Value and 16-bit mask of the best block; the first in a fixed order where several are
-    best.
-    """
+    """Value and 16-bit code of the best mask; the first in a fixed order where several are best."""
     sums = []
     for row in block:
         total = []
@@ -176,7 +140,7 @@ def _solve_group(
     """Sixteen blocks side by side: masks to `mask`, objectives and bounds added to sums, largest
     magnitude to top.
 
-    far : the lanes whose scores lie far apart (`SMALL`). Scores are ≥ 0.
+    far : becomes the lanes whose scores lie far apart (`SMALL`). Scores are ≥ 0.
     """
     sig = types.void(
         X, at, row_stride, kind, absolute, mask, mask_at, mask_stride, sums, top, far, n
@@ -253,7 +217,7 @@ def _solve_group(
 def _mend(
     X, at, row_stride, kind, absolute, mask, row, column, sums, far, masks, scores, block, kept
 ):
-    """The lanes of `far` once more, exactly. The first block's mask is at row, column."""
+    """Solve the lanes of `far` again, exactly. The first block's mask is at row, column."""
     _read_group(X, at, row_stride, kind, absolute, scores)
     for lane in range(LANES):
         if (far[0] >> lane) & 1 == 0:
@@ -298,36 +262,14 @@ def enumerate_blocks(
         for c in range(0, grouped, LANES):
             at = r * M * row_stride + c * M
             _solve_group(
-                X,
-                at,
-                row_stride,
-                kind,
-                absolute,
-                mask,
-                r * M * mask_stride + c * M,
-                mask_stride,
-                sums,
-                top,
-                far,
-                n,
-            )
+                X, at, row_stride, kind, absolute, mask, r * M * mask_stride + c * M, mask_stride,
+                sums, top, far, n,
+            )  # fmt: skip
             if far[0] != 0:
                 _mend(
-                    X,
-                    at,
-                    row_stride,
-                    kind,
-                    absolute,
-                    mask,
-                    r * M,
-                    c * M,
-                    sums,
-                    far,
-                    masks,
-                    scores,
-                    block,
-                    kept,
-                )
+                    X, at, row_stride, kind, absolute, mask, r * M, c * M, sums, far, masks, scores,
+                    block, kept,
+                )  # fmt: skip
     rest = blocks_per_row - grouped
     total = rest * (last - first)
     for start in range(0, total, LANES):
@@ -343,21 +285,9 @@ def enumerate_blocks(
         )
         if far[0] != 0:
             _mend(
-                tile,
-                0,
-                tile_stride,
-                kind,
-                absolute,
-                tile_mask,
-                0,
-                0,
-                sums,
-                far,
-                masks,
-                scores,
-                block,
-                kept,
-            )
+                tile, 0, tile_stride, kind, absolute, tile_mask, 0, 0, sums, far, masks, scores,
+                block, kept,
+            )  # fmt: skip
         for lane in range(filled):
             r, c = (first + (start + lane) // rest) * M, (grouped + (start + lane) % rest) * M
             for i in range(M):
@@ -366,8 +296,9 @@ def enumerate_blocks(
 
 
 def prove(objective: float, best: float, wide: bool, tolerance: float) -> tuple[float, bool]:
-    """The bound that the sum of best values proves, and whether it closes. wide: whether they were
-    summed in float64.
+    """Return the bound that the sum of best values proves, and whether it closes.
+
+    wide : they were summed in float64.
     """
     exact_sums = not wide and tolerance < 1e-6  # small integers
     rounding = 0.0 if exact_sums else ROUNDINGS * (2.0**-53 if wide else 2.0**-24)
@@ -387,8 +318,8 @@ def _compiled(kind: str, n: int) -> Callable[..., None]:
 
 
 def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
-    """The exact solver of 1:4T, 2:4T and 3:4T, exactly n, for scores ≥ 0 (sums of others cancel,
-    which voids the bound).
+    """Return the exact solver of 1:4T, 2:4T and 3:4T, exactly n, for scores ≥ 0 (sums of others
+    cancel, which voids the bound).
     """
     n, wide = pattern.n, kind == "f8"
     solve = _compiled(kind, n)
@@ -397,20 +328,9 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
         top, sums = np.zeros(LANES, np.int64 if wide else np.int32), np.zeros(2 * LANES)
         tile, tile_mask = np.zeros((M, M * LANES), X.dtype), np.zeros((M, M * LANES), np.uint8)
         solve(
-            X,
-            top,
-            kind,
-            int(absolute),
-            mask,
-            first,
-            last,
-            n,
-            codes(n, M),
-            tile,
-            tile_mask,
-            sums,
+            X, top, kind, int(absolute), mask, first, last, n, codes(n, M), tile, tile_mask, sums,
             BUILD,
-        )
+        )  # fmt: skip
         largest = top.max()
         if largest >= (0x7FF0000000000000 if wide else 0x7F800000):
             return None

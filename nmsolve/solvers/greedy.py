@@ -28,7 +28,7 @@ from nmsolve.solvers.complete import complete, kept_score, read_block, relaxed_o
 
 @part
 def keep_heaviest(S, n, at_most, kept):
-    """The rule itself, ties by lowest index. At most n keeps positive scores only. Returns the kept
+    """Apply the rule, ties by lowest index. At most n keeps positive scores only. Returns the kept
     score.
     """
     m = S.shape[0]
@@ -50,11 +50,11 @@ def keep_heaviest(S, n, at_most, kept):
 
 @kernel
 def greedy_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, build):
-    """Block rows first … last − 1 of X (rows, cols) float64 into mask: objective and bound to sums,
-    (completed, exact) to counts.
+    """Solve block rows first … last − 1 of X (rows, cols) float64 into mask.
 
-    sums[2] becomes 1 if a score is negative, which voids the bound. Returns False if a score is not
-    finite.
+    sums (3,) gains objective and bound, counts (2,) the blocks that were completed, and of them
+    those solved exactly. sums[2] becomes 1 if a score is negative, which voids the bound. Returns
+    False if a score is not finite.
     """
     S, kept = np.empty((m, m)), np.empty((m, m), np.uint8)
     for r in range(first * m, last * m, m):
@@ -81,7 +81,7 @@ def greedy_blocks(X, absolute, mask, first, last, n, m, at_most, sums, counts, b
 
 @cache
 def compiled(blocks: Any) -> Callable[..., bool]:
-    """A kernel of this file's signature, compiled."""
+    """Return a kernel of this file's signature, compiled."""
     return specialise(
         blocks, array(types.float64, 2, "A"), types.boolean, array(types.uint8, 2, "A"),
         types.int64, types.int64,
@@ -90,28 +90,19 @@ def compiled(blocks: Any) -> Callable[..., bool]:
 
 
 def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
-    """Keep-greedy for a transposable pattern."""
+    """Return keep-greedy for a transposable pattern."""
     return approximation(compiled(greedy_blocks), pattern, absolute)
 
 
 def approximation(solve: Callable[..., bool], pattern: Pattern, absolute: bool) -> Run:
-    """A Run around a kernel of this file's signature."""
+    """Return a Run around a kernel of this file's signature."""
 
     def run(X: NDArray[Any], mask: NDArray[Any], first: int, last: int) -> TaskResult | None:
         sums, counts = np.zeros(3), np.zeros(2, np.int64)
         if not solve(
-            X,
-            absolute,
-            mask,
-            first,
-            last,
-            pattern.n,
-            pattern.m,
-            pattern.at_most,
-            sums,
-            counts,
+            X, absolute, mask, first, last, pattern.n, pattern.m, pattern.at_most, sums, counts,
             BUILD,
-        ):
+        ):  # fmt: skip
             return None
         blocks = (last - first) * (X.shape[1] // pattern.m)
         stats = {"blocks": blocks, "completed": int(counts[0]), "solved_exactly": int(counts[1])}

@@ -1,6 +1,6 @@
 """Sixteen blocks side by side: the vector values that kernels are written in.
 
-A kernel of this library works on 16 blocks (or groups) at once, one a vector lane, so that a
+A kernel of this library works on 16 blocks (or groups) at once, one per vector lane, so that a
 branch-free algorithm costs one instruction for 16 blocks. LLVM's loop vectoriser does not do this
 reliably for a selection network, so the straight-line parts ("lane programs") are emitted as LLVM
 vectors of 16 elements through numba's `@intrinsic`, and numba code loops over them. LLVM splits a
@@ -170,7 +170,7 @@ def store(builder: Any, vec: Vec, array: Any, offset: Any) -> None:
 
 
 def load_bits(builder: Any, array: Any, offset: Any) -> Vec:
-    """One boolean a lane, kept as the 16 bits of a uint16."""
+    """One boolean per lane, kept as the 16 bits of a uint16."""
     word = builder.load(builder.gep(array, [offset]))
     return Vec(builder, builder.bitcast(word, ir.VectorType(_I1, LANES)))
 
@@ -222,13 +222,12 @@ def lane_offsets(builder: Any, stride: Any) -> Vec:
 
 
 def gather(builder: Any, array: Any, offsets: Vec) -> Vec:
-    """Elements at one 64-bit offset a lane, counted in elements from the data pointer."""
+    """Elements at one 64-bit offset per lane, counted in elements from the data pointer."""
     element = array.type.pointee
     vector = ir.VectorType(element, LANES)
     result = ir.Constant(vector, ir.Undefined)
-    for lane in range(
-        LANES
-    ):  # LLVM has a gather instruction, but plain loads are as fast and exist everywhere
+    # LLVM has a gather instruction, but plain loads are as fast and exist everywhere.
+    for lane in range(LANES):
         index = ir.Constant(_I32, lane)
         item = builder.load(builder.gep(array, [builder.extract_element(offsets.value, index)]))
         result = builder.insert_element(result, item, index)
@@ -236,7 +235,7 @@ def gather(builder: Any, array: Any, offsets: Vec) -> Vec:
 
 
 def _features() -> str:
-    """What this machine can do, as numba tells LLVM (NUMBA_CPU_FEATURES included)."""
+    """Return what this machine can do, as numba tells LLVM (NUMBA_CPU_FEATURES included)."""
     return str(cpu_target.target_context.codegen()._tm_features)
 
 
@@ -245,7 +244,7 @@ def to_scores(raw: Vec, kind: str, absolute: Any) -> Vec:
     `absolute`.
 
     `absolute` is a run-time 64-bit integer, 0 or 1. "bf16" and "f16" come as 16-bit integers. A
-    float16 is widened by arithmetic that is exact for subnormals too and asks nothing of the
+    float16 is widened by arithmetic that is exact for subnormals too and needs nothing of the
     machine.
     """
     builder = raw.builder
@@ -278,8 +277,8 @@ def data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
 def store_mask(builder: Any, kept: list[Vec], mask: Any, at: Any) -> None:
     """Bytes 0 and 1 to mask from `at` on: entry j of lane l at l * len(kept) + j.
 
-    Four booleans a lane make a 32-bit word, and words of a lane are interleaved, where their number
-    is a power of two.
+    Four booleans per lane make a 32-bit word, and words of a lane are interleaved, where their
+    number is a power of two.
     """
     size = len(kept)
     if size % 4 == 0 and size & (size - 1) == 0:
@@ -307,6 +306,34 @@ def number(literal: Any) -> int:
     return int(literal.literal_value)
 
 
+def load_line(builder: Any, array: Any, start: Any, stride: Any, m: int) -> list[Vec]:
+    """The m vectors of a line."""
+    offsets = [
+        builder.add(start, builder.mul(stride, ir.Constant(stride.type, k))) for k in range(m)
+    ]
+    return [load(builder, array, offset) for offset in offsets]
+
+
+def load_first(builder: Any, array: Any, m: int) -> list[Vec]:
+    """The first m vectors of an array, one after the other."""
+    return [load(builder, array, ir.Constant(ir.IntType(64), k * LANES)) for k in range(m)]
+
+
+def pointers(context: Any, builder: Any, sig: Any, args: Any) -> list[Any]:
+    """Arguments with arrays replaced by their data pointers."""
+    return [
+        data(context, builder, kind, value) if isinstance(kind, types.Array) else value
+        for kind, value in zip(sig.args, args, strict=True)
+    ]
+
+
+def in_lanes(builder: Any, scalar: Any, vec: Vec) -> Vec:
+    """A float64 scalar in every lane, in the vector's type."""
+    return splat(
+        builder, scalar if vec.element == scalar.type else builder.fptrunc(scalar, vec.element)
+    )
+
+
 __all__ = [
     "ELEMENT",
     "LANES",
@@ -314,15 +341,19 @@ __all__ = [
     "constant",
     "data",
     "gather",
+    "in_lanes",
     "interleave",
     "intrinsic",
     "ir",
     "lane_offsets",
     "load",
     "load_bits",
+    "load_first",
+    "load_line",
     "maximum",
     "minimum",
     "number",
+    "pointers",
     "select",
     "splat",
     "store",

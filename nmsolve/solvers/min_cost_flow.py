@@ -1,11 +1,13 @@
-"""Transposable blocks as min-cost flow problems for OR-tools, one call a block: the backend of the
-2021 paper, for comparison.
+"""Transposable blocks as min-cost flow problems for OR-tools, one call per block: the backend of
+the 2021 paper, for comparison.
 
 Costs must be integers (float costs make flow codes loop or answer wrongly), so a block's scores are
-scaled by the power of two that takes its largest to 2^47 … 2^48 and rounded; the rounding moves an
-objective by at most n m / 2 units, which is reported. The graph: a source of n units a row, arcs of
-capacity one to the columns, n units demanded a column; for at most, a node that takes what a row
-does not place and gives what a column lacks.
+scaled by the power of two that takes its largest to 2^47 … 2^48, and rounded. The rounding moves an
+objective by at most n m / 2 units, which is reported.
+
+The graph: every row supplies n units, every column demands n, and an arc of capacity one leads from
+each row to each column. For at most, one more node takes what rows do not place and gives what
+columns lack.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ def _flow() -> Any:
 
 
 def solve_block(S: NDArray[np.float64], n: int, at_most: bool) -> tuple[NDArray[np.bool_], float]:
-    """The mask of one block (m, m) of finite scores, and the most that rounding may have cost
-    it.
+    """Return the mask of one block (m, m) of finite scores, and the most that rounding may have
+    cost it.
     """
     flow = _flow()
     m = S.shape[0]
@@ -69,9 +71,7 @@ def solve_block(S: NDArray[np.float64], n: int, at_most: bool) -> tuple[NDArray[
 
 
 def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
-    """OR-tools for a transposable pattern. The bound is left to the caller, who proves it with
-    duals.
-    """
+    """Return OR-tools as a solver. It proves nothing: the caller does, with duals."""
     _flow()
     n, m = pattern.n, pattern.m
 

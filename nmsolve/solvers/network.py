@@ -35,8 +35,8 @@ def _batcher(m: int) -> list[tuple[int, int]]:
 
 @cache
 def selection_network(m: int, ranks: tuple[int, ...]) -> tuple[Comparator, ...]:
-    """Comparators after which place r holds the r-th largest value, for each r of `ranks` (0 is the
-    largest).
+    """Return comparators after which place r holds the r-th largest value, for each r of `ranks` (0
+    is the largest).
     """
     needed = set(ranks)
     kept: list[Comparator] = []
@@ -53,7 +53,7 @@ def select_ranks(
     maximum: Callable[[Any, Any], Any],
     minimum: Callable[[Any, Any], Any],
 ) -> list[Any]:
-    """The values of the given ranks (0 is the largest), through a selection network.
+    """Return the values of the given ranks (0 is the largest), through a selection network.
 
     Works on anything that `maximum` and `minimum` take: NumPy arrays, or vectors of a kernel.
     """

@@ -1,5 +1,4 @@
-"""Row-wise n:m: keep the n largest scores of every m consecutive ones. Exact, for any 1 ≤ n ≤ m ≤
-64.
+"""Row-wise n:m: keep the n largest scores of every m consecutive ones, for any 1 ≤ n ≤ m ≤ 64.
 
     maximise Σ_j S_j x_j,   x ∈ {0, 1}^m,   Σ_j x_j = n   (at most: ≤ n)
 
@@ -51,8 +50,8 @@ from nmsolve.solvers.network import select_ranks
 def keep_largest(
     values: list[Any], n: int, at_most: bool, ones: Any, choose: Any, highest: Any, lowest: Any
 ) -> Any:
-    """Which of m values are among the n largest, the lowest index first among equals; and whether n
-    are separated.
+    """Return, of m values, which are among the n largest, the lowest index first among equals; and
+    whether n are separated.
 
     `ones` is the integer 1 in every lane; `choose`, `highest` and `lowest` are the select, maximum
     and minimum of the values' kind.
@@ -123,8 +122,8 @@ def _keep_groups(typingctx, X, at, kind, absolute, mask, mask_at, sums, top, wro
 def keep_rows(
     X, top, kind, absolute, mask, first, last, n, m, at_most, tile, tile_mask, sums, wrong, build
 ):
-    """Rows first … last − 1 of X into mask; sums[:16] gains the kept scores, wrong[0] the lanes
-    that failed the check.
+    """Solve rows first … last − 1 of X into mask; sums[:16] gains the kept scores, wrong[0] the
+    lanes that failed the check.
 
     X (rows, cols) float32, float64 or 16-bit patterns, named by the literal `kind`; elements of a
     row adjacent. Groups that do not fill 16 in a row are collected in tile (1, 16 m), of X's dtype.
@@ -136,19 +135,9 @@ def keep_rows(
     for r in range(first, last):
         for g in range(0, whole, LANES):
             _keep_groups(
-                X,
-                r * row_stride + g * m,
-                kind,
-                absolute,
-                mask,
-                r * mask_stride + g * m,
-                sums,
-                top,
-                wrong,
-                n,
-                m,
-                at_most,
-            )
+                X, r * row_stride + g * m, kind, absolute, mask, r * mask_stride + g * m, sums, top,
+                wrong, n, m, at_most,
+            )  # fmt: skip
     rest = groups - whole
     total = rest * (last - first)
     for start in range(0, total, LANES):
@@ -177,7 +166,9 @@ def _compiled(kind: str, n: int, m: int, at_most: int) -> Callable[..., None]:
 
 
 def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
-    """The exact solver of row-wise patterns, and of m:mT, which keeps every (positive) entry."""
+    """Return the exact solver of row-wise patterns, and of m:mT, which keeps every (positive)
+    entry.
+    """
     n, m, at_most, wide = pattern.n, pattern.m, int(pattern.at_most), kind == "f8"
     solve = _compiled(kind, n, m, at_most)
 
@@ -190,22 +181,9 @@ def make(pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
         tile, tile_mask = np.zeros((1, m * LANES), X.dtype), np.zeros((1, m * LANES), np.uint8)
         rows = pattern.rows
         solve(
-            X,
-            top,
-            kind,
-            int(absolute),
-            mask,
-            first * rows,
-            last * rows,
-            n,
-            m,
-            at_most,
-            tile,
-            tile_mask,
-            sums,
-            wrong,
-            BUILD,
-        )
+            X, top, kind, int(absolute), mask, first * rows, last * rows, n, m, at_most, tile,
+            tile_mask, sums, wrong, BUILD,
+        )  # fmt: skip
         if top.max() >= (0x7FF0000000000000 if wide else 0x7F800000):
             return None
         groups = (last - first) * rows * (X.shape[1] // m)

@@ -1,10 +1,10 @@
-"""Equal scores: how the ascent tells them apart, and how its duals come to prove the mask for the
-scores as given.
+"""Equal scores: telling them apart while a block ascends, and then proving its mask for the scores
+as given.
 
 Equal scores leave entries with S − u − v = 0 that the ascent cannot separate. Where the first
-medians of a block show ties, it runs on S' = S + offset instead, a small fixed number an entry. The
-offset depends on the position in the block alone, so the choice among equal masks is deterministic
-and does not depend on neighbours.
+medians of a block show ties, it runs on S' = S + offset instead, a small fixed number per entry.
+The offset depends on the position in the block alone, so the choice among equal masks is
+deterministic and does not depend on neighbours.
 
 The mask X that is proven for S' is nearly always optimal for S too, and then potentials exist with
 
@@ -23,7 +23,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsolve.solvers.ascent_lanes import (
+from nmsolve.solvers.compiled import part
+from nmsolve.solvers.ties_lanes import (
     adopt_duals,
     lattice_line,
     perturb_row,
@@ -31,7 +32,6 @@ from nmsolve.solvers.ascent_lanes import (
     relax_row,
     round_duals,
 )
-from nmsolve.solvers.compiled import part
 
 LANES = 16
 #: Offsets as a share of the block's largest power of two. Quantised scores (ties among the medians
@@ -47,7 +47,9 @@ GRID = 2.0**-12
 
 @cache
 def offsets(m: int) -> NDArray[np.float64]:
-    """One number in (0, 1) an entry of an m × m block: splitmix64 of its index, fixed for ever."""
+    """Return one number in (0, 1) per entry of an m × m block: splitmix64 of its index, fixed for
+    ever.
+    """
     with np.errstate(over="ignore"):
         z = np.arange(1, m * m + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -78,7 +80,7 @@ def flag_ties(S, equal, zero, power, amount, word, m):
 
 @part
 def shift(S, amount, everywhere, delta, A, m):
-    """A = S + offset; returns whether any lane has one."""
+    """A = S + offset. Returns whether any lane has one."""
     shifted = False
     for lane in range(LANES):
         shifted |= amount[lane] > 0.0

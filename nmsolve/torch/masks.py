@@ -8,8 +8,6 @@ import math
 import sys
 from collections.abc import Callable
 from functools import cache, wraps
-from importlib import import_module
-from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -25,7 +23,9 @@ from nmsolve.feasibility import Report
 from nmsolve.pattern import Pattern
 from nmsolve.proofs import prove
 from nmsolve.stopwatch import Stopwatch
+from nmsolve.torch.device.engines import engine_named
 from nmsolve.torch.device.failures import explain
+from nmsolve.torch.device.problem import Engine
 from nmsolve.torch.result import MaskResult, TensorDuals, with_tensors
 from nmsolve.torch.tensors import (
     FLOATS8,
@@ -165,8 +165,9 @@ def solve(
         name = engine_name(weights.device, pattern)
         if name is None or method not in ("auto", "exact"):
             return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
-        engine = import_module(f"nmsolve.torch.device.{name}_engine")
-        return solve_on_device(weights, scores, pattern, method, threads, padding, duals, engine)
+        return solve_on_device(
+            weights, scores, pattern, method, threads, padding, duals, engine_named(name)
+        )
     except InputError as error:
         raise explain_layout(error, weights) from None
     except (RuntimeError, MemoryError) as error:
@@ -241,7 +242,7 @@ def _solve_on_host(
 def solve_on_device(
     weights: Tensor, scores: Tensor | None, pattern: Pattern, method: str, threads: int | None,
     padding: str, duals: bool,
-    engine: ModuleType,
+    engine: Engine,
 ) -> MaskResult:  # fmt: skip
     """Return the exact solver's result by an engine, on the device where the scores are."""
     stopwatch = Stopwatch()

@@ -165,6 +165,60 @@ def test_a_kill_at_every_call_to_the_system(
         assert not any(".nmsolve-unfinished" in str(path) for path in dst.parent.rglob("*")), after
 
 
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_only_what_is_on_the_disk_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of the system survives a kill, and not the loss of power: what a journal names, or
+    gets its final name, has been synced since it was written.
+    """
+    monkeypatch.setattr(writer, "SYNC_BYTES", 0)
+    src = tmp_path / f"dense{'' if kind == 'folder' else '.npz'}"
+    if kind == "folder":
+        write_folder(src, layers=1, width=8)
+    else:
+        np.savez(src, a=weights(8, 8), b=weights(12, 8), c=weights(4))
+    dirty, synced = set[str](), set[str]()
+    journalled, renamed = list[str](), list[str]()
+
+    def written(call: Callable[..., object]) -> Callable[..., object]:
+        def instead(descriptor: int, *args: object) -> object:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if os.path.basename(path).startswith("journal-"):
+                assert not dirty
+                journalled.append(path)
+            else:
+                dirty.add(path)
+            return call(descriptor, *args)
+
+        return instead
+
+    def brought(call: Callable[..., object]) -> Callable[..., object]:
+        def instead(descriptor: int) -> object:
+            found = call(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            dirty.discard(path)
+            synced.add(path)
+            return found
+
+        return instead
+
+    def rename(made: Path, place: Path) -> None:
+        assert str(made) in synced - dirty
+        renamed.append(place.name)
+        os.replace(made, place)
+
+    with monkeypatch.context() as patched:
+        for name in ("write", "pwrite"):
+            patched.setattr(os, name, written(getattr(os, name)))
+        for name in ("fsync", "fdatasync"):
+            patched.setattr(os, name, brought(getattr(os, name)))
+        patched.setattr(os, "rename", rename)
+        report = checkpoint.prune(src, tmp_path / f"out{src.suffix}", "2:4T")
+    assert len(journalled) == len(report.tensors)
+    assert len(renamed) >= 3
+
+
 def test_kills_while_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run, killed again and again after ever so little work."""
     monkeypatch.setattr(writer, "SYNC_BYTES", 0)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nmsolve
-from nmsolve.solvers.apart import add, bound_above, codes, enumerate_exactly, is_apart
+from nmsolve.solvers.apart import add, bound_above, enumerate_exactly, is_apart
+from nmsolve.solvers.block_masks import codes
 from reference import brute, flow
 from tests.core.families import as_float, best, feasible, parse, rare, split
 from tests.tensors.engines import on_every_place, solve, tensor

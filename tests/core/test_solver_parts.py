@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import nmsolve
 from nmsolve.solvers.augment import augment
+from nmsolve.solvers.block_masks import classes, row_patterns
 from nmsolve.solvers.complete import complete, relaxed_optimum
 from nmsolve.solvers.cover import prune_lightest
-from nmsolve.solvers.enumeration import classes, row_patterns
 from nmsolve.solvers.greedy import keep_heaviest
 from nmsolve.solvers.network import select_ranks, selection_network
 from nmsolve.solvers.ties import offsets

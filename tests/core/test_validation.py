@@ -215,6 +215,15 @@ def test_not_finite_among_many():
             assert "weights[1999, 77] is nan" in message(InputError, W, text, threads=threads)
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("text", ["2:4", "<=2:4"])
+def test_a_nan_that_no_group_would_keep(text, kind):
+    """It is larger than nothing, and the sums of what is kept are finite."""
+    W = np.ones((8, 64), kind)
+    W[3, 5] = np.nan
+    assert "weights[3, 5] is nan" in message(InputError, W, text)
+
+
 def test_not_finite_with_duals():
     W = GOOD.copy()
     W[3, 4] = np.nan

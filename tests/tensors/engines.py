@@ -2,8 +2,6 @@
 one of them.
 """
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 import nmsolve.torch as nmt
 from nmsolve.pattern import Pattern
 from nmsolve.torch import masks
+from nmsolve.torch.device.engines import engine_named
 
 #: On a CPU Triton's interpreter runs the kernels (conftest.py); with a GPU the compiler does, on
 #: the GPU.
@@ -41,7 +40,7 @@ def tensor(array: np.ndarray, device: str = "cpu") -> Tensor:
 
 
 def engine_of(place):
-    return importlib.import_module(f"nmsolve.torch.device.{place[1]}_engine")
+    return engine_named(place[1])
 
 
 def solve(place, weights, pattern, scores=None, padding="error", duals=False) -> nmt.MaskResult:

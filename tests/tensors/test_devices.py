@@ -2,6 +2,7 @@
 operations and Triton's interpreter.
 """
 
+import inspect
 import math
 import sys
 from dataclasses import replace
@@ -14,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.pattern import Pattern
-from nmsolve.solvers.ascent import schedule
+from nmsolve.solvers.ascent_schedule import schedule
 from nmsolve.torch.device import ascent, problem
 from nmsolve.torch.device import torch_engine as plain
-from nmsolve.torch.device.problem import Problem
+from nmsolve.torch.device.engines import engine_named
+from nmsolve.torch.device.problem import Engine, Problem
 from tests.core.families import (
     FAMILIES,
     HALF_FAMILIES,
@@ -237,7 +239,7 @@ def test_the_last_resort_is_the_host(place, text, monkeypatch):
     """With one round a level most blocks are left to the core, which must find its way back into
     masks, sums and duals.
     """
-    monkeypatch.setattr(problem, "schedule", lambda m: ((1, 1, 0), *schedule(m)[1:]))
+    monkeypatch.setattr(problem, "schedule", lambda m: schedule(m)._replace(rounds=(1, 1, 0, 0)))
     monkeypatch.setattr(problem, "LAST", ())
     W = tensor(mixed(parse(text), 11, 2))
     result = solve(place, W, text, duals=True)
@@ -253,7 +255,7 @@ def test_what_the_host_leaves_open_is_not_called_optimal(monkeypatch):
     def unproven(*args, **kwargs):
         return replace(core(*args, **kwargs), status=nmsolve.Status.FEASIBLE)
 
-    monkeypatch.setattr(problem, "schedule", lambda m: ((1, 1, 0), *schedule(m)[1:]))
+    monkeypatch.setattr(problem, "schedule", lambda m: schedule(m)._replace(rounds=(1, 1, 0, 0)))
     monkeypatch.setattr(problem, "LAST", ())
     monkeypatch.setattr(ascent.api, "solve", unproven)
     result = solve(("cpu", "torch"), tensor(mixed(parse("4:8T"), 11, 2)), "4:8T")
@@ -370,7 +372,7 @@ def test_kernels_do_what_plain_torch_does(place, text, dtype, collect, monkeypat
     """Both calls of the engines, block by block, with so few rounds that some blocks stay open
     after each.
     """
-    monkeypatch.setattr(problem, "schedule", lambda m: ((6, 4, 0), *schedule(m)[1:]))
+    monkeypatch.setattr(problem, "schedule", lambda m: schedule(m)._replace(rounds=(6, 4, 0, 0)))
     monkeypatch.setattr(problem, "LAST", (8,))
     pattern = parse(text)
     m, compute = pattern.m, torch.float64 if dtype == torch.float64 else torch.float32
@@ -486,3 +488,21 @@ def test_masks_from_a_device_satisfy_loops():
 def test_families_are_all_here():
     assert set(NARROW) | set(OTHERS) >= set(FAMILIES) - {"signed_integers"}
     assert nmt.solve(tensor(mixed(parse("2:4T"), 0)), "2:4T").status is nmsolve.Status.OPTIMAL
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_an_engine_offers_what_the_driver_asks_for(name):
+    """mypy checks the modules too; this sees also whether all arguments have the same names."""
+    offered = engine_named(name)
+    assert isinstance(offered.PIECE, int)
+    asked = {key: value for key, value in vars(Engine).items() if inspect.isfunction(value)}
+    asked = {key: value for key, value in asked.items() if not key.startswith("_")}
+    assert len(asked) == 4
+    for key, function in asked.items():
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        found = inspect.signature(getattr(offered, key))
+        assert [p.name for p in parameters] == list(found.parameters), key
+        assert [p.annotation for p in parameters] == [
+            p.annotation for p in found.parameters.values()
+        ]
+        assert found.return_annotation == inspect.signature(function).return_annotation, key

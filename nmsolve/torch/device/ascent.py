@@ -1,12 +1,12 @@
-"""Transposable blocks on a device: what the first level of the dual ascent proves is done, the rest
-goes through the others.
+"""Transposable blocks on a device: a first level of the dual ascent for all, all levels for what it
+does not prove.
 
 The program, the ascent and the treatment of ties are those of nmsolve.solvers.ascent, with every
 block of a piece side by side in place of 16. Augmenting paths branch block by block, which suits no
 device: the few blocks that no level proves are the last resort, and the only ones that visit the
 host, where the core solves them.
 
-The host waits for the device once a call of the engine, for its sums.
+The host waits for the device once per call of the engine, for its sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,19 @@ from nmsolve.torch.device.problem import Engine, Problem
 
 @dataclass(slots=True)
 class Outcome:
-    """A piece's sums; duals (N, m) float64 if they were asked for."""
+    """A piece whose masks are written.
+
+    Attributes
+    ----------
+    objective, gap : float
+        The kept score, and how far the dual bound is from it.
+    unproven : float
+        Blocks that neither device nor host proved.
+    stats : dict
+        Blocks by the level that proved them.
+    duals : pair of (N, m) float64 tensors, or None
+        If they were asked for.
+    """
 
     objective: float
     gap: float

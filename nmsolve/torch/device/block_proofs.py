@@ -1,5 +1,5 @@
-"""What proves the mask of a block in registers: duals by Bellman–Ford relaxations, and certificates
-in float64.
+"""The proofs of a block in registers: duals by Bellman–Ford relaxations, and certificates in
+float64.
 """
 
 # mypy: ignore-errors
@@ -17,8 +17,9 @@ def relax(
     AT_MOST: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Bellman–Ford relaxations from u and w = −v; see plain.relax. words, turned: the mask by rows
-    and by columns.
+    """Bellman–Ford relaxations from u and w = −v; see torch_engine.relax.
+
+    words, turned: the mask by rows and by columns.
     """
     shift = power * grain
     z = tl.zeros_like(power)

@@ -1,10 +1,10 @@
-"""Blocks in registers: how scores get there, and masks and duals back, and what lanes that share a
-block tell each other.
+"""Blocks in registers: reading scores, writing masks and duals, and the exchange between lanes that
+share a block.
 
 SPLIT lanes share a block. Each holds K = ⌈m / SPLIT⌉ rows and as many columns of it, so that either
 half-step of the ascent finds its lines in its own registers, and only duals pass between lanes
 (`shared`). With SPLIT = 1 the columns are the rows' registers in another order. Values of a lane
-are tensors (BLOCKS, SPLIT), those of a block (BLOCKS, 1); tuples hold one value an entry, line by
+are tensors (BLOCKS, SPLIT), those of a block (BLOCKS, 1); tuples hold one value per entry, line by
 line. The last lanes of a block own lines beyond m where SPLIT does not divide m (PADDED): scores 0,
 duals anything.
 """
@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def read(pointers, masks, once, OTHER: tl.constexpr):
-    """What lies at pointers, where masks allow; once is 1, and the compiler must not know.
+    """Load what lies at pointers, where masks allow; once is 1, and the compiler must not know.
 
     For every access whose pointer was computed Triton's pass that coalesces walks all that the
     access is connected with, which here is the whole program, hundreds of times: minutes. A pointer
@@ -51,8 +51,8 @@ def write(pointers, values, masks, once):
 def _line_pointers(
     X, place, room, inside, col_stride, COUNT: tl.constexpr, PACK: tl.constexpr, EDGES: tl.constexpr
 ):  # fmt: skip
-    """Where COUNT scores of a row of X lie from `place` on, PACK of them a word, and which of them
-    are there.
+    """Where COUNT scores of a row of X lie from `place` on, PACK of them per word, and which
+    of them are there.
     """
     pointers = ()
     masks = ()
@@ -69,7 +69,7 @@ def _line_pointers(
 def _scores(
     loaded, PACK: tl.constexpr, ELEMENT: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr
 ):
-    """Scores from what was loaded: PACK ELEMENTs a 64-bit word."""
+    """Scores from what was loaded: PACK ELEMENTs per 64-bit word."""
     scores = ()
     for w in tl.static_range(len(loaded)):
         for k in tl.static_range(PACK):
@@ -172,7 +172,7 @@ def store_mask(
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A lane's rows of the mask as bytes, WIDTH of them (8, 4 or 1) a store. mask: (rows,
+    """A lane's rows of the mask as bytes, WIDTH of them (8, 4 or 1) per store. mask: (rows,
     blocks_per_row M) of such units.
     """
     pointers = ()

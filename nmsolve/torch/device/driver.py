@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -100,7 +98,7 @@ class Solved:
 
 
 def solve_matrices(
-    engine: ModuleType,
+    engine: Engine,
     X: Tensor,
     pattern: Pattern,
     absolute: bool,
@@ -112,7 +110,7 @@ def solve_matrices(
 
     Parameters
     ----------
-    engine : module
+    engine : Engine
         `torch_engine` or `triton_engine`.
     X : (batch, rows, cols) tensor
         Scores.
@@ -155,7 +153,7 @@ def solve_matrices(
 
 
 def _select(
-    engine: ModuleType, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
+    engine: Engine, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
 ) -> Solved | None:
     """Solve groups, which need no proof."""
     p = problem.pattern
@@ -166,7 +164,7 @@ def _select(
     if wrong:
         return None
     u = None
-    if collect:
+    if sums.thresholds is not None:
         u = sums.thresholds.double()
         if p.at_most:
             u = torch.zeros_like(u) if p.transposable else u.clamp_min(0)
@@ -174,7 +172,7 @@ def _select(
 
 
 def _enumerate(
-    engine: ModuleType, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
+    engine: Engine, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
 ) -> Solved | None:
     """Solve 4 × 4 blocks: those that are apart on the host."""
     n, absolute, dtype = problem.pattern.n, problem.absolute, problem.dtype
@@ -182,11 +180,10 @@ def _enumerate(
     objective, bound, wrong, again = sums.totals.tolist()
     if wrong:
         return None
-    apart = None
     if again:
         sums = engine.enumerate_blocks(X, mask, n, absolute, dtype, True)
         objective, bound, _, _ = sums.totals.tolist()
-        apart = torch.nonzero(sums.open).squeeze(1)
+    apart = None if sums.open is None else torch.nonzero(sums.open).squeeze(1)
     blocks = mask.numel() // 16
     bound, closed = prove(objective, bound, dtype == torch.float64, 4 * problem.tolerance)
     still_open = 0 if closed else blocks
@@ -200,12 +197,12 @@ def _enumerate(
 
 
 def _ascend(
-    engine: ModuleType, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
+    engine: Engine, X: Tensor, mask: Tensor, problem: Problem, collect: bool, threads: int
 ) -> Solved | None:
     """Solve other blocks by dual ascent."""
     if X.dtype not in (torch.float16, torch.bfloat16, problem.dtype):
         X = X.to(problem.dtype)  # once for both calls of the engine
-    outcome = ascent.solve_piece(cast(Engine, engine), X, mask, problem, collect, threads)
+    outcome = ascent.solve_piece(engine, X, mask, problem, collect, threads)
     if outcome is None:
         return None
     objective = outcome.objective

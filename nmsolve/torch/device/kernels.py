@@ -1,7 +1,7 @@
-"""Triton kernels for groups and for 4 × 4 blocks: one of them a lane, masks written at once. What
-they compute, `plain` computes.
+"""Triton kernels for groups and for 4 × 4 blocks: one of them per lane, masks written at once.
+They compute what `torch_engine` computes.
 
-Tuples hold one value an entry, so selection networks and sums are straight-line code in registers.
+Tuples hold one value per entry, so selection networks and sums are straight-line code in registers.
 """
 
 # mypy: ignore-errors

@@ -1,6 +1,4 @@
-"""What the engines are asked: a transposable pattern's blocks, the levels of their ascent, and what
-is known of them on the way.
-"""
+"""What the engines are asked, and what they answer: the contract between them and the driver."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nmsolve.pattern import Pattern
-from nmsolve.solvers.ascent import schedule
+from nmsolve.solvers.ascent_schedule import schedule
 
 #: Rounds of the last levels. A device is never full there, so that rounds are cheap and levels are
 #: not: these are fewer and longer than the core's.
@@ -23,10 +21,17 @@ MARGIN = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is solved.
+    """A transposable pattern's problem.
 
-    absolute : whether |X| is scored, or X as it is. dtype : of scores and duals. tolerance : the
-    gap of a block that is proven.
+    Attributes
+    ----------
+    pattern : Pattern
+    absolute : bool
+        |X| is scored, and not X as it is.
+    dtype : torch.dtype
+        Of scores and duals: float32 or float64.
+    tolerance : float
+        The relative gap up to which a block counts as proven.
     """
 
     pattern: Pattern
@@ -37,26 +42,51 @@ class Problem:
     @property
     def rounds(self) -> tuple[int, ...]:
         """Rounds of every level."""
-        first, second, third, *_ = schedule(self.pattern.m)[0]
+        first, second, third, _ = schedule(self.pattern.m).rounds
         return first, second + third, *LAST
 
     @property
     def sweeps(self) -> int:
         """Bellman–Ford sweeps after a level."""
-        return schedule(self.pattern.m)[1]
+        return schedule(self.pattern.m).sweeps
 
     @property
     def omega(self) -> float:
         """Over-relaxation of the ascent."""
-        return schedule(self.pattern.m)[2]
+        return schedule(self.pattern.m).omega
+
+
+class Sums(NamedTuple):
+    """The answer of a call that writes masks without levels.
+
+    Attributes
+    ----------
+    totals : (4,) float64 tensor on the device
+        Objective; bound; 0 if every score is finite; 0 if no block has to be looked at again: none
+        is so large that sums overflow, and none is apart (nmsolve.solvers.APART).
+    thresholds : (batch, rows, groups) tensor or None
+        The n-th largest score of each group.
+    open : (blocks,) int8 tensor or None
+        Not 0 where a block is apart; such blocks are left to the caller, and are not in the totals.
+        None where blocks were not looked at again.
+    """
+
+    totals: Tensor
+    thresholds: Tensor | None
+    open: Tensor | None
 
 
 class Blocks(NamedTuple):
     """The N blocks of a piece, on the device.
 
-    u, v : (m, N) duals of scores / scale. scale : (N,) powers of two, 1 but for extreme scores.
-    Where no duals were asked for they may have one column. open : (N,) int8, not 0 where a block is
-    not proven.
+    Attributes
+    ----------
+    u, v : (m, N) tensors
+        Duals of scores / scale; where none were asked for they may have one column.
+    scale : (N,) tensor
+        Powers of two, 1 but for extreme scores; of one element where no duals were asked for.
+    open : (N,) int8 tensor
+        Not 0 where a block is not proven.
     """
 
     u: Tensor
@@ -66,18 +96,49 @@ class Blocks(NamedTuple):
 
 
 class Engine(Protocol):
-    """What `plain` and `triton` offer for transposable blocks."""
+    """The functions of `torch_engine` and `triton_engine`.
+
+    X is (batch, rows, cols), mask (batch, rows, cols) bool, rounded up to whole groups or blocks;
+    scores there are 0. PIECE : weights that one call may be given.
+    """
+
+    @property
+    def PIECE(self) -> int: ...
+
+    def keep_groups(
+        self,
+        X: Tensor,
+        mask: Tensor,
+        n: int,
+        m: int,
+        at_most: bool,
+        absolute: bool,
+        dtype: torch.dtype,
+        collect: bool,
+    ) -> Sums:
+        """Keep the n largest scores of every group, the lowest index first among equals.
+
+        dtype : to compute in. collect : return thresholds.
+        """
+
+    def enumerate_blocks(
+        self, X: Tensor, mask: Tensor, n: int, absolute: bool, dtype: torch.dtype, again: bool
+    ) -> Sums:
+        """Keep the best of all n:4T masks of every block, for scores ≥ 0.
+
+        again : scale blocks of huge scores first, and find those that are apart; otherwise sums may
+        overflow.
+        """
 
     def ascend_first(
         self, X: Tensor, mask: Tensor, problem: Problem, collect: bool
     ) -> tuple[Blocks, Tensor]:
-        """The first level on all blocks of X (batch, rows, cols), into mask (batch, rows, cols
-        rounded up to m).
+        """Run the first level on all blocks.
 
-        X : of the problem's dtype, or a 16-bit float. It proves the blocks whose signs of S − u − v
-        are feasible and beyond rounding. Ties it leaves. Returns what is known of the blocks, and
-        (4,) float64 sums: objective and gap of those proven, not 0 if a score is not finite, and
-        how many are proven. collect : whether duals are wanted.
+        X is of the problem's dtype, or a 16-bit float. The level proves the blocks whose signs of
+        S − u − v are feasible and beyond rounding, and leaves ties. Returns the blocks, and (4,)
+        float64 sums: objective and gap of those proven, not 0 if a score is not finite, and how
+        many are proven. collect : return duals.
         """
 
     def ascend_rest(
@@ -89,10 +150,11 @@ class Engine(Protocol):
         unproven: int,
         collect: bool,
     ) -> tuple[Tensor, Tensor]:
-        """All levels on the `unproven` blocks that are open, from the first, with ties told apart.
+        """Run all levels on the `unproven` blocks that are open, from the first, with ties told
+        apart.
 
         Returns their places in order, and (2 + levels,) float64 sums: objective and gap of those
-        proven, how many each level did.
+        proven, and how many each level proved.
         """
 
 

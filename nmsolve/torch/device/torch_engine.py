@@ -1,5 +1,5 @@
-"""The device solvers as plain torch operations: for devices without Triton, and what its kernels
-are checked against.
+"""The engine of torch operations: for devices without Triton, and what its kernels are checked
+against.
 
 Blocks lie in the last axis: scores S (m m, N), duals u and v (m, N), masks (m, m, N) bool; N blocks
 side by side.
@@ -13,31 +13,16 @@ import torch
 from torch import Tensor
 
 from nmsolve.solvers import APART, FINE
-from nmsolve.solvers.ascent import ROUNDING
-from nmsolve.solvers.enumeration import classes, row_patterns
+from nmsolve.solvers.ascent_group import ROUNDING
+from nmsolve.solvers.block_masks import classes, pair_code, row_patterns
 from nmsolve.solvers.network import select_ranks
 from nmsolve.solvers.ties import COARSE, HINT, LATTICE, SHRINK, ZEROS, offsets
 from nmsolve.solvers.ties import FINE as SLIGHT
 from nmsolve.torch.device.blocks import keep_at, scores_at
-from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, extreme_limit
+from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, Sums, extreme_limit
 
 #: Weights that one call may stage: a few times their size is held as temporaries.
 PIECE = 2**22
-
-
-class Sums(NamedTuple):
-    """What a call that writes masks itself came to.
-
-    totals : (4,) float64 on the device: objective, bound, 0 if every score is finite, 0 if no block
-    has to be looked at again: none is so large that sums overflow, and none is apart
-    (nmsolve.solvers.APART). thresholds : (batch, rows, groups), the n-th largest score of each
-    group, or None. open : (blocks,) int8, not 0 where a block is apart; such blocks are left to the
-    caller, and are not in the totals. None where blocks were not looked at again.
-    """
-
-    totals: Tensor
-    thresholds: Tensor | None
-    open: Tensor | None
 
 
 class Certificate(NamedTuple):
@@ -113,8 +98,8 @@ def enumerate_blocks(
     """Transposable n:4, exactly, as a two-stage maximum over all masks (see
     nmsolve.solvers.enumeration).
 
-    again : whether blocks of huge scores are scaled first, and those that are apart found; without,
-    sums may overflow.
+    again : scale blocks of huge scores first, and find those that are apart; otherwise sums may
+    overflow.
     """
     S = stage(X, mask, 4, absolute, dtype).view(4, 4, -1)
     patterns = row_patterns(n)
@@ -155,8 +140,8 @@ def enumerate_blocks(
 
 
 def _apart(S: Tensor, kept: Tensor, top: Tensor) -> Tensor:
-    """Which blocks are apart (nmsolve.solvers.APART), of scores (m m, N), masks (m, m, N) and their
-    largest magnitudes.
+    """Return which blocks are apart (nmsolve.solvers.APART), of scores (m m, N), masks (m, m, N)
+    and their largest magnitudes.
     """
     rows = torch.where(kept, S.abs().view(kept.shape), 0).sum(1)
     return ((rows > 0) & (rows < _power_of_two(top) * APART)).any(0)
@@ -164,13 +149,6 @@ def _apart(S: Tensor, kept: Tensor, top: Tensor) -> Tensor:
 
 def _count(true: Tensor) -> Tensor:
     return true.sum(dtype=torch.float64)
-
-
-def pair_code(n: int, pair: tuple[int, int]) -> int:
-    """Two rows of a mask as eight bits, bit 4 * row + column."""
-    return sum(
-        1 << (4 * row + j) for row, pattern in enumerate(pair) for j in row_patterns(n)[pattern]
-    )
 
 
 def _middle(S: Tensor, other: Tensor, by_row: bool, n: int, m: int) -> tuple[Tensor, Tensor]:

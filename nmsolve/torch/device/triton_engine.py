@@ -1,4 +1,4 @@
-"""The device solvers by Triton kernels: the same functions as `plain`."""
+"""The engine of Triton kernels, on GPUs; in Triton's interpreter on CPUs too."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from nmsolve.solvers import APART
 from nmsolve.solvers import FINE as TIGHT
-from nmsolve.solvers.ascent import ROUNDING
-from nmsolve.solvers.enumeration import classes, row_patterns
+from nmsolve.solvers.ascent_group import ROUNDING
+from nmsolve.solvers.block_masks import classes, pair_code, row_patterns
 from nmsolve.solvers.network import selection_network
 from nmsolve.solvers.ties import COARSE, FINE, HINT, LATTICE, SHRINK, ZEROS, offsets
 from nmsolve.torch.device import ascent_kernels, kernels
-from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, extreme_limit
-from nmsolve.torch.device.torch_engine import Sums, pair_code, rounding_shift
+from nmsolve.torch.device.problem import MARGIN, Blocks, Problem, Sums, extreme_limit
+from nmsolve.torch.device.torch_engine import rounding_shift
 
 #: Weights that one call may solve: duals of 2 / m of their number are its workspace, 256 MiB of
 #: float32 at most.
@@ -166,8 +166,8 @@ def enumerate_blocks(
 
 
 def _split(m: int, dtype: torch.dtype, first: bool) -> int:
-    """How many lanes share a block, so that its scores stay in registers: as rows, and where lanes
-    share it as columns too.
+    """Return how many lanes share a block, so that its scores stay in registers: as rows, and where
+    lanes share it as columns too.
 
     Sharing costs no more than shuffles of duals: a round of 8:16T takes 188 cycles a block with
     four lanes, 190 with eight. With 32 registers for either copy three warps fit a scheduler, where
@@ -185,7 +185,7 @@ def _split(m: int, dtype: torch.dtype, first: bool) -> int:
 @cache
 def _offsets(m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The offset of every entry of a block, on the device once and for all: a copy from the host
-    would be a wait a solve.
+    would be a wait per solve.
     """
     return torch.as_tensor(offsets(m), device=device).to(dtype)
 
@@ -238,7 +238,7 @@ def ascend_rest(
 
 
 class _Launch(NamedTuple):
-    """What both kernels are launched with."""
+    """The launch of a kernel of the ascent: how many programs, and what both are given."""
 
     programs: tuple[int]
     matrices: tuple[Tensor, Tensor, Tensor]
