@@ -164,7 +164,7 @@ def _compiled(kind: str, n: int, m: int, at_most: int) -> Callable[..., bool]:
 
 
 class Outcome(NamedTuple):
-    """What a range of block rows came to.
+    """The result of a range of block rows.
 
     Attributes
     ----------

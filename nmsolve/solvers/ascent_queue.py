@@ -1,4 +1,4 @@
-"""Which blocks the dual ascent solves next: 16 side by side, or 16 that wait for the same level.
+"""The blocks that the dual ascent solves next: 16 side by side, or 16 that wait for the same level.
 
 A block that a level does not prove waits for the next one with its duals, until 16 wait there, so
 that lanes stay full. Blocks that do not lie side by side (the end of a row, a narrow matrix) wait

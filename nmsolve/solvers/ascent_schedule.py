@@ -1,4 +1,4 @@
-"""How long the dual ascent runs: rounds at every level, sweeps, over-relaxation."""
+"""The schedule of the dual ascent: rounds at every level, sweeps, over-relaxation."""
 
 from __future__ import annotations
 

@@ -181,6 +181,10 @@ def test_the_pattern_may_be_given_as_for_the_other_commands(dense: Path, tmp_pat
         == 0
     )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    written = json.loads((tmp_path / "a" / "report.json").read_text())
+    patterns = {entry["name"]: entry["pattern"] for entry in written["tensors"]}
+    assert patterns["model.layers.0.mlp.up_proj.weight"] == "2:4T"
+    assert patterns["model.layers.0.self_attn.q_proj.weight"] == "2:4"
 
 
 def test_json(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,17 @@ def test_loading_keeps_a_mask_that_covers(assign):
     assert layer.weight[row, col] == 0
 
 
+@pytest.mark.parametrize("assign", [True, False])
+def test_loading_takes_the_mask_of_a_weight_that_its_own_does_not_cover(assign):
+    layer = sparse_layer()
+    state = copy.deepcopy(layer.state_dict())
+    state["weight"] = state["weight"].roll(4, 1)  # whole blocks
+    assert (state["weight"] * ~layer.mask).any()
+    layer.load_state_dict(state, assign=assign)
+    assert torch.equal(layer.mask, state["weight"] != 0)
+    assert torch.equal(layer.state_dict()["weight"], state["weight"])
+
+
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("make", [sparse_layer, packed_layer])
 def test_loading_refuses_what_is_not_2to4(make, strict):

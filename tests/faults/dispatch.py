@@ -84,7 +84,10 @@ FAULTS = (
         file=f"{DISPATCH}/sparse_linear.py",
         old="if not (nonzeros & ~own).any() and is_2to4(own, transposable=True):",
         new="if is_2to4(own, transposable=True):",
-        tests=(f"{TESTS}/test_sparse_linear.py::test_loading_keeps_a_mask_that_covers",),
+        tests=(
+            f"{TESTS}/test_sparse_linear.py::"
+            "test_loading_takes_the_mask_of_a_weight_that_its_own_does_not_cover",
+        ),
     ),
     Fault(
         name="cuSPARSELt is called available where it is too old",

@@ -91,7 +91,7 @@ def test_entries_are_looked_up_by_index_or_path():
     plan = nmt.plan(Zoo(), "2:4")
     assert plan["head"] is plan[[layer.path for layer in plan].index("head")]
     assert plan["attention.in_proj_weight"].parameter == "in_proj_weight"
-    with pytest.raises(KeyError, match="no planned layer .*tail.*; there are free, embed"):
+    with pytest.raises(KeyError, match=r"no planned layer .*tail.*; there are free, embed"):
         plan["tail"]
 
 

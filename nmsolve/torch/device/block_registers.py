@@ -284,7 +284,7 @@ def most_of(value, SPLIT: tl.constexpr):
 
 @triton.jit
 def any_of(flags):
-    """Whether a flag of the program is set: a branch that all of its lanes take or none."""
+    """Return whether a flag of the program is set: a branch that all of its lanes take or none."""
     return tl.max(tl.max(flags.to(tl.int32), 1), 0) > 0
 
 

@@ -1,4 +1,4 @@
-"""What an error of a device means: memory that ran out, which less work avoids, or a context that
+"""The meaning of a device's errors: memory that ran out, which less work avoids, or a context that
 is lost for good.
 """
 
@@ -79,14 +79,14 @@ def explain(error: BaseException, what: str, device: torch.device) -> NMSolveErr
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, on a device or on the host."""
+    """Return whether an error says that an allocation failed, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return _is_foreign(error) and any(part in str(error) for part in _NO_MEMORY)
 
 
 def is_lost(error: BaseException, device: torch.device) -> bool:
-    """Whether after an error nothing runs on a device any more, in this process.
+    """Return whether after an error nothing runs on a device any more, in this process.
 
     Known by the message or, where a library reports a failure of its own, by asking the device: a
     lost context fails every call.
@@ -105,7 +105,7 @@ def is_lost(error: BaseException, device: torch.device) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line; its type if it says nothing."""
+    """Return the text of an error, on one line; its type if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -117,7 +117,7 @@ def _is_foreign(error: BaseException) -> bool:
 
 
 def _memory(device: torch.device) -> str:
-    """How much is free, where the device tells."""
+    """Return how much is free, where the device tells."""
     if device.type != "cuda" or not torch.cuda.is_initialized():
         return ""
     try:

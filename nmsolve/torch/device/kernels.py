@@ -194,8 +194,8 @@ def _best_pair(upper, lower, PAIRS: tl.constexpr, BEGIN: tl.constexpr, END: tl.c
 
 @triton.jit
 def _lost(a, b, total):
-    """What rounding took from total = a + b, exactly (Knuth, The Art of Computer Programming, vol.
-    2, 4.2.2, Theorem B).
+    """The part that rounding took from total = a + b, exactly (Knuth, The Art of Computer
+    Programming, vol. 2, 4.2.2, Theorem B).
     """
     second = total - a
     return (a - (total - second)) + (b - second)
@@ -227,8 +227,8 @@ def _kept_of_row(scores, bits, i: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _lost_of_block(scores, code, N: tl.constexpr):
-    """What roundings took from the value of a mask of a 4 × 4 block: its sum of rows, halves and
-    both, as they were added.
+    """The part that roundings took from the value of a mask of a 4 × 4 block: its sum of rows,
+    halves and both, as they were added.
 
     And the least row that is not zero, as an integer that orders like it, less 1: without a sign 0
     is the largest.

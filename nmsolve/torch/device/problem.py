@@ -1,4 +1,4 @@
-"""What the engines are asked, and what they answer: the contract between them and the driver."""
+"""The contract between the driver and the engines: questions and answers."""
 
 from __future__ import annotations
 
