@@ -1,5 +1,5 @@
 """Conclude a solve, on the host or on a device: decide whether its mask is OPTIMAL or FEASIBLE, and
-state all that is known of it in a `MaskResult`. No other code makes a result OPTIMAL.
+state all that is known of it in a `MaskResult`. No other code makes a `MaskResult` OPTIMAL.
 """
 
 from __future__ import annotations

@@ -154,7 +154,9 @@ def _decide(
     folder: _Folder,
     companions: Companions,
 ) -> TensorPlan:
-    """Decide about a tensor; every reason why one is skipped comes from here, in this order."""
+    """Decide about a tensor by itself: the reasons why one is skipped, in their order. What tensors
+    that are stored twice get, `untie` says afterwards (`ties.py`).
+    """
 
     def skipped(reason: str) -> SkippedTensor:
         return SkippedTensor(file=file.name, tensor=tensor, reason=reason, note=folder.note)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -209,11 +210,13 @@ SOLVERS = (ROWWISE, ENUMERATION, ASCENT, GREEDY, COVER, MIN_COST_FLOW)
 METHODS = tuple(dict.fromkeys(method for solver in SOLVERS for method in solver.methods))
 
 
-def serving(method: str, pattern: Pattern) -> list[Solver]:
+@lru_cache(maxsize=1024)
+def serving(method: str, pattern: Pattern) -> tuple[Solver, ...]:
     """Return the solvers that serve a method and a pattern, the preferred one first."""
-    return [solver for solver in SOLVERS if method in solver.methods and solver.serves(pattern)]
+    return tuple(s for s in SOLVERS if method in s.methods and s.serves(pattern))
 
 
+@lru_cache(maxsize=1024)
 def solver_for(method: str, pattern: Pattern, *, absolute: bool) -> Solver:
     """Return the solver that serves a method for scores without signs (`absolute`), or with."""
     return next(s for s in serving(method, pattern) if absolute or s.signed)

@@ -92,7 +92,6 @@ FAULTS = (
         old='        found["*"] = found.pop("*")',
         new="        pass",
         tests=(
-            f"{TESTS}/test_checkpoints.py::test_options_reach_prune",
             f"{TESTS}/test_checkpoints.py::test_the_pattern_may_be_given_as_for_the_other_commands",
         ),
     ),

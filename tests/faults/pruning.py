@@ -130,7 +130,6 @@ FAULTS = (
         tests=(
             f"{TESTS}/test_least_squares.py::"
             "test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking",
-            f"{TESTS}/test_adaprune.py::test_a_layer_that_is_called_several_times_sees_all_calls",
         ),
     ),
 )

@@ -116,3 +116,24 @@ def test_subclasses_may_define_both_names():
     model(torch.ones(2, 8)).sum().backward()
     optimizer.step()
     assert sparse.stats()[0].refreshes == 1
+
+
+def test_a_subclass_that_gives_the_former_field_a_default_is_heard():
+    with pytest.warns(DeprecationWarning, match=r"Covering\.solver is renamed to mask_method"):
+
+        @dataclasses.dataclass(frozen=True)
+        class Covering(nmt.STE):
+            solver: str = "cover"
+
+    assert Covering().mask_method == "cover"
+
+
+def test_a_plan_made_by_hand_has_no_weight_that_is_neither_planned_nor_skipped():
+    plan = nmt.plan(nn.Linear(8, 8), "2:4")
+    entry = plan.layers[0]
+    fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(nmt.LayerPlan)}
+    with pytest.raises(nmsolve.InputError, match=r"as nmt.plan makes them; got a LayerPlan"):
+        nmt.Plan([nmt.LayerPlan(**fields)])
+    with pytest.raises(nmsolve.InputError, match=r"pattern None.* entry\.skipped\(reason\)"):
+        dataclasses.replace(entry, pattern=None)
+    assert nmt.Plan([entry.skipped("by hand")]).planned == ()

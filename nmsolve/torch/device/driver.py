@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nmsolve.pattern import Pattern
-from nmsolve.solvers import ASCENT, ENUMERATION, ROWWISE, Solver, TaskResult, solver_for
+from nmsolve.solvers import ASCENT, ENUMERATION, ROWWISE, Solver, TaskResult, serving
 from nmsolve.solvers.enumeration import prove
 from nmsolve.torch.device import ascent
 from nmsolve.torch.device.problem import Engine, Problem
@@ -131,9 +131,13 @@ def solve_matrices(
     m, unit = pattern.m, pattern.rows
     shape = (X.shape[0], -(-X.shape[1] // unit) * unit, -(-X.shape[2] // m) * m)
     nonnegative = absolute or not X.dtype.is_signed or bool(_nonnegative(X).all())
-    solver = solver_for("exact", pattern, absolute=nonnegative)
-    if solver is ENUMERATION and collect:  # which makes no duals
-        solver = ASCENT
+    solver = next(
+        solver
+        for solver in serving("exact", pattern)
+        if solver in _PIECE
+        and (solver.signed or nonnegative)
+        and not (solver is ENUMERATION and collect)  # which makes no duals
+    )
     mask = torch.empty(shape, dtype=torch.bool, device=X.device)
     found = Found(mask, pattern, solver, Totals(0.0))
     dtype = compute_dtype(X.dtype, solver is ASCENT and not nonnegative)

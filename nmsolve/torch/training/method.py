@@ -60,6 +60,13 @@ class Method:
                 setattr(cls, new, nearest[old])
             elif new in vars(cls) and old not in vars(cls):
                 setattr(cls, old, nearest[new])
+        # A dataclass that gives the field another default under its former name.
+        if "solver" in cls.__annotations__:
+            warn_renamed(f"{cls.__name__}.solver", "mask_method")
+            cls.__annotations__["mask_method"] = cls.__annotations__.pop("solver")
+            if "solver" in vars(cls):
+                cls.mask_method = vars(cls)["solver"]  # type: ignore[attr-defined]
+                del cls.solver  # type: ignore[attr-defined]
 
     def check(self, layers: Sequence[PlannedWeight], weights: Sequence[Tensor]) -> None:
         """Raise InputError if the method cannot serve the planned layers. Nothing has been changed

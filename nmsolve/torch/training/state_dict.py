@@ -34,8 +34,9 @@ The way of a mask from `sparsify_` to a file and back:
    module, and `name_plainly` at the end. It asks for a model that was sparsified with the same
    plan.
 6. `SparseModel.finalize_` writes the zeros into the weight, takes the `Masked` off (removal.py),
-   and with `unhook` all of this: from then on state dicts are a plain model's, which is what
-   `nmsolve.checkpoint` reads.
+   and with `unhook` all of this: from then on state dicts are a plain model's, and the mask is the
+   weight's zeros. That is what `nmsolve.checkpoint` verifies; a state dict that was saved before,
+   in training, `nmsolve prune` leaves dense (checkpoint/names.py).
 """
 
 from __future__ import annotations

@@ -38,7 +38,6 @@ class LayerStats:
         Multiply-adds of the layer's products so far, relative to dense.
     """
 
-    path: str
     pattern: Pattern
     weights: int
     step: int
@@ -48,6 +47,7 @@ class LayerStats:
     sad: int
     flips: int
     training_flops: float
+    path: str  # last: what was pickled without it would be read with every value one place off
 
     @property
     def sad_share(self) -> float:

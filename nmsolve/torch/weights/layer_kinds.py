@@ -27,7 +27,8 @@ class LayerKind:
     Attributes
     ----------
     modules : tuple of classes or str
-        Classes, with their subclasses; by qualified name where they are another library's.
+        Classes, with their subclasses; where they are another library's, by the name of the module
+        that defines the class and the class's own ("torch.nn.modules.linear.Linear").
     weights : mapping of str to int
         Parameters that are weights of products, and the axis of each that products sum over.
     parts : callable
@@ -39,7 +40,8 @@ class LayerKind:
         here it is the first argument, for all parts.
     probe : callable or None
         Module and dtype → inputs, without values, that a subclass's own forward is tried on, to see
-        whether it multiplies by the weight as it is; None: it is taken for granted.
+        whether it multiplies by the weight as it is; None: it is taken for granted. For a parameter
+        `weight` that is (out, in, …) alone.
     reason : str or None
         Why no weight of such a module can have a mask.
     within : tuple of str, or None

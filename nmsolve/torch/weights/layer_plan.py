@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nmsolve.errors import InputError
 from nmsolve.pattern import Pattern
 from nmsolve.table import extent, shortened, table
 from nmsolve.torch.weights.entries import Entries
@@ -86,6 +87,14 @@ class PlannedWeight(LayerPlan):
     pattern: Pattern
     axis: int
     reason: None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, Pattern) or self.axis is None:
+            raise InputError(
+                f"{self.path} is planned with pattern {self.pattern!r}, axis {self.axis!r}: a "
+                "weight "
+                f"that stays dense is entry.skipped(reason)"
+            )
 
     def opened(self) -> OpenWeight:
         """Return the same weight with its pattern still to be chosen."""
@@ -164,6 +173,13 @@ class Plan(Entries[LayerPlan]):
         self, layers: Iterable[LayerPlan], scores: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__(layers)
+        for layer in self.layers:
+            if not isinstance(layer, PlannedWeight | SkippedWeight | OpenWeight):
+                raise InputError(
+                    "a plan consists of PlannedWeight and SkippedWeight, as nmt.plan makes them; "
+                    "got "
+                    f"a {type(layer).__name__}"
+                )
         self.scores = scores
 
     @property
