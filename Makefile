@@ -1,4 +1,4 @@
-# make demo | test | check | bench | gpu: each makes .venv on first use. Needs Python 3.11+ and make.
+# make demo | test | check | bench | gpu: each makes .venv on first use. Needs Python 3.11+.
 # Another Python: make clean, then make demo PYTHON=/path/to/python3.12.
 PYTHON ?= python3
 VENV := .venv
@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 SOURCES := nmsolve tests reference benchmarks docs examples
+ASIDE := $(BIN)/python -m pip install --quiet --upgrade --no-deps --target
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -47,19 +48,22 @@ format: $(STAMP)
 # What the demo needs and nothing else, the tests' packages beside it.
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) does not run, or is older than the Python 3.11 that nmsolve needs; name another: make PYTHON=/path/to/python3.11"; exit 1; }
+		{ echo "$(PYTHON) does not run, or is older than the Python 3.11 that nmsolve needs;" \
+			"name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
 $(STAMP): $(DEMO)
-	$(BIN)/python -m pip install --quiet torch # first and from the pinned version alone, so that a CPU build is taken where one is at hand
+# First and from the pinned version alone, so that a CPU build is taken where one is at hand.
+	$(BIN)/python -m pip install --quiet torch
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-# By themselves, and without what they need, which is there: the torchvision of the package index does not fit a CPU build of torch,
-# and transformers would import it (tests/checkpoint/architectures.py).
-	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/timm timm torchvision
+# By themselves, and without what they need, which is there: the torchvision of the package index
+# does not fit a CPU build of torch, and transformers would import it
+# (tests/checkpoint/architectures.py).
+	$(ASIDE) $(VENV)/timm timm torchvision
 # Likewise: it asks for a transformers older than 5.
-	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/compressed-tensors compressed-tensors loguru
+	$(ASIDE) $(VENV)/compressed-tensors compressed-tensors loguru
 	touch $@
 
 clean:

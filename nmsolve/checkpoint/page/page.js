@@ -18,7 +18,8 @@
     const sign = heads[column].ariaSort === "ascending" ? -1 : 1;
     const keyed = [...body.rows].map((row) => [value(row, column), row]);
     keyed.sort(([a], [b]) => {
-      if (a === null || b === null) return (a === null) - (b === null); // the unknown comes last either way
+      // The unknown comes last either way.
+      if (a === null || b === null) return (a === null) - (b === null);
       return sign * (typeof a === "number" ? a - b : collator.compare(a, b));
     });
     body.append(...keyed.map(([, row]) => row));
@@ -59,6 +60,7 @@
   addEventListener("hashchange", reveal);
   addEventListener("click", (event) => {
     const link = event.target.closest("a");
-    if (link?.getAttribute("href") === location.hash) reveal(); // followed before: the hash will not change
+    // Followed before: the hash will not change.
+    if (link?.getAttribute("href") === location.hash) reveal();
   });
 })();
