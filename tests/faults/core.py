@@ -325,13 +325,6 @@ FAULTS = (
         tests=(f"{TESTS}/test_invariances.py::test_a_mask_depends_on_its_block_alone",),
     ),
     Fault(
-        name="blocks that the ascent cannot prove are not counted",
-        file=f"{SOLVERS}/ascent_commit.py",
-        old="    account.open += not proven\n",
-        new="",
-        tests=(f"{TESTS}/test_certificates.py::test_a_task_says_what_is_open",),
-    ),
-    Fault(
         name="duals of a block's columns are those of its rows",
         file=f"{SOLVERS}/ascent_commit.py",
         old="alone.v[k] = float(v[k * LANES + lane]) * scale",
