@@ -63,4 +63,4 @@ def __getattr__(name: str) -> ModuleType:
 
 def __dir__() -> list[str]:
     """Return the documented names alone, without the modules that hold them."""
-    return [*__all__, "__doc__", "__version__"]
+    return __all__

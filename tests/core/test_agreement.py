@@ -215,7 +215,8 @@ def test_every_method(text, method, name, seed):
     assert result.method == ("exact" if method == "auto" else method)
     if result.status is nmsolve.Status.OPTIMAL:
         assert result.objective >= optimum * (1 - tolerance(W))
-        assert result.gap <= tolerance(W)
+        least = 4 * W.size * 5e-324  # what sums of subnormal duals are rounded by
+        assert result.bound - result.objective <= tolerance(W) * result.bound + least
     if method == "min_cost_flow":
         assert result.objective >= optimum * (1 - 2.0**-46 * pattern.n * pattern.m)
         assert result.stats["scaling_error"] >= 0

@@ -461,6 +461,24 @@ def test_a_task_says_what_is_open():
         TaskResult(objective=1.0, bound=1.0, stats={})
 
 
+@pytest.fixture
+def table(monkeypatch):
+    """Return what makes a solver the only one there is, for a test."""
+    from nmsolve import solvers
+
+    def forget():
+        solvers.serving.cache_clear()
+        solvers.solver_for.cache_clear()
+
+    def plant(solver):
+        monkeypatch.setattr(solvers, "SOLVERS", (solver,))
+        forget()
+
+    yield plant
+    monkeypatch.undo()
+    forget()
+
+
 def claiming(monkeypatch, still_open, bound):
     """Greedy's masks, of which a planted solver states this and that."""
     from nmsolve.solvers import TaskResult, greedy
@@ -485,13 +503,13 @@ def claiming(monkeypatch, still_open, bound):
     (0, 1.001, Status.FEASIBLE),
 ])  # fmt: skip
 def test_optimal_is_what_a_solver_says_and_sums_do_not_contradict(
-    still_open, bound, status, monkeypatch
+    still_open, bound, status, monkeypatch, table
 ):
     from nmsolve import solvers
 
     claiming(monkeypatch, still_open, bound)
     proving = replace(solvers.GREEDY, exact=True, proves=True)
-    monkeypatch.setattr(solvers, "SOLVERS", (proving,))
+    table(proving)
     W = np.random.default_rng(8).standard_normal((32, 32)).astype(np.float32)
     result = nmsolve.solve(W, "2:4T", method="greedy")
     assert result.status is status
@@ -514,12 +532,12 @@ def test_a_solver_that_does_not_prove_is_never_optimal(method, duals, monkeypatc
     assert result.verify(W).ok
 
 
-def test_what_claims_the_optimum_without_proving_it_is_proven_by_duals(monkeypatch):
+def test_what_claims_the_optimum_without_proving_it_is_proven_by_duals(monkeypatch, table):
     """Greedy, described as min-cost flow is: its own counts are not believed."""
     from nmsolve import solvers
 
     claiming(monkeypatch, 0, 1.0)
-    monkeypatch.setattr(solvers, "SOLVERS", (replace(solvers.GREEDY, exact=True),))
+    table(replace(solvers.GREEDY, exact=True))
     W = np.random.default_rng(8).standard_normal((32, 32)).astype(np.float32)
     result = nmsolve.solve(W, "2:4T", method="greedy")
     assert result.status is Status.FEASIBLE

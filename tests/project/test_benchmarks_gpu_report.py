@@ -112,8 +112,7 @@ def test_the_head_of_a_report():
 
 NVIDIA H200, commit abc1234, torch 2.11.0+cu130.
 
-CUDA events behind a filled queue, or the host's clock where that is longer; medians of interleaved
-repetitions.
+CUDA events behind a filled queue, or the host's clock where that is longer; medians of interleaved repetitions.
 
 ## Stages
 
