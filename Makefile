@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 SOURCES := nmsolve tests reference benchmarks docs examples
-ASIDE := $(BIN)/python -m pip install --quiet --upgrade --no-deps --target
+# Most of what is installed is never imported; what is, Python compiles at its first import.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+ASIDE := $(INSTALL) --upgrade --no-deps --target
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -18,7 +20,7 @@ demo: $(DEMO)
 # Kernels are compiled while the rest is installed, and before two workers meet at one of them.
 test: $(DEMO)
 	@$(MAKE) --no-print-directory --jobs 2 kernels $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 3 -q
 
 kernels: $(DEMO)
 	@$(BIN)/python -m tests.kernels
@@ -51,13 +53,13 @@ $(DEMO): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) does not run, or is older than the Python 3.11 that nmsolve needs;" \
 			"name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(INSTALL) --editable '.[demo]'
 	touch $@
 
 $(STAMP): $(DEMO)
 # First and from the pinned version alone, so that a CPU build is taken where one is at hand.
-	$(BIN)/python -m pip install --quiet torch
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[dev]'
 # By themselves, and without what they need, which is there: the torchvision of the package index
 # does not fit a CPU build of torch, and transformers would import it
 # (tests/checkpoint/architectures.py).

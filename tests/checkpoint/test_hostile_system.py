@@ -47,7 +47,9 @@ SMALL = {"quota": None} | ({} if mounting() is None else {"tmpfs": mounting()})
 
 
 @pytest.mark.parametrize("disk", SMALL)
-@pytest.mark.parametrize("kind", ["folder", "npz", "safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["folder", pytest.param("npz", marks=pytest.mark.long), "safetensors"]
+)
 def test_a_full_disk_is_one_line_and_a_larger_one_goes_on(kind: str, disk: str, box: Box) -> None:
     """Wherever it is that there is no more room: for the weights, masks, journal, archive,
     companions or the report.

@@ -134,7 +134,7 @@ def killing(after: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield count
 
 
-@pytest.mark.parametrize("kind", ["folder", "npz"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("npz", marks=pytest.mark.long)])
 def test_a_kill_at_every_call_to_the_system(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,7 +308,11 @@ def test_an_adapter_says_that_it_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"model_type": "no-such-model", "architectures": ["NoSuchModel"]}, "could not be built"),
+        pytest.param(
+            {"model_type": "no-such-model", "architectures": ["NoSuchModel"]},
+            "could not be built",
+            marks=pytest.mark.long,
+        ),
         (
             {
                 "model_type": "llama",

@@ -183,7 +183,8 @@ SORTED = (
 
 
 @pytest.mark.parametrize(
-    ("by", "width"), [("click", 1280), ("click", 375), ("Enter", 1280), ("Space", 375)]
+    ("by", "width"),
+    [("click", 375), ("Enter", 1280), pytest.param("Space", 375, marks=pytest.mark.long)],
 )
 def test_every_heading_sorts(visit, expect, mixed, by, width):
     opened = visit(mixed, width=width)
@@ -359,7 +360,10 @@ CONTRASTS = """() => {
             ground: getComputedStyle(document.body).backgroundColor}; }"""
 
 
-@pytest.mark.parametrize(("width", "script"), [(375, True), (1280, True), (1280, False)])
+@pytest.mark.parametrize(
+    ("width", "script"),
+    [(375, True), pytest.param(1280, True, marks=pytest.mark.long), (1280, False)],
+)
 def test_text_is_legible_by_day_and_by_night(visit, expect, mixed, width, script):
     grounds = {}
     for scheme in ("light", "dark"):

@@ -72,6 +72,7 @@ def test_ranks_write_what_one_process_writes(
         assert f"[rank {rank}] " in done.stderr
 
 
+@pytest.mark.long
 def test_ranks_share_one_file(tmp_path: Path) -> None:
     """Tensors, not files, are split: two ranks write into the same one."""
     save_file(

@@ -15,7 +15,7 @@ from reference import brute, flow
 from tests.core.families import as_float, best, feasible, parse, rare, split
 from tests.tensors.engines import on_every_place, solve, tensor
 
-PENALIZED = ("2:4T", "<=2:4T", "1:4T", "3:4T", "4:8T", "<=4:8T")
+PENALIZED = ("2:4T", "<=2:4T", "1:4T", *rare("3:4T"), "4:8T", "<=4:8T")
 
 
 def penalized(text, seed, share, penalty, blocks=24, dtype=np.float32):
@@ -66,7 +66,7 @@ def test_huge_penalties(text, share, penalty, dtype):
     assert result.verify(S, S).ok
 
 
-@pytest.mark.parametrize("text", ["1:4T", "2:4T", "3:4T", "<=2:4T", *rare("<=1:4T", "<=3:4T")])
+@pytest.mark.parametrize("text", ["1:4T", "2:4T", "<=2:4T", *rare("3:4T", "<=1:4T", "<=3:4T")])
 @pytest.mark.parametrize("penalty", [-10.0, -1e3, -1e5])
 def test_modest_penalties_are_proven(text, penalty):
     """No optimal mask of a 4 × 4 block is called anything else."""
@@ -172,7 +172,7 @@ def test_scores_that_scaling_would_lose():
 
 @on_every_place
 @pytest.mark.parametrize("text", ["2:4T", "4:8T", "<=4:8T"])
-@pytest.mark.parametrize("penalty", [-1e12, -1e30])
+@pytest.mark.parametrize("penalty", [pytest.param(-1e12, marks=pytest.mark.long), -1e30])
 def test_huge_penalties_on_devices(place, text, penalty):
     S = penalized(text, 5, 0.02, penalty, blocks=16)
     result = solve(place, torch.zeros(S.shape), text, scores=tensor(S))
@@ -214,7 +214,7 @@ def check_rest(S, masks, text, limit):
         )
 
 
-@pytest.mark.parametrize("text", ["2:4T", "1:4T", "3:4T", "<=2:4T", "4:8T", "<=4:8T", "2:4"])
+@pytest.mark.parametrize("text", ["2:4T", "1:4T", *rare("3:4T"), "<=2:4T", "4:8T", "<=4:8T", "2:4"])
 @pytest.mark.parametrize("how", ["entry", "row", "column"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_rest_of_a_block_is_optimal_for_itself(text, how, dtype):

@@ -40,7 +40,7 @@ def test_no_duals_unless_asked_for():
     assert nmsolve.solve(W, "4:8T").duals is None
 
 
-@pytest.mark.parametrize("text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T", "2:4", "3:4T"])
+@pytest.mark.parametrize("text", ["2:4T", "<=2:4T", "4:8T", "<=4:8T", "2:4", "1:4T"])
 @settings(max_examples=10)
 @given(name=family_names, seed=seeds)
 def test_bounds_hold_for_any_duals(text, name, seed):

@@ -112,7 +112,7 @@ def test_positive_scaling(text, seed):
 @given(seed=seeds)
 def test_monotone_in_n(name, seed):
     for texts in (
-        ("1:4T", "2:4T", "3:4T"),
+        ("1:4T", "2:4T"),
         ("4:8T", "8:8T"),
         ("1:4", "2:4", "3:4", "4:4"),
         ("<=2:4", "<=3:4"),
@@ -366,7 +366,7 @@ def test_extreme_values_of_every_dtype():
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32):
         top = float(ml_dtypes.finfo(dtype).max)
         W = np.full((8, 8), top, dtype)
-        for text in ("2:4", "2:4T", "<=2:4T", "4:8T", "<=4:8T", "1:4T", "3:4T"):
+        for text in ("2:4", "2:4T", "<=2:4T", "4:8T", "<=4:8T", "1:4T"):
             result = nmsolve.solve(W, text)
             assert result.objective == parse(text).density * 64 * top
             assert result.status is nmsolve.Status.OPTIMAL

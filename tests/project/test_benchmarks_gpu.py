@@ -226,6 +226,7 @@ def undisturbed(rows):
     ]
 
 
+@pytest.mark.long
 def test_a_run_killed_at_any_call_to_the_system_loses_nothing(tmp_path, on_path):
     """SIGKILL before each of the calls by which the run writes: that is at every boundary of
     stages, and within a line.

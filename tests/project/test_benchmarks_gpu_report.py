@@ -376,7 +376,7 @@ def ran(tmp_path, source, device, seconds, **others):
     return rows, said
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.long)])
 def test_failing_tests_are_named(tmp_path, device):
     """By one process, and by several as where there is a GPU."""
     rows, said = ran(tmp_path, GPU_TESTS, device, 120.0)
@@ -418,7 +418,7 @@ def test_no_tests_are_no_success_on_a_gpu(tmp_path):
     assert said == "no test ended, of 0; pytest ended with status 5"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.long)])
 def test_a_file_that_lacks_a_package_costs_its_own_tests_alone(tmp_path, device):
     whole = "import pytest\n@pytest.mark.gpu\ndef test_good(): pass\n"
     rows, said = ran(tmp_path, whole, device, 120.0, test_bare="import no_such_package")

@@ -22,22 +22,32 @@ def run(*arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["plain_loop", "hugging_face", "lightning_fit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain_loop",
+        pytest.param("hugging_face", marks=pytest.mark.long),
+        pytest.param("lightning_fit", marks=pytest.mark.long),
+    ],
+)
 def test_scripts(name):
     path = ROOT / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) < 80
     assert "2:4T" in run(path, "--tiny")
 
 
+@pytest.mark.long
 def test_domino_search():
     assert "2:16" in run(ROOT / "examples" / "domino_search.py", "--tiny")
 
 
+@pytest.mark.long
 def test_study(tmp_path):
     run("-m", "examples.study", "--tiny", "--out", str(tmp_path))
     assert list(tmp_path.glob("*.md"))
 
 
+@pytest.mark.long
 def test_pruning_study(tmp_path):
     run("-m", "examples.pruning", "--tiny", "--out", str(tmp_path))
     report = (tmp_path / "README.md").read_text()
