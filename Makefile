@@ -11,19 +11,25 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 ASIDE := $(INSTALL) --upgrade --no-deps --target
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python keeps what it compiles, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo kernels test check bench gpu figures format clean
+.PHONY: demo kernels imports test check bench gpu figures format clean
 
 demo: $(DEMO)
 	$(BIN)/nmsolve demo
 
-# Kernels are compiled while the rest is installed, and before two workers meet at one of them.
+# Kernels are compiled while the rest is installed and imported once, and before several workers
+# meet at one of them.
 test: $(DEMO)
-	@$(MAKE) --no-print-directory --jobs 2 kernels $(STAMP)
+	@$(MAKE) --no-print-directory --jobs 2 kernels imports
 	$(BIN)/python -m pytest -n 3 -q
 
 kernels: $(DEMO)
 	@$(BIN)/python -m tests.kernels
+
+imports: $(STAMP)
+	@$(BIN)/python -m pytest --collect-only -q -n 0 >/dev/null
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)

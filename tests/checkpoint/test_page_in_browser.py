@@ -20,6 +20,7 @@ from tests.checkpoint.page_reports import (
     report,
     tensor,
 )
+from tests.core.families import rare
 
 # What a page does in answer to a click or a key is not done when that call returns: it may take any
 # time where all cores are busy. So tests wait for the state that must come, by `expect`, before
@@ -311,8 +312,8 @@ NARROW = """() => [...document.querySelectorAll('tbody tr')].map(row => [...row.
             clipped: cell.scrollWidth > cell.clientWidth}; }))"""
 
 
-@pytest.mark.parametrize("width", [320, 375, 820])
-@pytest.mark.parametrize("text", [None, "hostile"])
+@pytest.mark.parametrize("width", [320, *rare(375), 820])
+@pytest.mark.parametrize("text", [*rare(None), "hostile"])
 def test_narrow_screens_show_cards_without_scrolling_sideways(visit, mixed, width, text):
     opened = visit(hostile_page() if text else mixed, width=width)
     opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -399,7 +400,7 @@ def test_without_javascript_everything_is_there(visit, expect, mixed):
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-@pytest.mark.parametrize("count", [1, 5, 401])
+@pytest.mark.parametrize("count", [1, *rare(5), 401])
 def test_the_chart_puts_marks_where_they_belong(visit, count, width):
     shares = np.random.default_rng(count).uniform(0.5, 0.9, count).tolist()
     tensors = [
