@@ -23,7 +23,7 @@ demo: $(DEMO)
 # meet at one of them.
 test: $(DEMO)
 	@$(MAKE) --no-print-directory --jobs 2 kernels imports
-	$(BIN)/python -m pytest -n 3 -q
+	$(BIN)/python -m pytest -n 2 -q
 
 kernels: $(DEMO)
 	@$(BIN)/python -m tests.kernels
