@@ -17,6 +17,8 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: demo kernels imports test check bench gpu figures format clean
 
 demo: $(DEMO)
+	@echo "compiling kernels on all cores, once: about half a minute"
+	@$(BIN)/python -m tests.kernels 2:4T 4:8T 8:16T
 	$(BIN)/nmsolve demo
 
 # Kernels are compiled while the rest is installed and imported once, and before several workers

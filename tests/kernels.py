@@ -1,10 +1,12 @@
-"""`python -m tests.kernels`: compile the kernels that take long and that many tests use, once, on
-all cores. Two workers that come to one at the same time would both compile it.
+"""`python -m tests.kernels [PATTERN …]`: compile the kernels that take long and that many tests use,
+or those of the patterns named, once, on all cores. Two workers that come to one at the same time
+would both compile it.
 
 A pattern that is missing here costs time only: it is compiled by the test that needs it first.
 """
 
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -27,14 +29,14 @@ def solve(case):
     nmsolve.solve(np.ones((m, m), dtype), text, method=method, duals=method == "exact")
 
 
-def main():
+def main(only):
     narrow = [(text, "float32", "exact") for text in (*LARGE, *MIDDLE, *SMALL)]
     wide = [(text, "float64", "exact") for text in (*MIDDLE, *SMALL)]
     rules = [("2:4T", "float64", method) for method in ("greedy", "cover")]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=spawn) as pool:
-        list(pool.map(solve, narrow + wide + rules))
+        list(pool.map(solve, [c for c in narrow + wide + rules if not only or c[0] in only]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
