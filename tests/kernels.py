@@ -1,8 +1,8 @@
-"""`python -m tests.kernels [PATTERN …]`: compile the kernels that take long and that many tests use,
-or those of the patterns named, once, on all cores. Two workers that come to one at the same time
-would both compile it.
+"""`python -m tests.kernels [PATTERN …]`: compile kernels on all cores, once.
 
-A pattern that is missing here costs time only: it is compiled by the test that needs it first.
+Of the patterns named, or those that take long and that many tests use. Two workers that come to one
+at the same time would both compile it. A pattern that is missing here costs time only: it is
+compiled by the test that needs it first.
 """
 
 import multiprocessing
