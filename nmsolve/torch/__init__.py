@@ -32,11 +32,13 @@ from nmsolve.torch.dispatch.masked_product import masked_linear
 from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.packing import pack, unpack
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+from nmsolve.torch.language import Perplexity, perplexity
 from nmsolve.torch.masks import solve
 from nmsolve.torch.pruning.adam import Adam
 from nmsolve.torch.pruning.adaprune import adaprune_
 from nmsolve.torch.pruning.least_squares import LeastSquares
 from nmsolve.torch.pruning.matching import matching_plan
+from nmsolve.torch.pruning.one_shot import mask_
 from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
 from nmsolve.torch.pruning.sparsegpt import sparsegpt_
 from nmsolve.torch.result import MaskResult, TensorDuals
@@ -80,6 +82,7 @@ __all__ = [
     "Option",
     "PackedLinear",
     "Params",
+    "Perplexity",
     "Plan",
     "Reconstruction",
     "Search",
@@ -94,9 +97,11 @@ __all__ = [
     "backends",
     "domino_search",
     "losses",
+    "mask_",
     "masked_linear",
     "matching_plan",
     "pack",
+    "perplexity",
     "plan",
     "remove_masks_",
     "scores",

@@ -72,6 +72,14 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first of a model's tensors that has values, where it takes its
+    inputs; the host if there is none.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    return next((x.device for x in tensors if not x.is_meta), torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Train the model; its parameters, their gradients, its buffers and its flags are then as

@@ -20,6 +20,7 @@ from nmsolve.table import extent, shortened, table
 from nmsolve.torch.calibration.activations import Use, check_reached, run_watched
 from nmsolve.torch.calibration.gradients import Loss, mean_gradients
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite
+from nmsolve.torch.calibration.padding import Padding, Weights
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.tensors import check_tensor
 from nmsolve.torch.weights.entries import entry_of
@@ -117,6 +118,7 @@ def activation(
     *,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
+    weights: Weights | None = None,
     progress: bool | None = None,
 ) -> ModelScores:
     r"""Score weights by activation (Wanda): magnitudes times the norms of the inputs that they
@@ -124,8 +126,8 @@ def activation(
 
     .. math:: S_{ij} = |W_{ij}| \, \lVert X_j \rVert_2
 
-    where X_j are the inputs that the weight's column j multiplies, over all tokens (for a
-    convolution over all output positions, a column for each input channel and kernel position) of
+    where X_j are the inputs that the weight's column j multiplies, over all tokens but padding (for
+    a convolution over all output positions, a column for each input channel and kernel position) of
     all calibration inputs.
 
     Parameters
@@ -137,6 +139,11 @@ def activation(
         once, and summed up as it goes: memory does not depend on how many there are.
     include, exclude : globs of module paths
         As for `nmsolve.torch.plan`.
+    weights : function, optional
+        From an item, a tensor of 1 (or True) for tokens that count and 0 for padding, in the shape
+        that layers' inputs have without their last axis; None: all tokens count. By default tokens
+        count by the item's `attention_mask` (batch, positions), if it has one. A warning names
+        layers whose inputs have another shape: all of theirs count.
     progress : bool, optional
         A progress bar; None: on a terminal only.
 
@@ -149,7 +156,7 @@ def activation(
     ------
     InputError
         If the calibration is empty or exhausted, the model fails on it, an input of a layer is not
-        finite, or a layer is never reached, naming it.
+        finite, or a layer is never reached, naming it; if a mask holds other values than 0 and 1.
 
     References
     ----------
@@ -177,11 +184,12 @@ def activation(
                 )
             squares[entry.owner][part] += x.double().square().sum(0)
 
+    padding = Padding(model, weights)
+    items = Calibration(calibration, once=True)
     with undisturbed(model, training=False):
-        run_watched(
-            model, plan.planned, Calibration(calibration, once=True), add, "activations", progress
-        )
+        run_watched(model, plan.planned, items, add, "activations", progress, padding)
     check_reached(plan.planned, squares, "the calibration")
+    padding.warn(stacklevel=2)
     scores = {}
     for (entry, weight), module in zip(
         _weights(model, plan), planned_modules(model, plan), strict=True

@@ -210,7 +210,9 @@ def test_gram_matrices_in_parts(monkeypatch):
     monkeypatch.setattr(
         module,
         "gram_matrices",
-        lambda m, batch, items: (ran.append([w.path for w in batch]), compute(m, batch, items))[1],
+        lambda m, batch, *given: (ran.append([w.path for w in batch]), compute(m, batch, *given))[
+            1
+        ],
     )
     monkeypatch.setattr(module, "_AT_ONCE", 8 * (2 * 32**2 + 2 * 16**2))
     parts = losses(model, ["2:4", "1:4"], calibration=batches)

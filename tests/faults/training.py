@@ -246,4 +246,39 @@ FAULTS = (
         new="    if False:\n",
         tests=(f"{TESTS}/test_changed_models.py::test_adapters_that_are_not_merged",),
     ),
+    Fault(
+        name="a shared weight is covered once for each layer",
+        file=f"{WEIGHTS}/coverage.py",
+        old="sum(sizes[key] for key in covered)",
+        new="sum(parameters_of(m)[e.parameter].numel() for e, m in entries)",
+        tests=(f"{TESTS}/test_coverage.py::test_a_shared_weight_counts_once",),
+    ),
+    Fault(
+        name="weights that quantized layers pack are no part of the model",
+        file=f"{WEIGHTS}/coverage.py",
+        old="        for name, tensor in packed_tensors(module).items():\n",
+        new="        for name, tensor in ():\n",
+        tests=(f"{TESTS}/test_coverage.py::test_packed_weights_are_still_the_models",),
+    ),
+    Fault(
+        name="codes of quantized weights are taken for numbers",
+        file=f"{WEIGHTS}/quantized.py",
+        old="    if values.dtype not in (*FLOATS, *FLOATS8):\n",
+        new="    if False:\n",
+        tests=(f"{TESTS}/test_quantized.py::test_codes_that_say_nothing_are_refused_by_name",),
+    ),
+    Fault(
+        name="quantized weights are verified by their codes",
+        file=f"{WEIGHTS}/quantized.py",
+        old="            found = dequantize()\n",
+        new=(
+            "            found = getattr(weight, 'codes', None)\n"
+            "            found = weight.int_repr() if found is None else found\n"
+            "            found = found.float()\n"
+        ),
+        tests=(
+            f"{TESTS}/test_quantized.py::test_parameters_that_are_torchs_quantized_tensors",
+            f"{TESTS}/test_quantized.py::test_layers_that_are_quantized_statically",
+        ),
+    ),
 )

@@ -4,6 +4,7 @@ shared layers, batch norms.
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -64,6 +65,61 @@ def test_batch_norms_called_by_keyword():
             return self.norm(input=self.body(input=x))
 
     assert nmt.adaprune_(Named(), "2:4", [torch.randn(32, 8)]).batch_norms == 1
+
+
+class Branched(nn.Module):
+    """Norms that some inputs come to: in front of what is pruned, behind it, and at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.usual, self.front, self.behind, self.last = (
+            nn.BatchNorm1d(8) for _ in range(5)
+        )
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        rare = x[0, 0] > 0
+        h = self.body((self.front if rare else self.stem)(x))
+        y = self.head((self.behind if rare else self.usual)(h))
+        return self.last(y) if rare else y
+
+
+@pytest.mark.parametrize("options", [{}, {"sequential": False}])
+def test_batch_norms_that_only_some_items_come_to(options):
+    torch.manual_seed(0)
+    model = Branched()
+    usual, rare = torch.randn(2, 40, 8)
+    usual[0, 0], rare[0, 0] = -1, 1
+    before = [snapshot(norm) for norm in (model.stem, model.front)]
+    found = nmt.adaprune_(model, "2:4", [usual, rare, rare + 1, usual], **options)
+    assert found.batch_norms == 3
+    assert not any(
+        differing(snapshot(norm), then)
+        for norm, then in zip((model.stem, model.front), before, strict=True)
+    )
+    model.eval()
+    given = [model.body(model.front(x)) for x in (rare, rare + 1)]
+    torch.testing.assert_close(
+        model.behind.running_mean, torch.stack([h.mean(0) for h in given]).mean(0)
+    )
+    ended = [model.head(nn.functional.batch_norm(h, None, None, training=True)) for h in given]
+    torch.testing.assert_close(
+        model.last.running_var, torch.stack([y.var(0) for y in ended]).mean(0)
+    )
+
+
+def test_batch_norms_that_only_some_items_come_to_need_more_than_one_value():
+    for norm in ("behind", "last"):
+        model = Branched()
+        if norm == "last":
+            model.behind = nn.Identity()
+        before, usual, rare = snapshot(model), torch.randn(40, 8), torch.ones(1, 8)
+        usual[0, 0] = -1
+        refuses(
+            lambda model=model, usual=usual, rare=rare: nmt.adaprune_(model, "2:4", [usual, rare]),
+            f"batch norm {norm} is given one value a channel by calibration item 1",
+        )
+        assert not differing(snapshot(model), before)
 
 
 class Boxes(nn.Module):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import nmsolve.torch as nmt
 from nmsolve.torch.pruning import batch_norm, layerwise
 from tests.checkpoint.snapshots import differing, snapshot
-from tests.pruning.pruning_models import mlp, refuses, same_after
+from tests.pruning.pruning_models import mixed, mlp, refuses, same_after
 
 
 def test_compiled_models_are_seen_though_their_code_is_there_already():
@@ -282,12 +282,27 @@ def test_scripted_children_are_no_obstacle():
     assert nmt.verify(model, plan)
 
 
-def test_hessians_that_cannot_be_inverted_name_the_layer():
+@pytest.mark.parametrize("prune", [nmt.adaprune_, nmt.sparsegpt_])
+def test_inputs_whose_squares_are_beyond_float64_name_the_layer(prune):
+    x = torch.randn(30, 16, dtype=torch.double)
+    for items in ([x * 1e160], [x, x * 1e160], [torch.full_like(x, 1e155)]):
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).double()
+        before = snapshot(model)
+        refuses(
+            lambda model=model, items=items: prune(model, "2:4", items),
+            "layer 0: squares of its inputs leave the range of float64",
+            "exclude",
+        )
+        assert not differing(snapshot(model), before)
+
+
+@pytest.mark.parametrize("damping", [1e-18, 1e-2])
+def test_fewer_samples_than_inputs_do_with_hardly_any_damping(damping):
     model = mlp()
-    before = snapshot(model)
-    x = torch.randn(3, 16)
-    refuses(lambda: nmt.sparsegpt_(model, "2:4", [x], damping=1e-18), "layer 0", "more damping")
-    assert not differing(snapshot(model), before)
+    found = nmt.sparsegpt_(model, "2:4", [torch.randn(3, 16)], damping=damping)
+    assert nmt.verify(model, "2:4")
+    assert all(layer.after <= layer.before for layer in found)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def test_scores_that_are_no_plain_tensors_are_refused():
@@ -313,10 +328,10 @@ def test_weights_made_in_inference_mode_are_refused():
 
 
 def test_adam_works_inside_inference_mode():
-    model, x = mlp(), [torch.randn(50, 16)]
+    model, x = mlp(), [mixed(80, 16).float()]
     with torch.inference_mode():
         found = nmt.adaprune_(model, "2:4", x, update=nmt.Adam(steps=100))
-    assert all(layer.after < layer.before for layer in found)
+    assert all(layer.method == "Adam" and layer.after < layer.before for layer in found)
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -5,6 +5,7 @@ Adam against torch's.
 import copy
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,16 +14,9 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve.geometry import Geometry
-from nmsolve.torch.pruning import least_squares
+from nmsolve.torch.pruning import problem
 from reference.pruning import convolution_inputs, least_squares_row
-
-
-def masked(layer, pattern):
-    """A copy of a linear layer, masked by magnitude and otherwise as it is."""
-    plain = copy.deepcopy(layer)
-    with torch.no_grad():
-        plain.weight *= nmt.solve(layer.weight, pattern).mask
-    return plain
+from tests.pruning.pruning_models import is_adjusted, mixed
 
 
 @given(
@@ -33,64 +27,51 @@ def masked(layer, pattern):
     spread=st.sampled_from([0.0, 3.0]),
     rank=st.sampled_from([1, 3, 12]),
     at_once=st.sampled_from([2**21, 12]),
+    bias=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=60)
+@settings(max_examples=80)
 def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
-    shape, pattern, samples, damping, spread, rank, at_once, seed
+    shape, pattern, samples, damping, spread, rank, at_once, bias, seed
 ):
     torch.manual_seed(seed)
-    layer = nn.Linear(shape[1], shape[0]).double()
+    layer = nn.Linear(shape[1], shape[0], bias=bias).double()
     x = torch.randn(samples, rank, dtype=torch.double) @ torch.randn(
         rank, shape[1], dtype=torch.double
     )
     x = x * torch.exp(spread * torch.randn(shape[1], dtype=torch.double))
-    dense, plain = copy.deepcopy(layer), masked(layer, pattern)
-    with patch.object(least_squares, "_AT_ONCE", at_once):  # one row at a time, or all
+    dense, sizes = copy.deepcopy(layer), [len(item) for item in x.split(2)]
+    with patch.object(problem, "_AT_ONCE", at_once):  # rows of one block at a time, or all
         found = nmt.adaprune_(
             layer,
             pattern,
-            list(x.split(2)),
+            x.split(2),
             update=nmt.LeastSquares(damping=damping, tolerance=1e-12),
+            criterion="magnitude",
         )[0]
-
     assert nmt.verify(layer, nmt.plan(layer, pattern))
-    assert torch.equal(layer.bias, dense.bias)
     assert found.residual <= 1e-9
-    wanted = (dense(x) - dense.bias).detach()
-    delta = damping * float(x.square().sum() / shape[1])
-    assert found.damping == pytest.approx(delta)
     mask = nmt.solve(dense.weight, pattern).mask
-    for row in range(shape[0]):
-        oracle = least_squares_row(
-            x.numpy(),
-            wanted[:, row].numpy(),
-            dense.weight[row].detach().numpy(),
-            mask[row].numpy(),
-            delta,
-        )
-        torch.testing.assert_close(
-            layer.weight[row].detach(), torch.from_numpy(oracle), rtol=1e-5, atol=1e-6
-        )
-
-    squares = float(wanted.square().sum())
-    before, after = (
-        float((model(x) - dense(x)).detach().square().sum()) for model in (plain, layer)
-    )
-    assert after <= before * (1 + 1e-9) + 1e-12 * squares
-    assert found.before == pytest.approx(before / squares, rel=1e-6, abs=1e-12)
-    assert found.after == pytest.approx(after / squares, rel=1e-6, abs=1e-12)
+    is_adjusted(layer, dense, found, mask, x, x, sizes, damping, precision=1e-5)
+    judged = [
+        (found.before, found.after)
+        if found.held_out_before is None
+        else (found.held_out_before, found.held_out_after)
+    ]
+    assert all(after <= before * (1 + 1e-9) + 1e-12 for before, after in judged)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_never_makes_a_layer_worse_than_masking(dtype):
+@pytest.mark.parametrize("damping", [10.0, 100.0, 1e4])
+def test_rounding_never_makes_a_layer_worse_than_masking(dtype, damping):
     """Where hardly anything can be gained, what rounding takes away may be more."""
     torch.manual_seed(0)
     layer = nn.Linear(16, 64, bias=False).to(dtype)
     x = torch.randn(5, 16).to(dtype)
     dense = layer.weight.detach().double()
     plain = dense * nmt.solve(layer.weight, "2:4").mask
-    nmt.adaprune_(layer, "2:4", [x], update=nmt.LeastSquares(damping=1e4))
+    update = nmt.LeastSquares(damping=damping, tolerance=1e-9)
+    nmt.adaprune_(layer, "2:4", [x], update=update, criterion="magnitude")
     errors = [
         ((w - dense) @ x.double().T).square().sum(1)
         for w in (plain, layer.weight.detach().double())
@@ -99,27 +80,69 @@ def test_rounding_never_makes_a_layer_worse_than_masking(dtype):
     assert layer.weight.dtype == dtype
 
 
-def test_rows_that_an_update_makes_worse_are_masked_alone():
+@pytest.mark.parametrize("criterion", ["magnitude", "activation"])
+def test_rows_that_an_update_makes_worse_are_masked_alone(criterion):
     torch.manual_seed(0)
     layer, x = nn.Linear(16, 8, bias=False), torch.randn(20, 16)
-    masked = layer.weight.detach() * nmt.solve(layer.weight, "2:4").mask
-    (found,) = nmt.adaprune_(layer, "2:4", [x], update=nmt.Adam(steps=3, lr=10.0))
+    scores = layer.weight.detach().abs()
+    if criterion == "activation":
+        scores = scores * x[:18].norm(dim=0)  # two of twenty rows are held out
+    masked = layer.weight.detach() * nmt.solve(layer.weight, "2:4", scores).mask
+    update = nmt.Adam(steps=3, lr=10.0)
+    (found,) = nmt.adaprune_(layer, "2:4", [x], update=update, criterion=criterion)
     assert torch.equal(layer.weight, masked)
     assert found.after == found.before
+    assert found.held_out_after == found.held_out_before
+
+
+def test_a_row_that_an_update_makes_worse_is_masked_alone():
+    """Steps of Adam that are right for weights of size 1 are too long for others."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 8, bias=False), mixed(60, 16).float()
+    with torch.no_grad():
+        layer.weight[4:] *= 1e-4
+    masked = layer.weight.detach() * nmt.solve(layer.weight, "2:4").mask
+    update = nmt.Adam(steps=20, lr=1e-2)
+    (found,) = nmt.adaprune_(layer, "2:4", [x], update=update, criterion="magnitude")
+    assert found.method == "Adam"
+    assert found.held_out_after < found.held_out_before
+    assert torch.equal(layer.weight[4:], masked[4:])
+    assert bool((layer.weight[:4] != masked[:4]).any(1).all())
+
+
+@pytest.mark.parametrize("update", ["least_squares", nmt.Adam(steps=50, lr=1e-2)])
+def test_a_layer_that_is_worse_on_held_out_inputs_is_masked_alone(update):
+    """Where inputs of dropped weights have the other sign, what makes up for them is wrong."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 1, bias=False), torch.randn(40, 1).repeat(1, 8)
+    mask = nmt.solve(layer.weight, "2:4").mask
+    masked = layer.weight.detach() * mask
+    x[36:, ~mask[0]] *= -1
+    found = nmt.adaprune_(layer, "2:4", [x], update=update, criterion="magnitude")[0]
+    assert found.method == "masking"
+    assert found.after == found.before > 0.01
+    assert found.held_out_after == found.held_out_before > 0.01
+    assert torch.equal(layer.weight, masked)
 
 
 def test_convolutions_match_the_dense_oracle():
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 6, 3, (2, 1), (1, 0), (1, 2), groups=2, bias=False).double()
-    x = torch.randn(9, 8, 7, 8, dtype=torch.double)
+    x = torch.randn(75, 8, 7, 8, dtype=torch.double).cumsum(-1)
     dense = copy.deepcopy(conv)
-    found = nmt.adaprune_(conv, "2:4", [x[:4], x[4:]])[0]
+    update = nmt.LeastSquares(tolerance=1e-12)
+    found = nmt.adaprune_(conv, "2:4", [x[:4], x[4:]], update=update, criterion="magnitude")[0]
     assert nmt.verify(conv, "2:4")
+    assert found.method == "least squares"
     mask = nmt.solve(dense.weight, "2:4").mask
     met = convolution_inputs(x.numpy(), (3, 3), (2, 1), (1, 0), (1, 2))
-    deltas = []
+    positions, deltas = len(met) // 75, []
+    # Of fewer than ten images, a tenth of the pixels of all; of more, a tenth of the images.
+    fitted = np.ones(len(met), dtype=bool)
+    fitted[4 * positions - 4 * positions // 10 : 4 * positions] = False
+    fitted[68 * positions :] = False
     for group in range(2):
-        inputs = met[:, 4 * group : 4 * group + 4].reshape(len(met), -1)
+        inputs = met[fitted, 4 * group : 4 * group + 4].reshape(fitted.sum(), -1)
         delta = 1e-2 * (inputs**2).sum() / inputs.shape[1]
         deltas.append(delta)
         for row in range(3 * group, 3 * group + 3):
@@ -131,37 +154,51 @@ def test_convolutions_match_the_dense_oracle():
                 conv.weight[row].detach().flatten(), torch.from_numpy(oracle), rtol=1e-5, atol=1e-7
             )
     assert found.damping == pytest.approx(max(deltas))
+    assert found.samples == fitted.sum()
 
 
-def test_without_damping_it_is_plain_least_squares():
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_damping_it_is_plain_least_squares(bias):
     torch.manual_seed(0)
-    layer, x = nn.Linear(8, 4).double(), torch.randn(30, 8, dtype=torch.double)
+    layer, x = nn.Linear(8, 4, bias=bias).double(), mixed(30, 8)
     dense = copy.deepcopy(layer)
-    found = nmt.adaprune_(layer, "2:4", [x], update=nmt.LeastSquares(damping=0))[0]
-    wanted = (dense(x) - dense.bias).detach()
+    update = nmt.LeastSquares(damping=0, tolerance=1e-12)
+    found = nmt.adaprune_(layer, "2:4", [x], update=update)[0]
+    assert found.method == "least squares"
+    inputs, wanted = x[:27], dense(x[:27]).detach()
     for row in range(4):
         kept = layer.weight[row] != 0
-        oracle = torch.linalg.lstsq(x[:, kept], wanted[:, row : row + 1]).solution[:, 0]
-        torch.testing.assert_close(layer.weight[row, kept].detach(), oracle, rtol=1e-6, atol=1e-9)
+        given = inputs[:, kept]
+        if bias:
+            given = torch.cat([given, torch.ones(27, 1, dtype=torch.double)], 1)
+        oracle = torch.linalg.lstsq(given, wanted[:, row : row + 1]).solution[:, 0]
+        torch.testing.assert_close(
+            layer.weight[row, kept].detach(), oracle[:4], rtol=1e-6, atol=1e-9
+        )
+        if bias:
+            torch.testing.assert_close(layer.bias[row].detach(), oracle[4], rtol=1e-6, atol=1e-9)
     assert found.damping == 0
 
 
-def test_adam_is_torchs_adam_on_the_kept_weights():
+@pytest.mark.parametrize("bias", [True, False])
+def test_adam_is_torchs_adam_on_the_kept_weights(bias):
+    """Of inputs and outputs about their means, where a bias takes these up."""
     torch.manual_seed(0)
-    layer, x = (
-        nn.Linear(8, 4),
-        torch.randn(30, 8),
-    )  # fewer samples than a batch: every step sees them all
-    dense = copy.deepcopy(layer)
+    # Fewer samples than a batch: every step sees them all, but the last of ten.
+    layer, x = nn.Linear(8, 4), mixed(30, 8).float()
+    dense, given = copy.deepcopy(layer), x[torch.arange(30) % 10 != 9]
+    if bias:
+        given = given - given.mean(0)
     mask = nmt.solve(layer.weight, "2:4").mask
     weight = (layer.weight * mask).detach().requires_grad_()
     optimizer = torch.optim.Adam([weight], lr=3e-3)
     for _ in range(25):
         optimizer.zero_grad()
-        nn.functional.mse_loss(x @ weight.T, x @ dense.weight.detach().T).backward()
+        nn.functional.mse_loss(given @ weight.T, given @ dense.weight.detach().T).backward()
         weight.grad *= mask
         optimizer.step()
-    nmt.adaprune_(layer, "2:4", [x[:10], x[10:]], update=nmt.Adam(steps=25, lr=3e-3))
+    update = nmt.Adam(steps=25, lr=3e-3)
+    nmt.adaprune_(layer, "2:4", x.split(10), update=update, criterion="magnitude", bias=bias)
     torch.testing.assert_close(layer.weight, nn.Parameter(weight.detach()), rtol=1e-4, atol=1e-6)
 
 
@@ -191,18 +228,19 @@ def test_laying_out_weights_is_undone(seed, shape, parts):
     outlier=st.sampled_from([1.0, 1e3]),
     scale=st.sampled_from([1e-15, 1.0, 1e15]),
     damping=st.sampled_from([1e-6, 1e-2]),
+    tolerance=st.sampled_from([3e-2, 1e-4]),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=40)
 def test_iterating_in_float32_ends_where_float64_does(
-    rows, cols, samples, outlier, scale, damping, seed
+    rows, cols, samples, outlier, scale, damping, tolerance, seed
 ):
     torch.manual_seed(seed)
     layer = nn.Linear(cols, rows, bias=False)
     x = torch.randn(samples, cols) * scale
     x[:, 1] *= outlier
     wide = copy.deepcopy(layer).double()
-    solver = nmt.LeastSquares(damping=damping)
+    solver = nmt.LeastSquares(damping=damping, tolerance=tolerance)
     found = nmt.adaprune_(layer, "2:4", [x], update=solver)[0]
     wanted = nmt.adaprune_(wide, "2:4", [x.double()], update=solver)[0]
     assert found.residual <= solver.tolerance
@@ -215,4 +253,5 @@ def test_iterating_in_float32_ends_where_float64_does(
             rtol=1e-4,
             atol=1e-5 * float(wide.weight.detach().abs().max()),
         )
-    assert found.after == pytest.approx(wanted.after, rel=1e-3, abs=1e-9)
+    rounding = 1e-9 if tolerance > 1e-3 else 1e-7
+    assert found.after == pytest.approx(wanted.after, rel=1e-3, abs=rounding)

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+import nmsolve
 import nmsolve.torch as nmt
+from tests.checkpoint.snapshots import differing, snapshot
 from tests.training.small_net import Net
 
 if torch.cuda.is_available():
@@ -31,8 +33,33 @@ if torch.cuda.is_available():
             assert other.name == one.name
             assert other.before == pytest.approx(one.before, rel=0.05, abs=1e-4)
             assert other.after == pytest.approx(one.after, rel=0.1, abs=1e-3)
+            assert other.held_out_after == pytest.approx(one.held_out_after, rel=0.2, abs=2e-3)
+        assert found[0].way == found[1].way
         assert nmt.verify(there[0], pattern)
         assert all(p.is_cuda for p in there[0].parameters())
+
+    @pytest.mark.gpu
+    def test_what_fails_there_leaves_the_model_as_it_was():
+        _, (model, items) = both()
+        before, state = snapshot(model), torch.cuda.get_rng_state()
+        items[2][3] = torch.nan
+        with pytest.raises(nmsolve.InputError, match="calibration item 2"):
+            nmt.adaprune_(model, "2:4", items)
+        assert not differing(snapshot(model), before)
+        changed = []
+
+        def interrupt(*_):
+            changed.append(bool(differing(snapshot(model), before)))
+            if changed[-1]:  # when batch norms are given their new statistics
+                raise KeyboardInterrupt
+
+        stop = model.stem.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            nmt.sparsegpt_(model, "2:4", items[:2])
+        stop.remove()
+        assert changed[-1]
+        assert not differing(snapshot(model), before)
+        assert torch.equal(torch.cuda.get_rng_state(), state)
 
     @pytest.mark.gpu
     def test_scores_are_those_on_the_cpu():

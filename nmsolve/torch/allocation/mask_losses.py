@@ -16,6 +16,7 @@ from nmsolve.torch.allocation.layer_losses import LayerLosses, Losses, Option
 from nmsolve.torch.allocation.multiply_adds import positions_of
 from nmsolve.torch.calibration.inputs import Calibration, Item, run
 from nmsolve.torch.calibration.moments import gram_matrices
+from nmsolve.torch.calibration.padding import Padding, Weights
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.weights.given_scores import check_scores, scores_for
 from nmsolve.torch.weights.layer_plan import (
@@ -38,6 +39,7 @@ def losses(
     candidates: Iterable[Named],
     *,
     calibration: Iterable[Item] | None = None,
+    weights: Weights | None = None,
     example_inputs: Item | None = None,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
@@ -63,6 +65,9 @@ def losses(
         Tensors, lists or tuples of arguments, mappings of keyword arguments. With it losses are
         squared errors of the layer's outputs over all samples, as shares of the outputs without
         their bias, with inputs from the dense model.
+    weights : function, optional
+        From an item, which of its positions count, as for `nmsolve.torch.scores.activation`; by
+        default its `attention_mask` tells.
     example_inputs : model inputs, optional
         One item; multiply-adds are counted for it, which `FLOPs` budgets need. None: the first of
         the calibration, if there is one.
@@ -116,10 +121,13 @@ def losses(
             f"{type(model).__name__}:\n{Plan(entries)}"
         )
     # Which of its patterns a weight has makes no difference to its scores and inputs.
-    weights = [next(iter(fits.values())) for fits in fitting.values()]
+    planned = [next(iter(fits.values())) for fits in fitting.values()]
     if scores is not None:
-        check_scores(weights, scores)
+        check_scores(planned, scores)
     items = None if calibration is None else Calibration(calibration)
+    if items is None and weights is not None:
+        raise InputError("weights tell which positions of the calibration count: pass calibration=")
+    counting = Padding(model, weights)
     with undisturbed(model, training=False):
         example = (
             next(iter(items)) if example_inputs is None and items is not None else example_inputs
@@ -129,19 +137,20 @@ def losses(
         positions = (
             None
             if example is None
-            else positions_of(model, weights, lambda: run(model, example, None if by else 0), by)
+            else positions_of(model, planned, lambda: run(model, example, None if by else 0), by)
         )
         options: dict[str, tuple[Option, ...]] = {}
-        for batch in _batches(weights, None if items is None else model):
-            grams = None if items is None else gram_matrices(model, batch, items)
+        for batch in _batches(planned, None if items is None else model):
+            grams = None if items is None else gram_matrices(model, batch, items, counting)
             for owner in dict.fromkeys(weight.owner for weight in batch):
                 sharing = [weight for weight in batch if weight.owner == owner]
                 options[owner] = tuple(
                     _options(model, sharing, offered, fitting[owner], scores, grams)
                 )
+    counting.warn(stacklevel=2)
     layers = []
     for entry in entries:
-        shared = [weight.path for weight in weights if weight.owner == entry.path]
+        shared = [weight.path for weight in planned if weight.owner == entry.path]
         times = None if positions is None else sum(positions[path] for path in shared) or None
         layers.append(
             LayerLosses(entry=entry, options=options.get(entry.path, ()), positions=times)

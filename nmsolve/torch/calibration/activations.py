@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from nmsolve.errors import InputError
 from nmsolve.torch.calibration.convolutions import Convolution, matrices, output_positions
 from nmsolve.torch.calibration.inputs import Calibration, Item, run, run_all
-from nmsolve.torch.calibration.products import Products
+from nmsolve.torch.calibration.padding import Counted, Padding
+from nmsolve.torch.calibration.products import WITHIN, Products
 from nmsolve.torch.weights.layer_kinds import base_of, layer_kind
 from nmsolve.torch.weights.layer_plan import PlannedWeight
 from nmsolve.torch.weights.parameters import parameters_of
@@ -36,10 +37,42 @@ class Use:
     module : nn.Module
     inputs : tuple of Tensor
         Of each part of the weight, or one tensor for all parts.
+    past_module : bool
+        Whether the weight is multiplied without a call of the module.
+    biased : bool
+        Whether the module's bias is added, if it has one.
+    rows : tuple of (Tensor or None)
+        Of each of the inputs the rows that count, None where all do; empty where all of all do.
+    attention : nn.Module or None
+        The module whose call multiplies by the weight, where that is not its own.
     """
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
+    past_module: bool = False
+    biased: bool = True
+    rows: tuple[Tensor | None, ...] = ()
+    attention: nn.Module | None = None
+
+    @property
+    def call(self) -> nn.Module:
+        """The module whose call multiplies by the weight."""
+        return self.module if self.attention is None else self.attention
+
+    @property
+    def taken(self) -> tuple[object, ...]:
+        """Attributes of the module that the matrices depend on, beside the inputs."""
+        if not isinstance(self.module, Convolution):
+            return ()
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        return (type(self.module), *(getattr(self.module, name) for name in names))
+
+    def without_padding(self, path: str, counted: Counted) -> Use:
+        """Return the same use, of which the rows count that are no padding."""
+        if isinstance(self.module, Convolution):
+            counted.all_count(path, self.inputs[0].shape[:-1])
+            return self
+        return replace(self, rows=tuple(counted.rows(path, x) for x in self.inputs))
 
     @property
     def positions(self) -> float:
@@ -58,14 +91,15 @@ class Use:
 
     def matrices(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (part, (samples, cols)) pieces of the inputs, laid out as `Geometry.matrices` lays
-        out the weight; none where there are no samples.
+        out the weight, of the rows that count; none where there are no samples.
         """
         if not isinstance(self.module, Convolution):
-            yield from (
-                (part, x.reshape(-1, x.shape[-1]))
-                for part, x in enumerate(self.inputs)
-                if x.numel()
-            )
+            for part, x in enumerate(self.inputs):
+                matrix = x.reshape(-1, x.shape[-1]) if x.numel() else x
+                rows = self.rows[part] if self.rows else None
+                matrix = matrix if rows is None else matrix[rows]
+                if matrix.numel():
+                    yield part, matrix
         elif self.inputs[0].numel():
             yield from matrices(self.module, self.inputs[0])
 
@@ -81,11 +115,13 @@ def watched(model: nn.Module, entries: Sequence[PlannedWeight], seen: Seen) -> I
     handles = []
     paths: dict[int, str] = {}
     owners: dict[str, nn.Module] = {}
-    within: set[int] = set()
 
-    def past(path: str, x: Tensor) -> None:
-        seen(path, Use(owners[path], (_plain(path, x),)))
+    def past(path: str, x: Tensor, bias: Tensor | None) -> None:
+        own = parameters_of(owners[path]).get("bias")
+        use = Use(owners[path], (_plain(path, x),), past_module=True, biased=bias is own)
+        seen(path, use)
 
+    before = WITHIN.set(())
     try:
         for entry in entries:
             module, parent = modules[entry.name], modules.get(entry.name.rpartition(".")[0])
@@ -98,7 +134,7 @@ def watched(model: nn.Module, entries: Sequence[PlannedWeight], seen: Seen) -> I
             )
             called = module if attention is None else attention
             handles.append(
-                called.register_forward_pre_hook(lambda *_, weight=weight: within.add(weight))
+                called.register_forward_pre_hook(lambda *_, weight=weight: _enter(weight))
             )
             hook = (
                 _hook(entry, module, seen)
@@ -115,14 +151,26 @@ def watched(model: nn.Module, entries: Sequence[PlannedWeight], seen: Seen) -> I
                 )
             handles.append(
                 called.register_forward_hook(
-                    lambda *_, weight=weight: within.discard(weight), always_call=True
+                    lambda *_, weight=weight: _leave(weight), always_call=True
                 )
             )
-        with _in_the_open(), Products(paths, within, past):
+        with _in_the_open(), Products(paths, past):
             yield
     finally:
+        WITHIN.reset(before)
         for handle in handles:
             handle.remove()
+
+
+def _enter(weight: int) -> None:
+    WITHIN.set((*WITHIN.get(), weight))
+
+
+def _leave(weight: int) -> None:
+    within = list(WITHIN.get())
+    if weight in within:  # not where another hook failed before the call
+        within.remove(weight)
+    WITHIN.set(tuple(within))
 
 
 def run_watched(
@@ -132,18 +180,23 @@ def run_watched(
     seen: Callable[[str, Use, int], None],
     about: str,
     progress: bool | None,
+    padding: Padding,
 ) -> None:
     """Run the calibration through the model as it is; every use calls seen(path, use, index of the
-    item).
+    item), with the rows that count.
     """
     at = 0
+    counted: Counted
 
     def each(item: Item, index: int) -> None:
-        nonlocal at
-        at = index
+        nonlocal at, counted
+        at, counted = index, padding.of(item, index)
         run(model, item, index)
 
-    with watched(model, entries, lambda path, use: seen(path, use, at)):
+    def counting(path: str, use: Use) -> None:
+        seen(path, use.without_padding(path, counted), at)
+
+    with watched(model, entries, counting):
         run_all(calibration, each, about, progress)
 
 
@@ -223,7 +276,7 @@ def _projection_hook(
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = _plain(entry.path, _attended(attention, args, kwargs))
-        seen(entry.path, Use(attention.out_proj, (inputs,)))
+        seen(entry.path, Use(attention.out_proj, (inputs,), attention=attention))
 
     return note
 

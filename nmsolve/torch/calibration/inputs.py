@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from nmsolve.errors import InputError
+from nmsolve.torch.calibration.token_lists import remedy_for_text, with_tensors
 from nmsolve.torch.progress import progress_bar
+from nmsolve.torch.running import device_of
 
 #: An input of a model: a tensor, or a list or tuple of arguments, or a mapping of keyword
 #: arguments.
@@ -32,7 +34,12 @@ class Calibration:
     """
 
     def __init__(self, items: Iterable[Item], once: bool = False) -> None:
-        if isinstance(items, Tensor | Mapping | str):
+        if isinstance(items, str):
+            raise InputError(
+                "calibration is an iterable of model inputs, got text: pass "
+                "[tokenizer(text, return_tensors='pt')]"
+            )
+        if isinstance(items, Tensor | Mapping):
             what = (
                 f"a tensor of shape {tuple(items.shape)}"
                 if isinstance(items, Tensor)
@@ -83,7 +90,7 @@ def _by_index(items: Any) -> Iterator[Item]:
 
 def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     """Return model(item): tensors are the one argument, lists and tuples positional, mappings
-    keyword arguments.
+    keyword arguments, of which token ids that are lists become tensors.
 
     The model gets copies: some change their inputs in place.
 
@@ -99,6 +106,7 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     InputError
         If the model cannot be called with it, or fails.
     """
+    item = as_called(model, item, index)
     try:
         torch.clear_autocast_cache()  # under the caller's autocast it holds weights as they were
         if isinstance(item, Mapping):
@@ -109,11 +117,25 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     except InputError:
         raise
     except Exception as error:
-        name = "the example inputs" if index is None else f"calibration item {index}"
         raise InputError(
-            f"{name}, {_called(model, item)}, failed: {type(error).__name__}: "
+            f"{_name(index)}, {_called(model, item)}, failed: {type(error).__name__}: "
             f"{error}{_remedy(item)}"
         ) from error
+
+
+def as_called(model: nn.Module, item: Item, index: int | None = None) -> Item:
+    """Return the item that a model is called with: token ids that are lists are tensors there.
+
+    Raises
+    ------
+    InputError
+        If such lists fit no tensor, naming the item (None: example inputs).
+    """
+    return with_tensors(item, _name(index), device_of(model))
+
+
+def _name(index: int | None) -> str:
+    return "the example inputs" if index is None else f"calibration item {index}"
 
 
 def run_all(
@@ -156,6 +178,8 @@ def _shown(value: object) -> str:
 
 
 def _remedy(item: Item) -> str:
+    if about_text := remedy_for_text(item):
+        return about_text
     if isinstance(item, list | tuple) and len(item) > 1:
         return (
             "; if items hold inputs and targets, pass the inputs alone: [inputs for inputs, "
@@ -169,6 +193,8 @@ def check_finite(tensor: Tensor, subject: str, index: int) -> None:
 
     `subject` names it in the message: "the input of layer fc".
     """
+    if not tensor.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
+        return
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         others = int((~finite).sum()) - 1

@@ -4,32 +4,37 @@ attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+#: Weights, by their ids, of calls of modules that are under way, which see their inputs themselves:
+#: of each thread, and of each forward among those that are suspended in such calls.
+WITHIN: ContextVar[tuple[int, ...]] = ContextVar("WITHIN", default=())
+
 
 class Products(TorchFunctionMode):
-    """While it lasts, F.linear with one of some weights calls seen(path, inputs) before the
-    product.
+    """While it lasts, F.linear with one of some weights calls seen(path, inputs, bias) before
+    the product.
 
     Parameters
     ----------
     paths : mapping of int to str
         By the weight's id.
-    within : container of int
-        Ids of the weights whose modules are being called, which see their inputs themselves.
-    seen : function of a path and a tensor
+    seen : function of a path, the inputs and the bias
     """
 
     def __init__(
-        self, paths: Mapping[int, str], within: Container[int], seen: Callable[[str, Tensor], None]
+        self,
+        paths: Mapping[int, str],
+        seen: Callable[[str, Tensor, Tensor | None], None],
     ) -> None:
         super().__init__()
-        self._paths, self._within, self._seen = paths, within, seen
+        self._paths, self._seen = paths, seen
 
     def __torch_function__(
         self,
@@ -41,9 +46,9 @@ class Products(TorchFunctionMode):
         """Of every operation of torch."""
         kwargs = kwargs or {}
         if func is F.linear:
-            given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
             weight = id(given.get("weight"))
             path = self._paths.get(weight)
-            if path is not None and weight not in self._within:
-                self._seen(path, given["input"])
+            if path is not None and weight not in WITHIN.get():
+                self._seen(path, given["input"], given.get("bias"))
         return func(*args, **kwargs)

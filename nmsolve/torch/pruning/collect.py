@@ -1,111 +1,79 @@
-"""Moments of a stage of layers, from runs of the dense and the pruned model."""
+"""Sums over the calibration for a stage of layers, from runs of the dense and the pruned model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from nmsolve.torch.calibration.activations import Use, watched
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
-from nmsolve.torch.calibration.moments import Moments
+from nmsolve.torch.calibration.padding import Counted
+from nmsolve.torch.pruning.gathered import Gathered, Gathering
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer, dense_model
 
 
-@dataclass(slots=True)
-class Collected:
-    """Sums over the calibration for a layer.
-
-    Attributes
-    ----------
-    moments : Moments
-        Of its inputs and wanted outputs.
-    samples : list of (int, Tensor, Tensor)
-        As in `Problem`; empty unless asked for.
-    """
-
-    moments: Moments
-    samples: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-
-
-def collect_moments(
+def collect(
     model: nn.Module,
     stage: Sequence[PrunedLayer],
     layers: Sequence[PrunedLayer],
     items: Calibration,
-    sequential: bool,
-    keep_samples: bool,
-) -> dict[str, Collected]:
-    """Return by owner the moments of a stage's layers: of the pruned model's inputs and the dense
-    one's outputs if sequential, of the dense model's both otherwise.
+    how: Gathering,
+) -> dict[str, Gathered]:
+    """Return by owner what the calibration tells of a stage's layers.
+
+    Their inputs are those of the pruned model if sequential, of the dense one otherwise; their
+    targets belong to the dense model's inputs, or to their own.
     """
     entries = {entry.path: entry for layer in stage for entry in layer.entries}
-    weights = {layer.entry.owner: layer.weight for layer in stage}
-    kinds = {
-        layer.entry.owner: torch.promote_types(layer.dense.dtype, torch.float32) for layer in stage
-    }
-    collected = {owner: Collected(Moments.empty(weight)) for owner, weight in weights.items()}
-    wanted: dict[str, list[list[Tensor]]] = {owner: [] for owner in weights}  # of each call
-    prefix_differs = sequential and any(layer.pruned for layer in layers)
+    of_dense = how.sequential and how.targets == "dense" and any(layer.pruned for layer in layers)
+    found = {layer.entry.owner: Gathered.nothing(layer, how, own=not of_dense) for layer in stage}
+    kept = {layer.entry.owner: layer.weight if how.keep_samples else None for layer in stage}
+    # Inputs in the dense model, of each call.
+    dense: dict[str, list[list[tuple[int, Tensor]]]] = {owner: [] for owner in found}
+    come: dict[str, list[int]] = {owner: [] for owner in found}  # items that have come to each
+    coming = {layer.entry.owner: layer.items for layer in stage}
     asking, at = False, 0
+    counted: Counted
 
+    @torch.no_grad()  # which the model may have lifted
     def seen(path: str, use: Use) -> None:
         owner = entries[path].owner
-        mine = collected[owner]
-        outputs: list[Tensor] = []
+        use = use.without_padding(path, counted)
         if asking:
-            wanted[owner].append(outputs)
-        elif wanted[owner]:
-            outputs = wanted[owner].pop(0)
-        for part, x in use.matrices():
+            dense[owner].append(list(use.matrices()))
+            return
+        for x in use.inputs:
             check_finite(x, f"with the layers before pruned, the input of layer {path}", at)
-            x = x.double()
-            y = x @ weights[owner][part].T
-            if asking:
-                outputs.append(y)
-                continue
-            of_dense = outputs.pop(0) if outputs else y
-            y = of_dense if _belongs(of_dense, y) else y
-            mine.moments.add(part, x, y)
-            if keep_samples:
-                given, should = (
-                    t.to(kinds[owner]).reshape(-1, use.positions_of_sample(part), t.shape[1])
-                    for t in (x, y)
-                )
-                mine.samples.append((part, given, should))
+        if at not in come[owner][-1:]:
+            come[owner].append(at)
+        found[owner].add(
+            use,
+            dense[owner].pop(0) if dense[owner] else None,
+            index=len(come[owner]) - 1,
+            items=coming[owner],
+            keep_for=kept[owner],
+        )
 
     def each(item: Item, index: int) -> None:
-        nonlocal asking, at
-        at = index
-        if prefix_differs:
+        nonlocal asking, at, counted
+        at, counted = index, how.padding.of(item, index)
+        if of_dense:
             asking = True
             # Both runs draw the same numbers, if they draw any.
             with torch.random.fork_rng(devices=devices), dense_model(layers):
                 run(model, item, index)
             asking = False
-        with nullcontext() if sequential else dense_model(layers):
+        with nullcontext() if how.sequential else dense_model(layers):
             run(model, item, index)
-        for calls in wanted.values():
+        for calls in dense.values():
             calls.clear()
 
     devices = sorted(
-        {layer.dense.device.index for layer in layers if layer.dense.device.type == "cuda"}
+        {layer.own.device.index for layer in layers if layer.own.device.type == "cuda"}
     )
     with watched(model, list(entries.values()), seen):
         run_all(items, each, "", progress=False)
-    return collected
-
-
-def _belongs(wanted: Tensor, given: Tensor) -> bool:
-    """Return whether outputs of the dense model are for the inputs of which the dense layer makes
-    `given`.
-
-    A model that routes tokens may route others here once it is pruned. Then their number differs,
-    or they are further from the dense layer's outputs for these inputs than from zero.
-    """
-    return wanted.shape == given.shape and bool(
-        (wanted - given).square().sum() <= wanted.square().sum()
-    )
+    return {owner: gathered.finish() for owner, gathered in found.items()}

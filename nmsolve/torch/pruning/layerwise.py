@@ -1,38 +1,44 @@
-"""Layer by layer through a model, all or nothing: collect a layer's moments, prune it, go on with
-the pruned one.
+"""Layer by layer through a model, all or nothing: gather what a layer is given, prune it, go on
+with the pruned one.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nmsolve.errors import SolverError
+from nmsolve.torch.calibration.activations import check_reached
 from nmsolve.torch.calibration.inputs import Calibration, Item
+from nmsolve.torch.calibration.padding import Padding
+from nmsolve.torch.calibration.suspended import Inseparable
 from nmsolve.torch.progress import progress_bar
 from nmsolve.torch.pruning.batch_norm import (
+    BatchNorm,
     Statistics,
     estimate_again,
     norms_of,
     put,
     statistics_of,
 )
-from nmsolve.torch.pruning.collect import Collected, collect_moments
-from nmsolve.torch.pruning.problem import Problem, Solution
+from nmsolve.torch.pruning.dense_copies import DenseCopies
+from nmsolve.torch.pruning.gathered import Gathering
+from nmsolve.torch.pruning.layer_step import LayerStep, PlainMask, Prune
+from nmsolve.torch.pruning.notes import notes_on
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer, layers_of
-from nmsolve.torch.pruning.reconstruction import LayerReconstruction, Reconstruction
-from nmsolve.torch.pruning.stages import explore, stages_of
+from nmsolve.torch.pruning.pruning_options import PruningOptions
+from nmsolve.torch.pruning.reconstruction import Reconstruction
+from nmsolve.torch.pruning.side_by_side import prune_side_by_side
+from nmsolve.torch.pruning.stages import explore
+from nmsolve.torch.pruning.unreached import masked_by_magnitude
+from nmsolve.torch.pruning.whole_passes import prune_by_passes
 from nmsolve.torch.running import undisturbed
 from nmsolve.torch.verification import verify
 from nmsolve.torch.weights.layer_plan import Plan
-
-#: A layer's plain mask, from its problem; its new weights, from both.
-PlainMask = Callable[[Problem], Tensor]
-Prune = Callable[[Problem, Tensor], Solution]
 
 
 def prune_layers(
@@ -41,10 +47,10 @@ def prune_layers(
     calibration: Iterable[Item],
     plain_mask: PlainMask,
     prune: Prune,
+    options: PruningOptions,
+    heads: Sequence[str] = (),
     *,
-    sequential: bool,
     keep_samples: bool = False,
-    progress: bool | None,
 ) -> Reconstruction:
     """Replace the planned weights of a model by pruned ones, in place.
 
@@ -52,97 +58,129 @@ def prune_layers(
 
     Parameters
     ----------
-    model, plan, calibration, progress
+    model, plan, calibration
         As for `adaprune_`.
     plain_mask : function of a Problem
         Its mask before weights are adjusted.
     prune : function of a Problem and that mask
         Its Solution.
-    sequential : bool
-        Inputs of a layer are outputs of the pruned layers before it, and its wanted outputs those
-        of the dense layer for dense inputs.
+    options : PruningOptions
+    heads : sequence of str
+        Paths of heads that were left out, for the report.
     keep_samples : bool
         Keep the samples of the layer at work, for updates that draw from them.
     """
     items = Calibration(calibration)
     layers = layers_of(model, plan)
-    found = []
-    with torch.no_grad(), _all_or_nothing(layers, statistics_of(norms_of(model))):
-        with undisturbed(model, training=False):
-            order, norms = explore(model, layers, items, progress)
-            with progress_bar(
-                about="pruning", total=len(order), unit="layer", progress=progress
-            ) as bar:
-                for stage in stages_of(order, sequential):
-                    bar.set_postfix_str(stage[0].entry.path)
-                    began = time.perf_counter()
-                    collected = collect_moments(
-                        model, stage, order, items, sequential, keep_samples
-                    )
-                    share = (time.perf_counter() - began) / len(stage)
-                    for layer in stage:
-                        found.append(
-                            _prune(
-                                layer, collected.pop(layer.entry.owner), plain_mask, prune, share
-                            )
-                        )
-                        bar.update()
-            statistics = estimate_again(model, norms, items, progress)
-        report = verify(model, plan)
-        if not report:
-            raise SolverError(f"pruned weights do not satisfy the plan\n{report}")
-        put(statistics)
-    return Reconstruction(tuple(found), len(statistics))
+    how = Gathering(
+        sequential=options.sequential,
+        targets=options.targets,
+        bias=options.bias and any(layer.bias is not None for layer in layers),
+        keep_samples=keep_samples,
+        precise=options.moments == torch.float64,
+        padding=Padding(model, options.weights),
+    )
+    with DenseCopies(options.offload) as copies, torch.no_grad():
+        before = statistics_of(norms_of(model))
+        step = LayerStep(
+            plain_mask=plain_mask,
+            prune=prune,
+            bias=options.bias,
+            precise=options.moments == torch.float64,
+            copies=copies,
+        )
+        with _all_or_nothing(layers, copies, before):
+            with undisturbed(model, training=False), _without_caches(model):
+                way, norms = _prune_all(model, layers, items, step, options, how)
+                _mask_unreached(layers, step, options)
+                entries = [entry for layer in layers for entry in layer.entries]
+                statistics = estimate_again(model, norms, entries, items, options.progress)
+            report = verify(model, plan)
+            if not report:
+                raise SolverError(f"pruned weights do not satisfy the plan\n{report}")
+            put(statistics)
+            # Warnings may be errors to the caller.
+            notes = notes_on(step.layers, how.padding, heads)
+    return Reconstruction(tuple(step.layers), len(statistics), way, notes, report.coverage)
 
 
-@contextmanager
-def _all_or_nothing(layers: Sequence[PrunedLayer], statistics: Statistics) -> Iterator[None]:
-    """Errors inside leave weights and batch norms as they were."""
+def _prune_all(
+    model: nn.Module,
+    layers: Sequence[PrunedLayer],
+    items: Calibration,
+    step: LayerStep,
+    options: PruningOptions,
+    how: Gathering,
+) -> tuple[str, list[BatchNorm]]:
+    """Prune all layers that the calibration reaches; the way that it went, and the batch norms
+    that may lie behind them.
+    """
+    with progress_bar(
+        about="pruning", total=len(layers), unit="layer", progress=options.progress
+    ) as bar:
+
+        def advance(layer: PrunedLayer) -> None:
+            bar.set_postfix_str(layer.entry.path)
+            bar.update()
+
+        def counted(layer: PrunedLayer, *rest: Any) -> None:
+            step(layer, *rest)
+            advance(layer)
+
+        try:
+            norms = prune_side_by_side(model, layers, items, counted, how)
+        except Inseparable as reason:
+            step.copies.put_back()
+            step.layers.clear()
+            for layer in layers:
+                layer.pruned = False
+            bar.reset()
+            order, norms = explore(model, layers, items, options.progress)
+            prune_by_passes(model, order, items, counted, how)
+            return f"whole passes for each stage of layers: {reason}", norms
+        return "every item once through the model, all side by side", norms
+
+
+def _mask_unreached(
+    layers: Sequence[PrunedLayer], step: LayerStep, options: PruningOptions
+) -> None:
+    """Masks for layers without calibration, or the error that there are such."""
+    missing = [layer for layer in layers if not layer.pruned]
+    if len(missing) == len(layers) or (missing and options.unreached == "error"):
+        reached = [layer.entry.owner for layer in layers if layer.pruned]
+        check_reached([layer.entry for layer in layers], reached, "the calibration")
+    for layer in missing:
+        step.layers.append(masked_by_magnitude(layer, step.copies))
+
+
+@contextlib.contextmanager
+def _all_or_nothing(
+    layers: Sequence[PrunedLayer], copies: DenseCopies, statistics: Statistics
+) -> Iterator[None]:
+    """Errors inside leave weights, biases and batch norms as they were."""
     try:
         yield
     except BaseException:
         for layer in layers:
             layer.parameter.data = layer.own
-            layer.own.copy_(layer.dense)
+        copies.put_back()
         put(statistics)
         raise
 
 
-def _prune(
-    layer: PrunedLayer, collected: Collected, plain_mask: PlainMask, prune: Prune, seconds: float
-) -> LayerReconstruction:
-    """Put a layer's new weights in place."""
-    began = time.perf_counter()
-    moments = collected.moments
-    problem = Problem(
-        entry=layer.entry,
-        layout=layer.layout,
-        weight=layer.weight,
-        moments=moments,
-        samples=collected.samples,
-        precise=layer.dense.dtype == torch.float64,
-    )
-    mask = plain_mask(problem)
-    plain = torch.where(mask, problem.weight, 0)
-    solution = prune(problem, mask)
-    new = solution.weight.to(layer.dense.dtype).double()
-    before, after = moments.error(plain), moments.error(new)
-    # By rounding to the weight's dtype, or where an update does not go down, rows may be worse.
-    worse = ~(after <= before)
-    if layer.entry.pattern.transposable and not torch.equal(mask, solution.mask):
-        worse = (~(after.sum() <= before.sum())).expand_as(worse)  # rows of two masks make no third
-    new = torch.where(worse.unsqueeze(-1), plain, new)
-    layer.own.copy_(layer.layout.weight(new))
-    layer.pruned = True
-    energy = float(moments.energy.sum()) or 1.0
-    return LayerReconstruction(
-        path=layer.entry.path,
-        pattern=layer.entry.pattern,
-        shape=layer.entry.shape,
-        before=float(before.sum()) / energy,
-        after=float(moments.error(new).sum()) / energy,
-        iterations=solution.iterations,
-        residual=solution.residual,
-        damping=solution.damping,
-        seconds=seconds + time.perf_counter() - began,
-    )
+@contextlib.contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """Have transformers' models keep no keys and values, of which nothing is used."""
+    configs = {
+        id(config): config
+        for module in model.modules()
+        if (config := getattr(module, "config", None)) is not None
+        and getattr(config, "use_cache", None) is True
+    }
+    try:
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,10 +15,10 @@ from torch.nn.utils import parametrize
 from nmsolve.errors import InputError
 from nmsolve.geometry import Geometry
 from nmsolve.torch.tensors import check_weight
-from nmsolve.torch.weights.layer_kinds import reduction_axis
+from nmsolve.torch.weights.layer_kinds import CONVOLUTIONS, base_of, reduction_axis
 from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
 from nmsolve.torch.weights.parameters import parameters_of
-from nmsolve.torch.weights.planned import layout_of, planned_modules
+from nmsolve.torch.weights.planned import check_ties, layout_of, planned_modules
 from nmsolve.torch.weights.sharding import is_sharded
 
 
@@ -34,10 +35,15 @@ class PrunedLayer:
         The model's.
     own : Tensor
         The parameter's storage, which holds the pruned weight once there is one.
-    dense : Tensor
-        A copy of the weight as it was.
+    bias : Tensor or None
+        What the layer adds to its outputs, in the order of the weight's rows, part after part; None
+        where it adds nothing, or more than one layer uses the weight or the bias.
+    dense, dense_bias : Tensor or None
+        Copies of the weight and the bias as they were, where `keep_dense` has made some.
     joins : bool
         Whether it is given the very tensors that the one before is.
+    items : int
+        Number of calibration items that come to it, as far as that has been counted.
     pruned : bool
     """
 
@@ -45,8 +51,11 @@ class PrunedLayer:
     layout: Geometry
     parameter: Tensor
     own: Tensor
-    dense: Tensor
+    bias: Tensor | None = None
+    dense: Tensor | None = None
+    dense_bias: Tensor | None = None
     joins: bool = False
+    items: int = 0
     pruned: bool = False
 
     @property
@@ -56,8 +65,13 @@ class PrunedLayer:
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it was, (parts, rows, cols), float64."""
-        return self.layout.matrices(self.dense).double()
+        """The weight as it was, (parts, rows, cols), float64; without a copy, as it is."""
+        return self.layout.matrices(self.own if self.dense is None else self.dense).double()
+
+    def keep_dense(self) -> None:
+        """Copy the weight and the bias as they are."""
+        self.dense = self.own.clone()
+        self.dense_bias = None if self.bias is None else self.bias.clone()
 
 
 def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
@@ -69,6 +83,8 @@ def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
         If the plan is another model's, or a weight cannot be replaced, naming the layer.
     """
     layers: dict[str, PrunedLayer] = {}
+    owners: dict[int, str] = {}
+    uses = Counter(id(p) for module in model.modules() for p in parameters_of(module).values())
     for entry, module in zip(plan.planned, planned_modules(model, plan), strict=True):
         parameter = parameters_of(module)[entry.parameter]
         if parametrize.is_parametrized(module):
@@ -91,6 +107,12 @@ def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
                 f"the weight of layer {entry.path} was made under torch.inference_mode: make the "
                 "model outside of it"
             )
+        if not _is_apart(parameter):
+            raise InputError(
+                f"the weight of layer {entry.path} has entries that share memory (strides "
+                f"{parameter.stride()}), so that they cannot differ: give it one of its own "
+                "(.clone())"
+            )
         weight = check_weight(
             parameter, f"the weight of layer {entry.path}", f"pattern {entry.pattern}"
         )
@@ -101,14 +123,52 @@ def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
                 f"the weight of layer {entry.path} is {weight[first].item()} at {list(first)}; "
                 "masks need finite weights"
             )
+        known = layers.get(entry.owner)
+        if owners.setdefault(id(parameter), entry.owner) != entry.owner or (
+            known is not None and known.parameter is not parameter
+        ):
+            raise InputError(
+                f"layer {entry.path} shares its weight with other layers than when it was planned: "
+                "make a new plan"
+            )
         if entry.owner in layers:
             layers[entry.owner].entries.append(entry)
+            layers[entry.owner].bias = None
         else:
+            layout = layout_of(entry, module)
             layers[entry.owner] = PrunedLayer(
-                [entry], layout_of(entry, module), parameter, parameter.data, weight.clone()
+                [entry], layout, parameter, parameter.data, _bias_of(module, entry, layout, uses)
             )
+    check_ties(model, plan)
     _check_overlaps(model, layers.values())
     return list(layers.values())
+
+
+def _is_apart(tensor: Tensor) -> bool:
+    """Return whether every entry has memory of its own, as a tensor that was expanded has not."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        return True  # refused for that
+    end = 0  # of what the axes so far span
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= end:
+            return False
+        end += stride * (size - 1)
+    return True
+
+
+def _bias_of(
+    module: nn.Module, entry: PlannedWeight, layout: Geometry, uses: Mapping[int, int]
+) -> Tensor | None:
+    """The bias that a layer of the ordinary kinds, and no other module, adds to the outputs of its
+    weight.
+    """
+    bias = parameters_of(module).get("bias")
+    ordinary = base_of(module) in (nn.Linear, *CONVOLUTIONS) or base_of(module).__name__ == "Conv1D"
+    rows = layout.parts * layout.part_rows
+    if not ordinary or entry.parameter != "weight" or bias is None or bias.shape != (rows,):
+        return None
+    alone = uses[id(bias)] == 1
+    return bias.data if alone and not (is_sharded(bias) or bias.is_inference()) else None
 
 
 def _check_overlaps(model: nn.Module, layers: Iterable[PrunedLayer]) -> None:
@@ -156,12 +216,22 @@ def _check_overlaps(model: nn.Module, layers: Iterable[PrunedLayer]) -> None:
 
 @contextmanager
 def dense_model(layers: Sequence[PrunedLayer]) -> Iterator[None]:
-    """Give the model its dense weights for a while."""
+    """Give the model its dense weights and their biases for a while."""
     pruned = [layer for layer in layers if layer.pruned]
+    biases = [
+        (layer.bias, layer.bias.clone(), layer.dense_bias)
+        for layer in pruned
+        if layer.bias is not None and layer.dense_bias is not None
+    ]
     try:
+        for bias, _, dense in biases:
+            bias.copy_(dense)
         for layer in pruned:
-            layer.parameter.data = layer.dense
+            if layer.dense is not None:
+                layer.parameter.data = layer.dense
         yield
     finally:
         for layer in pruned:
             layer.parameter.data = layer.own
+        for bias, fitted, _ in biases:
+            bias.copy_(fitted)

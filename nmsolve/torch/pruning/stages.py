@@ -9,10 +9,9 @@ from contextlib import ExitStack
 
 from torch import Tensor, nn
 
-from nmsolve.errors import InputError
-from nmsolve.torch.calibration.activations import Use, check_reached, watched
+from nmsolve.torch.calibration.activations import Use, watched
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run, run_all
-from nmsolve.torch.pruning.batch_norm import BatchNorm, norms_of
+from nmsolve.torch.pruning.batch_norm import BatchNorm, check_normed, norms_of
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer
 
 #: Bytes of moments that are collected in one run where layers do not wait for each other.
@@ -22,14 +21,14 @@ _AT_ONCE = 2**30
 def explore(
     model: nn.Module, layers: Sequence[PrunedLayer], items: Calibration, progress: bool | None
 ) -> tuple[list[PrunedLayer], list[BatchNorm]]:
-    """Return the layers in the order in which the model comes to them, and the batch norms that
-    come after any of them.
+    """Return the layers that the model comes to, in that order, and the batch norms that come after
+    any of them. How many items come to each layer is noted with it.
 
     Raises
     ------
     InputError
-        If a layer is never reached or its input is not finite, or such a norm gets one value per
-        channel, naming it; nothing has been changed yet.
+        If the input of a layer is not finite, or such a norm gets one value per channel, naming it;
+        nothing has been changed yet.
     """
     by_owner = {layer.entry.owner: layer for layer in layers}
     owner_of = {entry.path: entry.owner for layer in layers for entry in layer.entries}
@@ -61,18 +60,16 @@ def explore(
             ]
             layer.joins = layer.entry.owner not in called and len(given) == len(last) and all(same)
             last = given
+        if not use.biased:
+            layer.bias = None
+        layer.items += layer.entry.owner not in called
         called.add(layer.entry.owner)
 
     def normed(norm: BatchNorm, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         x = args[0] if args else kwargs["input"]
         if called and x.numel():
             after.add(norm)
-            if x.numel() == x.shape[1]:
-                raise InputError(
-                    f"batch norm {names[norm]} is given one value a channel by calibration item "
-                    f"{at}, which has no variance to estimate its statistics anew with: give "
-                    "larger batches"
-                )
+            check_normed(x, names[norm], at)
 
     def each(item: Item, index: int) -> None:
         nonlocal at
@@ -90,7 +87,6 @@ def explore(
             watched(model, [entry for layer in layers for entry in layer.entries], seen)
         )
         run_all(items, each, "reaching layers", progress)
-    check_reached([layer.entry for layer in layers], order, "the calibration")
     return [by_owner[owner] for owner in order], [norm for norm in norms if norm in after]
 
 

@@ -205,7 +205,7 @@ class SparseModel:
             self._warn_of_stale_masks(found.layers)
         check_removable(found.entries)
         adapted = adapted_layers(subject, found)
-        report = report_on(found.entries)
+        report = report_on(subject, found.entries)
         if not report:
             raise SolverError(
                 "masks do not satisfy the plan: something else has changed them, as "
@@ -233,7 +233,7 @@ class SparseModel:
                 "mask any more; what replaced them is as it is",
                 stacklevel=2,
             )
-        return report_on(found.entries, found.gone)
+        return report_on(subject, found.entries, found.gone)
 
     def _warn_of_stale_masks(self, layers: Sequence[MaskedLayer]) -> None:
         """Warn of training without attach, which fails nowhere: the masks are those of the first

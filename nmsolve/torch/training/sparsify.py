@@ -19,10 +19,10 @@ from nmsolve.torch.training.sparse_model import SparseModel
 from nmsolve.torch.training.state_dict import PARTS, hook_model
 from nmsolve.torch.weights.given_scores import scores_for
 from nmsolve.torch.weights.layer_kinds import reduction_axis
-from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight, path_of
+from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
 from nmsolve.torch.weights.masked import Masked, masked_parameters
 from nmsolve.torch.weights.parameters import check_module, parameters_of
-from nmsolve.torch.weights.planned import planned_modules
+from nmsolve.torch.weights.planned import check_ties, planned_modules
 from nmsolve.torch.weights.planning import plan_for
 from nmsolve.torch.weights.sharding import is_sharded
 
@@ -113,7 +113,7 @@ def sparsify_(
     scores = plan.scores if scores is None else scores
     modules = planned_modules(model, plan)
     weights = [_checked(entry, module) for entry, module in zip(plan.planned, modules, strict=True)]
-    _check_ties(model, plan)
+    check_ties(model, plan)
     method.check(plan.planned, weights)
     if scores is not None:
         method.check_scores(plan.planned, scores)
@@ -164,22 +164,3 @@ def _checked(entry: PlannedWeight, module: nn.Module) -> Tensor:
                 "layer out of the plan"
             )
     return check_weight(weight, f"the weight of layer {entry.path}", f"pattern {entry.pattern}")
-
-
-def _check_ties(model: nn.Module, plan: Plan) -> None:
-    """Raise InputError if a planned weight is also another's, to which the plan gives no mask or
-    another one.
-    """
-    planned = {(entry.name, entry.parameter): (entry.pattern, entry.axis) for entry in plan.planned}
-    owners: dict[int, list[tuple[str, str]]] = {}
-    for name, module in model.named_modules():
-        for parameter, weight in parameters_of(module).items():
-            owners.setdefault(id(weight), []).append((name, parameter))
-    for shared in owners.values():
-        found = {planned.get(owner) for owner in shared}
-        if len(found) > 1:
-            names = ", ".join(path_of(*owner) for owner in shared)
-            raise InputError(
-                f"{names} are one weight, and the plan does not give all of them one mask: make a "
-                "new plan for this model"
-            )
