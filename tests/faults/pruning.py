@@ -326,7 +326,9 @@ FAULTS = (
         file=f"{PRUNING}/dense_copies.py",
         old="dir=self._folder, buffering=0)",
         new="dir=self._folder)",
-        tests=(f"{TESTS}/test_dense_copies.py::test_a_limit_on_the_size_of_files",),
+        tests=(
+            f"{TESTS}/test_dense_copies.py::test_copies_that_were_kept_before_the_disk_was_full",
+        ),
     ),
     Fault(
         name="ADMM's dual goes the wrong way",

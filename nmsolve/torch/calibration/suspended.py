@@ -105,8 +105,8 @@ class Forward:
                 raise end  # which ends a greenlet without a word
             if self.at is not None and _surroundings() != before:
                 raise Inseparable(
-                    f"layer {self.at.path} is called where the model has entered a context of torch or of "
-                    "Python (autocast, inference_mode, sdpa_kernel, catch_warnings)"
+                    f"layer {self.at.path} is called where the model has entered a context of "
+                    "torch or of Python (autocast, inference_mode, sdpa_kernel, catch_warnings)"
                 )
         finally:
             self._random = _random_state(self._devices)
