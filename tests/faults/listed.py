@@ -2,6 +2,7 @@
 
 from tests.faults import (
     allocation,
+    calibration,
     checkpoint,
     cli,
     core,
@@ -16,7 +17,7 @@ BY_FOLDER = {
     "core": core.FAULTS,
     "tensors": tensors.FAULTS,
     "training": training.FAULTS,
-    "pruning": pruning.FAULTS,
+    "pruning": pruning.FAULTS + calibration.FAULTS,
     "allocation": allocation.FAULTS,
     "dispatch": dispatch.FAULTS,
     "checkpoint": checkpoint.FAULTS,

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.torch.pruning.dense_copies import DenseCopies
 from tests.checkpoint.snapshots import differing, snapshot
