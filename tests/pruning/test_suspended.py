@@ -2,6 +2,7 @@
 same model without its oddity, or a clear error, and nothing is left behind.
 """
 
+import asyncio
 import gc
 import itertools
 import threading
@@ -529,6 +530,36 @@ def test_calibration_that_comes_in_other_ways(length):
     assert is_pruned_as(Plain(), data, given=items).way == SIDE_BY_SIDE
     shuffled = torch.utils.data.DataLoader(torch.cat(items), batch_size=20, shuffle=True)
     assert pruned(Plain(), shuffled).way == SIDE_BY_SIDE
+
+
+def test_wherever_it_is_called_from():
+    """In contexts, threads, greenlets and coroutines of the caller's, and within a forward."""
+    twin = Plain()
+    pruned(twin)
+
+    def prune(model):
+        assert pruned(model).way == SIDE_BY_SIDE
+        equals(model, twin)
+        return True
+
+    async def coroutine():
+        return prune(Plain())
+
+    class Nested(Plain):
+        def forward(self, x):
+            prune(Plain())
+            return super().forward(x)
+
+    models = [Plain() for _ in range(6)]
+    with torch.inference_mode():
+        assert prune(models[0])
+    with torch.no_grad():
+        assert prune(models[1])
+    with ThreadPoolExecutor(1) as pool:
+        assert all(pool.map(prune, models[2:5]))
+    assert greenlet(prune).switch(models[5])
+    assert asyncio.run(coroutine())
+    assert prune(Nested())
 
 
 class Failing(Plain):
