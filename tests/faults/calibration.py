@@ -25,14 +25,14 @@ FAULTS = (
         file=f"{CALIBRATION}/suspended.py",
         old="    if here is not None and here.ended:\n        raise GreenletExit",
         new="    if False:\n        raise GreenletExit",
-        tests=(f"{TESTS}/test_suspended.py::test_models_that_catch_their_end",),
+        tests=(f"{TESTS}/test_forwards_that_end.py::test_models_that_catch_their_end",),
     ),
     Fault(
         name="an interrupt that only ends a forward is none",
         file=f"{CALIBRATION}/suspended.py",
         old="if isinstance(end, GreenletExit):",
         new="if False:",
-        tests=(f"{TESTS}/test_suspended.py::test_interrupts_wherever_a_forward_is",),
+        tests=(f"{TESTS}/test_forwards_that_end.py::test_interrupts_wherever_a_forward_is",),
     ),
     Fault(
         name="products of inputs without dense ones fill half of a sum",

@@ -223,8 +223,8 @@ FAULTS = (
     Fault(
         name="a context that a model has entered stays entered",
         file=f"{PRUNING}/side_by_side.py",
-        old="all_of_them.callback(forward.end)",
-        new="pass",
+        old="                self.begun[-1].end()\n",
+        new="",
         tests=(f"{TESTS}/test_suspended.py::test_contexts_around_layers",),
     ),
     Fault(
@@ -239,14 +239,14 @@ FAULTS = (
         file=f"{PRUNING}/side_by_side.py",
         old="            kept = self.traces.first()\n",
         new="            kept = None\n",
-        tests=(f"{TESTS}/test_suspended.py::test_what_is_kept_of_some_items_alone",),
+        tests=(f"{TESTS}/test_kept_by_models.py::test_what_is_kept_of_some_items_alone",),
     ),
     Fault(
         name="only the dense model's first item is compared with how it went alone",
         file=f"{PRUNING}/side_by_side.py",
         old='targets = self.how.targets == "dense" or index == 0',
         new='targets = self.how.targets == "dense"',
-        tests=(f"{TESTS}/test_suspended.py::test_models_that_keep_something_of_an_item",),
+        tests=(f"{TESTS}/test_kept_by_models.py::test_models_that_keep_something_of_an_item",),
     ),
     Fault(
         name="a model that swallows an error hides that its forwards met",

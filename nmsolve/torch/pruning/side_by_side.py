@@ -356,9 +356,13 @@ class _Walk:
 
     def end(self) -> None:
         """End all forwards where they stand, the last one first."""
-        with ExitStack() as all_of_them:
-            for forward in self.begun:
-                all_of_them.callback(forward.end)
+        try:
+            while self.begun:
+                self.begun[-1].end()
+                self.begun.pop()
+        finally:
+            if self.begun:  # after another interrupt: what has not ended would stay for ever
+                self.end()
 
 
 def _fits(use: Use, x: Tensor, layer: PrunedLayer) -> bool:
