@@ -1,5 +1,5 @@
 """`python -m benchmarks.pruning`, from the root: how long pruning by calibration takes, and how
-much memory.
+much memory; and both by the depth of a model.
 
 --side     of the square layers (1024)
 --layers   how many, one behind the other (6)
@@ -35,6 +35,8 @@ PROBES = (
     ("sparsegpt_", "2:4T", 2048),
 )
 BATCH = 256
+#: Blocks of the models that are pruned to see what depth costs, their width, and the calibration.
+DEPTHS, WIDTH, ITEMS, TOKENS = (4, 8, 16, 32), 256, 10, 128
 
 
 def main() -> None:
@@ -49,7 +51,11 @@ def main() -> None:
     parser.add_argument(
         "--probe", nargs=3, metavar=("WHAT", "PATTERN", "SAMPLES"), help=argparse.SUPPRESS
     )
+    parser.add_argument("--depth", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.depth:
+        print(json.dumps(_depth(options.depth)))
+        return
     if options.probe:
         what, pattern, samples = options.probe
         print(json.dumps(_probe(what, pattern, int(samples), options.side, options.layers)))
@@ -98,8 +104,66 @@ def main() -> None:
         )
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
+    lines += _depths()
     if options.out:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _depths() -> list[str]:
+    """The table of what depth costs, printed row by row."""
+    lines = [
+        "",
+        f"`sparsegpt_` 2:4 on transformer encoders of width {WIDTH}, {ITEMS} items of {TOKENS} "
+        "tokens: how often a block is called per item, and seconds.",
+        "",
+        "| blocks | calls of a block per item | seconds | over half the blocks |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    print("\n".join(lines), flush=True)
+    before = None
+    for depth in DEPTHS:
+        command = [sys.executable, "-m", "benchmarks.pruning", "--depth", str(depth)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        found = json.loads(done.stdout)
+        ratio = "" if before is None else f"{found['seconds'] / before:.2f} ×"
+        before = found["seconds"]
+        lines.append(f"| {depth} | {found['calls']:.2f} | {found['seconds']:.2f} | {ratio} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def _depth(depth: int) -> dict[str, float]:
+    import torch
+    from torch import nn
+
+    import nmsolve.torch as nmt
+
+    def encoder(depth: int) -> nn.TransformerEncoder:
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(
+            WIDTH, 4, 4 * WIDTH, batch_first=True, norm_first=True, dropout=0.0
+        )
+        return nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+
+    generator = torch.Generator().manual_seed(1)
+    items = [torch.randn(1, TOKENS, WIDTH, generator=generator) for _ in range(ITEMS)]
+    nmt.sparsegpt_(encoder(1), "2:4", items)  # kernels are loaded, threads are there
+    model, calls = encoder(depth), 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for block in model.layers:
+        block.register_forward_pre_hook(count)
+    began = time.perf_counter()
+    found = nmt.sparsegpt_(model, "2:4", items)
+    seconds = time.perf_counter() - began
+    if "side by side" not in found.way:
+        raise RuntimeError(found.way)
+    return {"calls": calls / depth / ITEMS, "seconds": seconds}
 
 
 def _probe(what: str, pattern: str, samples: int, side: int, layers: int) -> dict[str, float]:

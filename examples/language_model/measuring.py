@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from examples.language_model.memory import Extra
 from examples.language_model.methods import prune
 from examples.language_model.prepared import Prepared
 from examples.language_model.rows import DENSE, Row
+from examples.study.rounding import rounded
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,8 @@ class Measured:
     sizes: dict[str, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Rounded to what means something; without what there is not."""
-        rounded = {
-            key: round(value, 6) if isinstance(value, float) else value
-            for key, value in asdict(self).items()
-        }
-        return {key: value for key, value in rounded.items() if value is not None}
+        """As it is kept on disk."""
+        return rounded(self)
 
     @property
     def summary(self) -> str:

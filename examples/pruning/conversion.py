@@ -88,20 +88,30 @@ def convert(task: Task, conversion: Conversion, seed: int) -> dict[str, Measured
 def _apply(method: str, model: nn.Module, plan: nmt.Plan, inputs: list[Tensor]) -> float | None:
     """Prune a model in place; the error of its layers, summed, where it is known."""
     if method == "masked":
-        nmt.sparsify_(model, plan, nmt.Fixed()).finalize_()
+        nmt.mask_(model, plan)
         return None
     if method == "second order":
         found = nmt.sparsegpt_(model, plan, inputs)
     elif method == "AdaPrune, Adam":  # as in the paper: every layer for itself
-        found = nmt.adaprune_(model, plan, inputs, update="adam", sequential=False)
+        found = nmt.adaprune_(
+            model, plan, inputs, update="adam", criterion="magnitude", sequential=False
+        )
     elif method == "AdaPrune, activations":
         found = nmt.adaprune_(model, plan, inputs, criterion="activation")
     elif method == "masked, norms anew":  # so much damping that nothing moves
         found = nmt.adaprune_(
-            model, plan, inputs, update=nmt.LeastSquares(damping=1e12), sequential=False
+            model,
+            plan,
+            inputs,
+            update=nmt.LeastSquares(damping=1e12),
+            criterion="magnitude",
+            bias=False,
+            sequential=False,
         )
     else:
-        found = nmt.adaprune_(model, plan, inputs, sequential="not" not in method)
+        found = nmt.adaprune_(
+            model, plan, inputs, criterion="magnitude", sequential="not" not in method
+        )
     return sum(layer.after for layer in found)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from examples.study.measure import measure
+from examples.study.rounding import rounded
 from examples.study.tasks import Task
 
 
@@ -36,12 +37,8 @@ class Measured:
         return cls(**measure(model, task.part("test")), **known)
 
     def as_json(self) -> dict[str, Any]:
-        """Rounded to what means something; without what there is not."""
-        rounded = {
-            key: round(value, 6) if isinstance(value, float) else value
-            for key, value in asdict(self).items()
-        }
-        return {key: value for key, value in rounded.items() if value is not None}
+        """As it is kept on disk."""
+        return rounded(self)
 
     @property
     def summary(self) -> str:

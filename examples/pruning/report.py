@@ -51,9 +51,10 @@ def _about_conversion() -> str:
 Dense models, trained as in [the training study](../README.md), converted to a pattern with
 {SAMPLES} inputs of the training part, in batches of {BATCH}, and no label. *masked* leaves weights
 and batch norms as they are; all others get new statistics for the norms. *AdaPrune, Adam* is the
-paper's: 1000 steps on batches of {BATCH}, every layer for itself. *AdaPrune* is `nmt.adaprune_` as
-it is: least squares, with inputs from the pruned layers before; *not sequential* is least squares
-on Adam's problem; *activations* chooses masks by |W|·‖x‖. *second order* is `nmt.sparsegpt_`.
+paper's: 1000 steps on batches of {BATCH}, every layer for itself. *AdaPrune* is `nmt.adaprune_`
+with masks by |W|: least squares, with inputs from the pruned layers before; *not sequential* is
+least squares on Adam's problem; *activations* chooses masks by |W|·‖x‖, as `nmt.adaprune_` does by
+itself. *second order* is `nmt.sparsegpt_`.
 *matching* converts a model of which {UNSTRUCTURED:.0%} of the weights had been pruned without
 structure, and which had been trained on, to the n:{GROUP} that `nmt.matching_plan` chooses for each
 layer. *Error of layers* is ‖Y − XVᵀ‖² / ‖Y‖², summed over layers, each with the inputs that the

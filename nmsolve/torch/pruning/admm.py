@@ -11,7 +11,7 @@ from nmsolve.torch.pruning.objective import Hessian
 from nmsolve.torch.pruning.problem import Problem
 
 #: ρ, in units of the Hessian once its diagonal is one: where it starts, and its growth after every
-#: second iteration (benchmarks.pruning: 6 iterations and 120 give the same held-out errors).
+#: second iteration.
 _FIRST, _GROWTH, _EVERY = 0.3, 1.8, 2
 #: Iterations at least and at most: row-wise masks settle sooner.
 _ROW_WISE, _TRANSPOSABLE = 6, 20

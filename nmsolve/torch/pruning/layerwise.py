@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ from nmsolve.torch.pruning.batch_norm import (
     statistics_of,
 )
 from nmsolve.torch.pruning.dense_copies import DenseCopies
-from nmsolve.torch.pruning.gathered import Gathering
+from nmsolve.torch.pruning.gathered import Gathered, Gathering
 from nmsolve.torch.pruning.layer_step import LayerStep, PlainMask, Prune
 from nmsolve.torch.pruning.notes import notes_on
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer, layers_of
@@ -119,13 +118,10 @@ def _prune_all(
         about="pruning", total=len(layers), unit="layer", progress=options.progress
     ) as bar:
 
-        def advance(layer: PrunedLayer) -> None:
+        def counted(layer: PrunedLayer, gathered: Gathered, seconds: float) -> None:
+            step(layer, gathered, seconds)
             bar.set_postfix_str(layer.entry.path)
             bar.update()
-
-        def counted(layer: PrunedLayer, *rest: Any) -> None:
-            step(layer, *rest)
-            advance(layer)
 
         try:
             norms = prune_side_by_side(model, layers, items, counted, how)

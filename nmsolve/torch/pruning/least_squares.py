@@ -34,8 +34,7 @@ class LeastSquares:
         and all is then in float64. Where the error on held-out inputs is well above that on the
         fitted ones, tenfold and more is tried, and the best on held-out inputs is taken.
     tolerance : float
-        The residual at which every row counts as solved, relative to its right-hand side. Errors
-        on held-out inputs do not get lower below the default (benchmarks.pruning).
+        The residual at which every row counts as solved, relative to its right-hand side.
     iterations : int
         Of conjugate gradients, at most.
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -187,7 +188,7 @@ class _Walk:
             self._advance(self.begun[-1])
 
     def _forward(self, item: Item, index: int) -> Forward:
-        body = lambda: run(self.model, item, index)  # noqa: E731
+        body = partial(run, self.model, item, index)
         self.begun.append(Forward(body, index, self.seed + index, self.gpus))
         return self.begun[-1]
 
