@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nmsolve.errors import InputError
+from nmsolve.torch.offload.lent_parameter import LentParameter
 
 
 class DenseCopies:
@@ -27,7 +28,8 @@ class DenseCopies:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._kept: list[tuple[Tensor, int]] = []
+        #: Each with its place in the file; None where its lender keeps it.
+        self._kept: list[tuple[Tensor, int | None]] = []
 
     def __enter__(self) -> DenseCopies:
         try:
@@ -55,9 +57,12 @@ class DenseCopies:
             If there is no room, naming the folder; nothing of these is then kept.
         """
         start = self._file.seek(0, 2)
-        places = []
+        places: list[tuple[Tensor, int | None]] = []
         try:
             for tensor in tensors:
+                if isinstance(tensor, LentParameter) and tensor.lender.keeps(tensor):
+                    places.append((tensor, None))
+                    continue
                 places.append((tensor, self._file.tell()))
                 left = memoryview(_bytes(tensor))
                 while left:  # the system may take a part
@@ -71,6 +76,10 @@ class DenseCopies:
         """Give all tensors the values that they had."""
         with torch.no_grad():
             for tensor, place in reversed(self._kept):
+                if place is None:
+                    assert isinstance(tensor, LentParameter)
+                    tensor.lender.restore(tensor)
+                    continue
                 self._file.seek(place)
                 raw = bytearray(tensor.numel() * tensor.element_size())
                 left = memoryview(raw)

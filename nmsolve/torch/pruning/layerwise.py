@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from nmsolve.errors import SolverError
+from nmsolve.errors import InputError, SolverError
 from nmsolve.torch.calibration.activations import check_reached
 from nmsolve.torch.calibration.inputs import Calibration, Item
 from nmsolve.torch.calibration.padding import Padding
 from nmsolve.torch.calibration.suspended import Inseparable
+from nmsolve.torch.offload.lent_parameter import is_lent, settle
 from nmsolve.torch.progress import progress_bar
 from nmsolve.torch.pruning.batch_norm import (
     BatchNorm,
@@ -94,6 +95,7 @@ def prune_layers(
                 _mask_unreached(layers, step, options)
                 entries = [entry for layer in layers for entry in layer.entries]
                 statistics = estimate_again(model, norms, entries, items, options.progress)
+            settle(model)  # what is verified is what was written
             report = verify(model, plan)
             if not report:
                 raise SolverError(f"pruned weights do not satisfy the plan\n{report}")
@@ -127,6 +129,11 @@ def _prune_all(
             norms = prune_side_by_side(model, layers, items, counted, how)
         except Inseparable as reason:
             step.copies.put_back()
+            if any(is_lent(layer.parameter) for layer in layers):
+                raise InputError(
+                    f"weights that are offloaded are pruned with all items side by side: {reason}; "
+                    "prune the model in memory"
+                ) from reason
             step.layers.clear()
             for layer in layers:
                 layer.pruned = False
@@ -158,7 +165,8 @@ def _all_or_nothing(
         yield
     except BaseException:
         for layer in layers:
-            layer.parameter.data = layer.own
+            if not is_lent(layer.parameter):
+                layer.parameter.data = layer.own
         copies.put_back()
         put(statistics)
         raise

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.geometry import Geometry
+from nmsolve.torch.offload.lent_parameter import is_lent
 from nmsolve.torch.tensors import check_weight
 from nmsolve.torch.weights.layer_kinds import CONVOLUTIONS, base_of, reduction_axis
 from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
@@ -34,7 +35,8 @@ class PrunedLayer:
     parameter : Tensor
         The model's.
     own : Tensor
-        The parameter's storage, which holds the pruned weight once there is one.
+        The parameter's storage, which holds the pruned weight once there is one; the parameter
+        itself where its values are lent.
     bias : Tensor or None
         What the layer adds to its outputs, in the order of the weight's rows, part after part; None
         where it adds nothing, or more than one layer uses the weight or the bias.
@@ -136,18 +138,22 @@ def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
             layers[entry.owner].bias = None
         else:
             layout = layout_of(entry, module)
-            layers[entry.owner] = PrunedLayer(
-                [entry], layout, parameter, parameter.data, _bias_of(module, entry, layout, uses)
-            )
+            bias = _bias_of(module, entry, layout, uses)
+            layers[entry.owner] = PrunedLayer([entry], layout, parameter, _own(parameter), bias)
     check_ties(model, plan)
     _check_overlaps(model, layers.values())
     return list(layers.values())
 
 
+def _own(parameter: Tensor) -> Tensor:
+    """A parameter's storage, or the parameter where that comes and goes."""
+    return parameter if is_lent(parameter) else parameter.data
+
+
 def _is_apart(tensor: Tensor) -> bool:
     """Return whether every entry has memory of its own, as a tensor that was expanded has not."""
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
-        return True  # refused for that
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or is_lent(tensor):
+        return True  # refused for that, or fetched into memory of its own
     end = 0  # of what the axes so far span
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride <= end:
@@ -168,7 +174,7 @@ def _bias_of(
     if not ordinary or entry.parameter != "weight" or bias is None or bias.shape != (rows,):
         return None
     alone = uses[id(bias)] == 1
-    return bias.data if alone and not (is_sharded(bias) or bias.is_inference()) else None
+    return _own(bias) if alone and not (is_sharded(bias) or bias.is_inference()) else None
 
 
 def _check_overlaps(model: nn.Module, layers: Iterable[PrunedLayer]) -> None:
@@ -183,6 +189,7 @@ def _check_overlaps(model: nn.Module, layers: Iterable[PrunedLayer]) -> None:
             and not is_lazy(tensor)
             and tensor.numel()
             and tensor.device.type != "meta"
+            and not is_lent(tensor)
         ):
             span = (
                 sum(
