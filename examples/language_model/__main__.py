@@ -1,7 +1,8 @@
 """`python -m examples.language_model`, from the repository's root: run what is not on disk yet,
 then write tables and figures.
 
---rows      some of dense, magnitude, Wanda, SparseGPT, adaprune_, sparsegpt_ (all)
+--rows      some of dense, magnitude, Wanda, SparseGPT, adaprune_-own, adaprune_, sparsegpt_ and
+            sparsegpt_-disk (all)
 --patterns  some of 2:4, 4:8, 6:8, 2:4T, 4:8T, 8:16T, 16:32T (all)
 --seeds     how many calibrations, from 0 on (3)
 --blocks    how many blocks to prune, from the first on (30, all)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import nmsolve.torch as nmt
@@ -29,9 +32,9 @@ from examples.study.rounding import rounded
 class Measured:
     """held_out, other : perplexity on either text. seconds, cpu_seconds : of pruning, scores
     included; CPU seconds are of all threads. mebibytes : the most that pruning held beyond the
-    model, its tokens and Python. runs : of a block for each calibration item, the most of any
-    block. kept : share of the pruned layers' weights. load : of the machine before, 1 a busy core.
-    sizes : `Prepared.sizes`, with the dense model alone.
+    model, if that is in memory, its tokens and Python. runs : of a block for each calibration item,
+    the most of any block. kept : share of the pruned layers' weights. load : of the machine before,
+    1 a busy core. sizes : `Prepared.sizes`, with the dense model alone.
     """
 
     held_out: float
@@ -60,19 +63,26 @@ class Measured:
 def measure(folder: Path, row: Row, seed: int) -> Measured:
     """Prune the dense model by a row's method and pattern."""
     prepared = Prepared(folder)
-    model = prepared.model()
     if row == DENSE:
-        return Measured(**_perplexities(model, prepared), sizes=prepared.sizes())
+        return Measured(**_perplexities(prepared.model(), prepared), sizes=prepared.sizes())
     load = os.getloadavg()[0]
-    _warm_up(row)
     items = prepared.items(seed)
+    on_disk = row.method.endswith("-disk")
+    model = prepared.model_without_weights() if on_disk else prepared.model()
     calls = Calls(model.model.layers)
-    memory = Extra()
-    began, cpu_began = time.perf_counter(), time.process_time()
-    report = prune(row, model, items, prepared.settings.blocks)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    mebibytes = memory.mebibytes()
-    calls.remove()
+    with tempfile.TemporaryDirectory() as name:
+        scratch, pruned = Path(name), Path(name, "pruned.safetensors")
+        _warm_up(row, scratch)
+        memory = Extra()
+        began, cpu_began = time.perf_counter(), time.process_time()
+        with nmt.offloaded(model, prepared.weights, out=pruned) if on_disk else nullcontext():
+            report = prune(row, model, items, prepared.settings.blocks, scratch)
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        mebibytes = memory.mebibytes()
+        calls.remove()
+        if on_disk:
+            model = prepared.model()
+            load_model(model, pruned)
     if not report:
         raise RuntimeError(f"{row.name} left a model that is not {row.pattern}:\n{report}")
     return Measured(
@@ -96,7 +106,7 @@ def _perplexities(model: LlamaForCausalLM, prepared: Prepared) -> dict[str, floa
     }
 
 
-def _warm_up(row: Row) -> None:
+def _warm_up(row: Row, scratch: Path) -> None:
     """The same on a tiny model: kernels are compiled and loaded, threads are there."""
     config = LlamaConfig(
         vocab_size=64,
@@ -107,7 +117,7 @@ def _warm_up(row: Row) -> None:
         num_key_value_heads=1,
         use_cache=False,
     )
-    prune(row, LlamaForCausalLM(config).eval(), [torch.arange(64)[None]] * 8, 1)
+    prune(row, LlamaForCausalLM(config).eval(), [torch.arange(64)[None]] * 8, 1, scratch)
 
 
 def _main(folder: str, row: str, seed: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def prune(
-    row: Row, model: LlamaForCausalLM, items: Sequence[Tensor], blocks: int
+    row: Row, model: LlamaForCausalLM, items: Sequence[Tensor], blocks: int, scratch: Path
 ) -> nmt.ModelReport:
     """Prune the first blocks of a model in place, by a row's method and pattern; the check of what
-    came out.
+    came out. `scratch` is a folder for what is not in memory.
     """
     assert row.pattern is not None
     layers = [f"model.layers.{index}" for index in range(blocks)]
@@ -34,9 +35,13 @@ def prune(
         pattern = nmsolve.Pattern.parse(row.pattern)
         prune_decoder(model, model.model.layers[:blocks], items, pattern.n, pattern.m)
     elif row.method == "adaprune_":
-        nmt.adaprune_(model, plan, items, criterion="activation")
+        nmt.adaprune_(model, plan, items)
+    elif row.method == "adaprune_-own":
+        nmt.adaprune_(model, plan, items, targets="own")
     elif row.method == "sparsegpt_":
         nmt.sparsegpt_(model, plan, items)
+    elif row.method == "sparsegpt_-disk":
+        nmt.sparsegpt_(model, plan, items, offload=scratch)
     else:
         raise ValueError(f"{row.method} prunes nothing")
     return nmt.verify(model, plan)

@@ -14,7 +14,11 @@ from examples.study.plots import plt, save
 
 #: Okabe and Ito's, which the colour-blind can tell apart.
 COLOURS = dict(
-    zip(METHODS[1:], ("#999999", "#56B4E9", "#000000", "#E69F00", "#0072B2"), strict=True)
+    zip(
+        METHODS[1:],
+        ("#999999", "#56B4E9", "#000000", "#F0E442", "#E69F00", "#0072B2", "#009E73"),
+        strict=True,
+    )
 )
 #: Filled where they are row-wise.
 MARKERS = dict(zip(PATTERNS, "osDos^v", strict=True))
@@ -51,7 +55,7 @@ def rises(outcome: Outcome, path: Path) -> None:
         frameon=False,
         loc="lower center",
         bbox_to_anchor=(0.5, 1),
-        ncols=5,
+        ncols=4,
     )
     save(figure, path)
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -63,11 +64,22 @@ class Prepared:
         """The dense model, in float32, in memory of its own: pages of the file that are read later
         would count as memory that a method takes.
         """
-        model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.float32).eval()
-        model.config.use_cache = False  # nothing is generated
+        model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.float32)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
-        return model
+        return _at_rest(model)
+
+    def model_without_weights(self) -> LlamaForCausalLM:
+        """The same, with its parameters on the meta device."""
+        with init_empty_weights(include_buffers=False):
+            model = LlamaForCausalLM(LlamaConfig.from_pretrained(self._folder))
+        model.tie_weights()
+        return _at_rest(model)
+
+    @property
+    def weights(self) -> Path:
+        """The file of the dense model's weights."""
+        return self._folder / "model.safetensors"
 
     def items(self, seed: int) -> list[Tensor]:
         """Calibration windows, each (1, tokens), no two of which overlap; the seed draws them."""
@@ -83,12 +95,17 @@ class Prepared:
         width, inner = config["hidden_size"], config["intermediate_size"]
         narrow = config["num_key_value_heads"] * config["head_dim"]
         floats = {
-            "model": (self._folder / "model.safetensors").stat().st_size / 4,
+            "model": self.weights.stat().st_size / 4,
             "block": width * (2 * width + 2 * narrow + 3 * inner) + 2 * width,
             "moments": 3 * width**2 + inner**2,
             "inputs": self.settings.items * self.settings.window * width,
         }
         return {name: round(4 * count / 2**20, 1) for name, count in floats.items()}
+
+
+def _at_rest(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    model.config.use_cache = False  # nothing is generated
+    return model.eval()
 
 
 def _windows(tokens: list[int], length: int) -> Tensor:

@@ -81,8 +81,9 @@ def _about_quality() -> Iterator[str]:
   weights as they were.
 * *SparseGPT*: as published, block by block, an implementation of its own
   ([`reference/sparsegpt.py`](../../../reference/sparsegpt.py)).
-* *adaprune_*: `nmt.adaprune_(model, plan, items, criterion="activation")`.
-* *sparsegpt_*: `nmt.sparsegpt_(model, plan, items)`."""
+* *adaprune_*: `nmt.adaprune_(model, plan, items)`, on Wanda's masks; *-own* with `targets="own"`.
+* *sparsegpt_*: `nmt.sparsegpt_(model, plan, items)`; *-disk* in `nmt.offloaded(model, …)` and with
+  `offload=`, so that weights and activations are on disk."""
     yield _filled(
         """*Rise* is that of log-perplexity over the dense model's. It is divided by SparseGPT's of
         the same seed, so of the same tokens, at the same pattern; for transposable patterns, which
@@ -97,10 +98,11 @@ def _about_cost(outcome: Outcome) -> str:
     return _filled(
         f"""Seconds of pruning alone, scores included; CPU seconds are those of all threads. *MiB*
         is the most that the process held beyond what it held before, which includes the model
-        ({sizes["model"]:.0f} MiB). For comparison: two blocks' weights ({2 * sizes["block"]:.0f}
-        MiB), XᵀX of the layers of a block ({sizes["moments"]:.0f}) and the inputs of a block
-        ({sizes["inputs"]:.0f}), in float32, are {together:.0f} MiB together. *Runs of a block* are
-        for each calibration item, of the block that ran most."""
+        ({sizes["model"]:.0f} MiB), but for *-disk*, which has it on disk. For comparison: two
+        blocks' weights ({2 * sizes["block"]:.0f} MiB), XᵀX of the layers of a block
+        ({sizes["moments"]:.0f}) and the inputs of a block ({sizes["inputs"]:.0f}), in float32, are
+        {together:.0f} MiB together. *Runs of a block* are for each calibration item, of the block
+        that ran most."""
     )
 
 

@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-Method = Literal["dense", "magnitude", "Wanda", "SparseGPT", "adaprune_", "sparsegpt_"]
+Method = Literal[
+    "dense",
+    "magnitude",
+    "Wanda",
+    "SparseGPT",
+    "adaprune_-own",
+    "adaprune_",
+    "sparsegpt_",
+    "sparsegpt_-disk",
+]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 PATTERNS = ("2:4", "4:8", "6:8", "2:4T", "4:8T", "8:16T", "16:32T")
 TINY_PATTERNS = ("2:4", "2:4T")
 #: Those that a pattern in both directions can be given to.
 _TRANSPOSABLE = ("magnitude", "adaprune_", "sparsegpt_")
+#: Shown at one pattern.
+_VARIANTS = ("adaprune_-own", "sparsegpt_-disk")
 
 
 @dataclass(frozen=True)
@@ -63,5 +74,6 @@ def rows(methods: Collection[str] = METHODS, patterns: Collection[str] = PATTERN
     for pattern in PATTERNS:
         for method in METHODS[1:]:
             served = not pattern.endswith("T") or method in _TRANSPOSABLE
+            served &= method not in _VARIANTS or pattern == PATTERNS[0]
             if served and pattern in patterns and method in methods:
                 yield Row(method, pattern)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_each_method_at_the_patterns_that_it_serves():
     listed = list(rows())
     assert listed[0] == DENSE
-    assert len(set(listed)) == len({row.path for row in listed}) == 1 + 3 * 5 + 4 * 3
+    assert len(set(listed)) == len({row.path for row in listed}) == 1 + 3 * 5 + 4 * 3 + 2
     published = [row.pattern for row in listed if row.method in ("Wanda", "SparseGPT")]
     assert set(published) == {"2:4", "4:8", "6:8"}
     assert {row.rival for row in listed[1:]} == {
@@ -140,11 +140,12 @@ def test_four_blocks_of_the_real_model(tmp_path):
     """Every method is run, saved, and not run again."""
     done = run("--tiny", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(result_files(tmp_path)) == 1 + 5 + 3
+    assert len(result_files(tmp_path)) == 1 + 5 + 3 + 2
     outcome = Outcome.read(tmp_path)
     perplexity = {row.name: outcome.values(row, "held_out")[0] for row in outcome.runs}
     assert all(perplexity[name] > perplexity["dense"] for name in perplexity if name != "dense")
     assert perplexity["sparsegpt_ 2:4"] < perplexity["magnitude 2:4"]
+    assert perplexity["sparsegpt_-disk 2:4"] == perplexity["sparsegpt_ 2:4"]
     assert outcome.values(Row("SparseGPT", "2:4"), "runs") == [2.0]
     page = (tmp_path / "README.md").read_text()
     assert "| 2:4T | sparsegpt_ |" in page
