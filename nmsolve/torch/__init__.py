@@ -34,7 +34,7 @@ from nmsolve.torch.dispatch.packing import pack, unpack
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
 from nmsolve.torch.language import Perplexity, perplexity
 from nmsolve.torch.masks import solve
-from nmsolve.torch.offload.offloaded import offloaded
+from nmsolve.torch.offload.context import offloaded
 from nmsolve.torch.pruning.adam import Adam
 from nmsolve.torch.pruning.adaprune import adaprune_
 from nmsolve.torch.pruning.least_squares import LeastSquares

@@ -12,6 +12,7 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from tests.checkpoint.snapshots import differing, snapshot
+from tests.pruning.deep_models import counted
 from tests.pruning.odd_models import (
     ITEMS,
     OPTIONS,
@@ -143,3 +144,16 @@ def test_nothing_of_an_error_is_printed(capfd):
         nmt.adaprune_(model, {"a": "2:4", "b": "2:4"}, numbered(9))
     gc.collect()
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_we_refuse_ourselves_is_refused_at_once():
+    """Whole passes would find the same."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 16)).eval()
+    before = snapshot(model)
+    with counted([model[0]]) as calls:
+        refuses(
+            lambda: nmt.adaprune_(model, "2:4", [*ITEMS, ITEMS[0][:1]]),
+            "batch norm 1 is given one value a channel by calibration item 3",
+        )
+    assert calls == [1 + 2 * 4]
+    assert not differing(snapshot(model), before)

@@ -3,7 +3,6 @@ Adam against torch's.
 """
 
 import copy
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from torch import nn
 
 import nmsolve.torch as nmt
 from nmsolve.geometry import Geometry
-from nmsolve.torch.pruning import problem
 from reference.pruning import convolution_inputs, least_squares_row
 from tests.pruning.pruning_models import is_adjusted, mixed
 
@@ -26,13 +24,12 @@ from tests.pruning.pruning_models import is_adjusted, mixed
     damping=st.sampled_from([1e-4, 1e-2, 1.0]),
     spread=st.sampled_from([0.0, 3.0]),
     rank=st.sampled_from([1, 3, 12]),
-    at_once=st.sampled_from([2**21, 12]),
     bias=st.booleans(),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=80)
 def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
-    shape, pattern, samples, damping, spread, rank, at_once, bias, seed
+    shape, pattern, samples, damping, spread, rank, bias, seed
 ):
     torch.manual_seed(seed)
     layer = nn.Linear(shape[1], shape[0], bias=bias).double()
@@ -41,14 +38,13 @@ def test_least_squares_matches_the_dense_oracle_and_never_loses_to_masking(
     )
     x = x * torch.exp(spread * torch.randn(shape[1], dtype=torch.double))
     dense, sizes = copy.deepcopy(layer), [len(item) for item in x.split(2)]
-    with patch.object(problem, "_AT_ONCE", at_once):  # rows of one block at a time, or all
-        found = nmt.adaprune_(
-            layer,
-            pattern,
-            x.split(2),
-            update=nmt.LeastSquares(damping=damping, tolerance=1e-12),
-            criterion="magnitude",
-        )[0]
+    found = nmt.adaprune_(
+        layer,
+        pattern,
+        x.split(2),
+        update=nmt.LeastSquares(damping=damping, tolerance=1e-12),
+        criterion="magnitude",
+    )[0]
     assert nmt.verify(layer, nmt.plan(layer, pattern))
     assert found.residual <= 1e-9
     mask = nmt.solve(dense.weight, pattern).mask

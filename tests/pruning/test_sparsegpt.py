@@ -16,9 +16,12 @@ from torch import nn
 import nmsolve
 import nmsolve.torch as nmt
 from nmsolve.geometry import Geometry
+from nmsolve.pattern import Pattern
 from nmsolve.torch.calibration.second_moments import SecondMoments
 from nmsolve.torch.pruning import admm
+from nmsolve.torch.pruning.layer_inputs import LayerInputs
 from nmsolve.torch.pruning.problem import Problem
+from nmsolve.torch.pruning.row_pieces import row_pieces
 from reference.pruning import matching_n, surgeon_row
 from tests.training.small_net import Net
 
@@ -48,12 +51,9 @@ class Layer:
         self.weight = layer.weight.detach()
         self.problem = Problem(
             entry=nmt.plan(nn.Sequential(layer), pattern, padding=padding)[0],
-            layout=Geometry((rows, cols), 1, 1),
+            piece=next(row_pieces(Geometry((rows, cols), 1, 1), Pattern.parse(pattern))),
             weight=self.weight[None],
-            sums=sums,
-            held_out_sums=nothing,
-            about=None,
-            hessians={},
+            inputs=LayerInputs(sums=sums, held_out_sums=nothing, about=None, kind=torch.float64),
         )
         delta = DAMPING * float(x.square().sum() / cols) * torch.eye(cols, dtype=torch.double)
         self.hessian = x.T @ x + delta
@@ -144,7 +144,7 @@ def test_admm_prunes_by_magnitude_where_inputs_are_uncorrelated(pattern):
     """With a diagonal Hessian the projection is the answer."""
     layer = Layer(8, 8, pattern, 0)
     scale = torch.linspace(0.5, 2, 8, dtype=torch.double)
-    layer.problem.sums.gram.copy_(torch.diag(scale.square())[None])
+    layer.problem.inputs.sums.gram.copy_(torch.diag(scale.square())[None])
     with patch.object(admm, "_FIRST", 1.0):  # with less, a dropped weight may come back
         found, _ = layer.found()
     delta = DAMPING * scale.square().mean()

@@ -165,13 +165,31 @@ class SecondMoments:
             self._settle(part)
         symmetric = (self.gram,) if self.crossed is self.gram else (self.gram, self.dense)
         for sums in symmetric:
-            sums.copy_(sums.triu() + sums.triu(1).mT)
+            for part in sums:
+                _mirror(part)
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
         """Means of x and of x', (parts, cols) each."""
         count = self.count.clamp(min=1).unsqueeze(1)
         return self.reference + self.total / count, self.reference + self.dense_total / count
+
+    @property
+    def squares(self) -> Tensor:
+        """Σ x² of each input, (parts, cols)."""
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        if not self.centred:
+            return diagonal
+        count = self.count.unsqueeze(1)
+        return diagonal + (2 * self.total + count * self.reference) * self.reference
+
+    def totals(self, points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return Σ x and Σ x' relative to other points than r, as for `about`."""
+        count = self.count.unsqueeze(1)
+        return (
+            self.total + count * (self.reference - points[0]),
+            self.dense_total + count * (self.reference - points[1]),
+        )
 
     @property
     def in_range(self) -> bool:
@@ -215,6 +233,16 @@ class SecondMoments:
             moved(self.crossed, b, a, self.dense_total, self.total),
             moved(self.dense, b, b, self.dense_total, self.dense_total),
         )
+
+
+def _mirror(sums: Tensor) -> None:
+    """Put what is above the diagonal below it too, in place."""
+    cols = len(sums)
+    for start in range(0, cols, _WIDTH):
+        stop = min(start + _WIDTH, cols)
+        block = sums[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
+        sums[stop:, start:stop] = sums[start:stop, stop:].T
 
 
 def _needs_float64(x: Tensor) -> bool:

@@ -166,6 +166,7 @@ def _surroundings() -> tuple[Any, ...]:
         torch.is_inference_mode_enabled(),
         torch.is_autocast_cache_enabled(),
         *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds),
+        torch._C._is_torch_function_enabled(),
         len(_get_current_function_mode_stack()),
         len(_get_current_dispatch_mode_stack()),
         torch.get_default_dtype(),

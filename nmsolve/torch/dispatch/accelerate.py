@@ -28,6 +28,7 @@ from nmsolve.torch.dispatch.packed_linear import PackedLinear
 from nmsolve.torch.dispatch.recording import Call, record
 from nmsolve.torch.dispatch.refusals import matrix_shape, suitable, tied_layers, unserved, weight_of
 from nmsolve.torch.dispatch.sparse_linear import SparseLinear
+from nmsolve.torch.offload.lent_parameter import check_not_lent
 from nmsolve.torch.weights.parameters import check_module
 
 
@@ -178,6 +179,7 @@ def _check_model(model: nn.Module) -> None:
             "the model is itself an nn.Linear, which cannot be replaced in place: pass "
             "nn.Sequential(model)"
         )
+    check_not_lent(model, "what accelerate_ makes of its layers")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once first")

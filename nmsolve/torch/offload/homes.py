@@ -7,13 +7,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nmsolve.disk import sync_file, sync_folder
+from nmsolve.disk import naming, sync_file, sync_folder
 from nmsolve.errors import InputError
 from nmsolve.torch.offload.shards import Shard
 
@@ -59,7 +58,8 @@ class HostMemory:
 class CheckpointFiles:
     """A checkpoint's files, which stay as they are, and a copy that gets what is changed.
 
-    The copy is made beside its place, under another name, and gets its own when all is done.
+    The copy is made beside its place, in a folder that other runs keep away from, and is moved to
+    its place when all is done.
 
     Parameters
     ----------
@@ -77,38 +77,73 @@ class CheckpointFiles:
         if out is None:
             return
         self._part = out.with_name(f"{out.name}.part")
-        if out.exists() or out.is_symlink():
+        self._copied = self._part / out.name
+        if _is_taken(out):
             raise InputError(f"{out} exists: name a place that is free (out=…), or remove it")
-        if self._part.exists():
-            if not (self._part / _MARK).is_file():
-                raise InputError(
-                    f"{self._part} exists, where the copy is to be made, and no unfinished run has "
-                    "left it: move it away"
-                )
-            shutil.rmtree(self._part)
+        if out.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{out} lies in {source}, which stays as it is: name another place")
         try:
-            self._copy()
+            self._hold()
+            try:
+                self._copy()
+            except BaseException:
+                self.discard()
+                raise
         except OSError as error:
-            shutil.rmtree(self._part, ignore_errors=True)
             raise InputError(
                 f"the checkpoint is copied to {self._part}, and that failed: {error}; make room "
                 "there, or name another place (out=…)"
             ) from error
-        except BaseException:
-            shutil.rmtree(self._part, ignore_errors=True)
-            raise
+
+    def _hold(self) -> None:
+        """Have the folder, empty but for a mark that other runs see."""
+        import fcntl  # which not all systems have
+
+        if _is_taken(self._part) and not (
+            (self._part / _MARK).is_file() and not self._part.is_symlink()
+        ):
+            raise InputError(
+                f"{self._part} exists, where the copy is to be made, and no unfinished run has "
+                "left it: move it away"
+            )
+        self._part.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self._part / _MARK, "ab")  # noqa: SIM115 — held open on purpose
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise InputError(
+                f"another run is writing {self._part}: wait for it, or name another place (out=…)"
+            ) from None
+        if self._copied.is_dir():
+            shutil.rmtree(self._copied)
+        else:
+            self._copied.unlink(missing_ok=True)
 
     def _copy(self) -> None:
-        self._part.mkdir(parents=True)
-        (self._part / _MARK).touch()
         if self._source.is_file():
-            shutil.copyfile(self._source, self._part / self._source.name)
-            return
-        files = {shard.file for shard in self._shards.values()}
-        for path in sorted(self._source.iterdir()):
-            weights = path.name.lower().endswith((*_OTHER_WEIGHTS, ".safetensors"))
-            if path.is_file() and (path.name in files or not weights):
-                shutil.copyfile(path, self._part / path.name)
+            shutil.copyfile(self._source, self._copied)
+        else:
+            self._copied.mkdir()
+            self._copy_folder()
+        for shard in {shard.file: shard for shard in self._shards.values()}.values():
+            place = _file(self._source, shard)
+            shard.check(place, place.stat())
+
+    def _copy_folder(self) -> None:
+        """All but weights in other files than the model's, and hidden files."""
+        own = {shard.file for shard in self._shards.values()}
+        for folder, folders, files in os.walk(self._source):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = Path(folder).relative_to(self._source)
+            (self._copied / here).mkdir(exist_ok=True)
+            for name in files:
+                path = Path(folder, name)
+                weights = name.lower().endswith((*_OTHER_WEIGHTS, ".safetensors"))
+                if name.startswith(".") or not path.is_file():
+                    continue
+                if not weights or (here == Path() and name in own):
+                    shutil.copyfile(path, self._copied / here / name)
 
     def _stored(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name in self._shards]
@@ -116,54 +151,81 @@ class CheckpointFiles:
     def read(self, names: Sequence[str]) -> Tensor:
         """Return the values, as they are now."""
         name = self._stored(names)[0]
-        return self._shards[name].read(self._part if name in self._changed else self._folder)
-
-    @property
-    def _folder(self) -> Path:
-        return self._source.parent if self._source.is_file() else self._source
+        shard = self._shards[name]
+        if name in self._changed:
+            return shard.read(_file(self._copied, shard), unchanged=False)
+        return shard.read(_file(self._source, shard))
 
     def write(self, names: Sequence[str], values: Tensor) -> None:
         """Replace the values in the copy."""
-        if self._out is None:
-            raise InputError(
-                f"{names[0]} was changed, and there is no place for it: its values are those of "
-                f"{self._source}, which stays as it is; name a place for a copy (out=…)"
-            )
+        self._check_place(names)
         for name in self._stored(names):
+            shard = self._shards[name]
             self._changed.add(name)
-            self._shards[name].write(self._part, values)
+            shard.write(_file(self._copied, shard), values)
 
     def has_dense(self, names: Sequence[str]) -> bool:
         """Return whether the values are still those of the source."""
+        self._check_place(names)
         return not self._changed.intersection(names)
+
+    def _check_place(self, names: Sequence[str]) -> None:
+        if self._out is None:
+            raise InputError(
+                f"{names[0]} is changed, and there is no place for it: its values are those of "
+                f"{self._source}, which stays as it is; name a place for a copy (out=…)"
+            )
 
     def restore(self, names: Sequence[str]) -> None:
         """Bring back the source's values."""
         for name in self._changed.intersection(self._stored(names)):
-            self._shards[name].write(self._part, self._shards[name].read(self._folder))
+            shard = self._shards[name]
+            shard.write(_file(self._copied, shard), shard.read(_file(self._source, shard)))
             self._changed.discard(name)
 
     def publish(self) -> None:
-        """Bring the copy to the disk and to its place."""
+        """Move the copy to its place.
+
+        Raises
+        ------
+        InputError
+            If that fails; the copy is then whole where it was made, and stays there.
+        """
         if self._out is None:
             return
-        (self._part / _MARK).unlink()
+        with naming(f"bringing {self._copied} to the disk"):
+            for folder, _, files in os.walk(self._copied):
+                for name in files:
+                    sync_file(Path(folder, name))
+                sync_folder(Path(folder))
+            if self._copied.is_file():
+                sync_file(self._copied)
         try:
-            for path in self._part.iterdir():
-                sync_file(path)
-            sync_folder(self._part)
-            if self._source.is_file():
-                os.replace(self._part / self._source.name, self._out)
-                self._part.rmdir()
-            else:
-                os.rename(self._part, self._out)
-            sync_folder(self._out.parent)
-        except BaseException:
-            with suppress(OSError):
-                (self._part / _MARK).touch()
-            raise
+            if _is_taken(self._out):
+                raise FileExistsError(17, "File exists", str(self._out))
+            os.rename(self._copied, self._out)
+        except OSError as error:
+            self._lock.close()
+            (self._part / _MARK).unlink()  # which lets the next run empty the folder
+            self._out = None
+            raise InputError(
+                f"{self._copied} is whole, with all that was changed, and cannot be moved to its "
+                f"place: {error}; move it"
+            ) from error
+        self.discard()
+        sync_folder(self._out.parent)
 
     def discard(self) -> None:
         """Remove the copy."""
         if self._out is not None:
             shutil.rmtree(self._part, ignore_errors=True)
+            self._lock.close()
+
+
+def _file(place: Path, shard: Shard) -> Path:
+    """The file of a tensor in a checkpoint: itself, or in its folder."""
+    return place / shard.file if place.is_dir() else place
+
+
+def _is_taken(path: Path) -> bool:
+    return path.exists() or path.is_symlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,46 +45,75 @@ class Shard:
     shape : tuple of int
     start : int
         Where its bytes begin.
+    stamp : tuple of int
+        Of the file when its header was read.
     """
 
     file: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
+    stamp: tuple[int, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def read(self, path: Path, *, unchanged: bool = True) -> Tensor:
+        """Return the tensor, in memory of its own.
 
-    def read(self, folder: Path) -> Tensor:
-        """Return the tensor, in memory of its own."""
-        path = folder / self.file
-        raw = bytearray(self.size)
+        Raises
+        ------
+        InputError
+            If the file is not as it was, which is to be `unchanged`, or ends within the tensor.
+        """
+        values = torch.empty(self.shape, dtype=self.dtype, device="cpu")
+        if not values.numel():
+            return values
         with open_unbuffered(path) as file:
+            if unchanged:
+                self.check(path, os.fstat(file.fileno()))
             file.seek(self.start)
-            left = memoryview(raw)
+            left = values.flatten().view(torch.uint8).numpy().data
             while left:
                 count = file.readinto(left)
                 if not count:
-                    raise InputError(
-                        f"{path} ends within a tensor: it has changed since it was read"
-                    )
+                    raise InputError(f"{path} ends within a tensor: {_CHANGED}")
                 left = left[count:]
-        if not raw:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape)
+        return values
 
-    def write(self, folder: Path, values: Tensor) -> None:
-        """Replace the tensor."""
+    def check(self, path: Path, now: os.stat_result) -> None:
+        """InputError unless a file is the one whose header was read."""
+        if stamp_of(now) != self.stamp:
+            raise InputError(f"{path} {_CHANGED}")
+
+    def write(self, path: Path, values: Tensor) -> None:
+        """Replace the tensor.
+
+        Raises
+        ------
+        InputError
+            If the file's dtype does not hold the values.
+        """
         flat = values.detach().to("cpu", self.dtype).contiguous().flatten()
         if not flat.numel():
             return
-        descriptor = os.open(folder / self.file, os.O_WRONLY | os.O_CLOEXEC)
+        if values.dtype != self.dtype and flat.is_floating_point():
+            lost = (~flat.isfinite() & values.detach().cpu().flatten().isfinite()).sum()
+            if lost:
+                raise InputError(
+                    f"{int(lost)} of the values are too large for {self.dtype}, in which "
+                    f"{self.file} has them: save the checkpoint in {values.dtype} first"
+                )
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             write_at(descriptor, flat.view(torch.uint8).numpy().data, self.start)
         finally:
             os.close(descriptor)
+
+
+_CHANGED = "has changed since the model was offloaded from it: start again"
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def shards_of(place: Path) -> dict[str, Shard]:
@@ -156,6 +184,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Shard]]:
         ) from error
     try:
         with open_file(path) as file:
+            stamp = stamp_of(os.fstat(file.fileno()))
             length = int.from_bytes(file.read(_LENGTH), "little")
             with safe_open(path, "pt"):  # checks all of the header
                 header: dict[str, Any] = json.loads(file.read(length))
@@ -169,4 +198,4 @@ def _tensors(path: Path) -> Iterator[tuple[str, Shard]]:
                 f"{path}: {name} has dtype {entry['dtype']}, which no weight of a torch model has"
             )
         start = _LENGTH + length + entry["data_offsets"][0]
-        yield name, Shard(path.name, dtype, tuple(entry["shape"]), start)
+        yield name, Shard(path.name, dtype, tuple(entry["shape"]), start, stamp)

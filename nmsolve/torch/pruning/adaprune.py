@@ -88,8 +88,11 @@ def adaprune_(
         Of which rows of the layers' inputs count, as for `nmsolve.torch.scores.activation`. None:
         an item's `attention_mask` keeps padding out of moments, norms and errors.
     offload : path, optional
-        A folder with room for the model's planned weights: dense ones are kept there until the
-        model is pruned. None: where temporary files go.
+        A folder, on a disk, with room for the model's planned weights and the activations of all
+        items within a block: dense weights are kept there until the model is pruned, and
+        activations on the CPU, of 64 kB and more, while items wait for a layer to be pruned.
+        Results are the same bit for bit. None: dense weights go where temporary files go, and
+        activations stay in memory.
     criterion : {"activation", "magnitude"}, optional
         The rule that scores weights for the masks: |W| times the norms of the inputs that the layer
         is adjusted to (Wanda), or |W|. None: the scores given or, without such, "activation".
@@ -111,9 +114,9 @@ def adaprune_(
     InputError
         If the plan has nothing to do or is another model's; the calibration is empty or exhausted,
         the model fails on it, an input is not finite, or no layer is reached, naming the layer; the
-        update needs inputs of full rank and they are not; there is no room for the dense weights;
-        an option does not exist, or a criterion and scores are both given. The model is then as it
-        was.
+        update needs inputs of full rank and they are not; there is no room for the dense weights or
+        the activations; an option does not exist, or a criterion and scores are both given. The
+        model is then as it was.
     PatternError
         For a pattern that does not exist.
 
@@ -127,15 +130,16 @@ def adaprune_(
     -----
     **One pass.** The forwards of all items run side by side, and stop at each planned layer until
     it is pruned: a model runs once per item, and once more for dense targets, whatever its depth.
-    Inputs of one layer are in memory, for all items. A model whose forwards cannot be stopped (a
-    weight that is used more than once, or past its module; a forward that leaves something of an
-    item in the model) is run as a whole for each stage of layers, and `Reconstruction.way` says
-    why.
+    Inputs of one layer, and what a block needs behind it, are in memory for all items, or in files
+    (`offload`). A model whose forwards cannot be stopped (a weight that is used more than once, or
+    past its module; a forward that leaves something of an item in the model) is run as a whole for
+    each stage of layers, and `Reconstruction.way` says why.
 
-    **Memory** besides that: XᵀX of the layer at work, in float64, and some 40 bytes per weight of
-    it, in pieces of rows; Adam keeps the samples of the layer at work. No copy of the model: if
-    anything fails, dense weights come back from the folder `offload`, and only if the process is
-    killed is a half pruned model gone with it.
+    **Memory** besides that: XᵀX of the layer at work, in float64 and float32, and some 80 bytes per
+    weight of a piece of its rows, of 2²² weights: rows are pruned in such pieces, each with the
+    damping and in the way that do best for it; Adam keeps the samples of the layer at work. No copy
+    of the model: if anything fails, dense weights come back from the folder `offload`, and only if
+    the process is killed is a half pruned model gone with it.
 
     Batch norms behind pruned layers get new statistics in the end, the mean over the calibration's
     batches.
@@ -186,7 +190,7 @@ def adaprune_(
 
     def plain_mask(problem: Problem) -> Tensor:
         if scores is not None:
-            given = scores_for(problem.entry, scores).to(problem.weight)
+            given = problem.piece.of(scores_for(problem.entry, scores)).to(problem.weight)
             return problem.best_mask(problem.layout.matrices(given))
         magnitude = problem.weight.abs()
         return problem.best_mask(

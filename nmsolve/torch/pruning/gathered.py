@@ -13,7 +13,7 @@ from torch import Tensor
 from nmsolve.torch.calibration.activations import Use
 from nmsolve.torch.calibration.padding import Padding
 from nmsolve.torch.calibration.second_moments import SecondMoments
-from nmsolve.torch.pruning.objective import Hessian
+from nmsolve.torch.pruning.layer_inputs import LayerInputs
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer
 
 #: One in so many items that come to a layer is held out; of fewer items, one in so many samples of
@@ -58,16 +58,14 @@ class Gathered:
     ----------
     fitted, held_out : SecondMoments
         Of the inputs that weights are fitted to, and of the others.
-    hessians : dict
-        Made from them so far, for `Problem`.
     samples : list of (int, Tensor, Tensor)
         As in `Problem`; empty unless they are kept.
     """
 
     fitted: SecondMoments
     held_out: SecondMoments
-    hessians: dict[object, Hessian] = field(default_factory=dict)
     samples: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    _inputs: dict[tuple[bool, torch.dtype], LayerInputs] = field(default_factory=dict)
 
     @classmethod
     def nothing(cls, layer: PrunedLayer, how: Gathering, *, own: bool) -> Gathered:
@@ -93,6 +91,19 @@ class Gathered:
             )
 
         return cls(fitted=empty(), held_out=empty())
+
+    def inputs(self, *, centred: bool, kind: torch.dtype) -> LayerInputs:
+        """Return what problems are solved with, about the means where a bias is fitted along, in
+        some dtype; the same for all layers that share these sums.
+        """
+        if (centred, kind) not in self._inputs:
+            self._inputs[centred, kind] = LayerInputs(
+                sums=self.fitted,
+                held_out_sums=self.held_out,
+                about=self.fitted.means if centred else None,
+                kind=kind,
+            )
+        return self._inputs[centred, kind]
 
     def finish(self) -> Gathered:
         """Complete the sums."""

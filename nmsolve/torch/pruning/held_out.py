@@ -18,14 +18,14 @@ def with_damping(
     well above those on fitted ones and get lower with it.
     """
     best = fit(damping, None)
-    fitted, error = problem.shares(best.weight)
+    shares = problem.shares(best.weight)
     for _ in range(_TIMES):
-        if error is None or not damping or error <= _OVERFITTED * fitted:
+        error = shares.held_out
+        if error is None or not damping or error <= _OVERFITTED * shares.fitted:
             break
         damping *= _FACTOR
         other = fit(damping, best)
-        if not problem.judged(other.weight) < error:
+        if not problem.shares(other.weight).judged < error:
             break
-        best = other
-        fitted, error = problem.shares(best.weight)
+        best, shares = other, problem.shares(other.weight)
     return best

@@ -1,11 +1,12 @@
-"""A layer pruned: its problem, the solution that does best on held-out inputs, and its new weights
-in place.
+"""A layer pruned piece by piece: its problems, the solutions that do best on held-out inputs, and
+its new weights in place.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,17 +15,15 @@ from torch import Tensor
 from nmsolve.errors import InputError
 from nmsolve.torch.pruning.dense_copies import DenseCopies
 from nmsolve.torch.pruning.gathered import Gathered
-from nmsolve.torch.pruning.objective import Objective
-from nmsolve.torch.pruning.problem import Problem, Solution
+from nmsolve.torch.pruning.layer_inputs import LayerInputs
+from nmsolve.torch.pruning.problem import Errors, Problem, Solution
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer
 from nmsolve.torch.pruning.reconstruction import LayerReconstruction
+from nmsolve.torch.pruning.row_pieces import RowPiece, row_pieces
 
-#: A layer's plain mask, from its problem; its new weights, from both and the masked weights.
+#: A problem's plain mask; its new weights, from both and the masked weights.
 PlainMask = Callable[[Problem], Tensor]
 Prune = Callable[[Problem, Tensor, Tensor], Solution]
-
-#: Errors of inputs that weights are fitted to, and of others.
-Objectives = tuple[Objective, Objective | None]
 
 
 @dataclass(kw_only=True)
@@ -64,104 +63,149 @@ class LayerStep:
                     f"layer {layer.entry.path}: squares of its inputs leave the range of float64; "
                     "scale the calibration inputs down, or leave the layer out (exclude=…)"
                 )
+        bias = layer.bias if self.bias else None
         kind = torch.float64 if self.precise else torch.float32
-        weight = layer.weight.to(torch.promote_types(layer.own.dtype, kind))
-        about = gathered.fitted.means if self.bias and layer.bias is not None else None
-        problem = Problem(
-            entry=layer.entry,
-            layout=layer.layout,
-            weight=weight,
-            sums=gathered.fitted,
-            about=about,
-            held_out_sums=gathered.held_out,
-            hessians=gathered.hessians,
-            samples=gathered.samples,
+        inputs = gathered.inputs(
+            centred=bias is not None, kind=torch.promote_types(layer.own.dtype, kind)
         )
-        mask = self.plain_mask(problem)
-        plain = torch.where(mask, weight, 0)
-        solution = self.prune(problem, mask, plain)
-        new = _no_worse(problem, solution, plain, layer)
-        if about is None:
-            masking = _Way(plain, "masking", False, *problem.shares(plain))
-            ways = [_Way(new, solution.method, False, *problem.shares(new))]
-        else:
-            # Masking alone leaves the bias as it is; all errors are shares of the same energy.
-            alone = problem.objectives(None)
-            masking = _Way(plain, "masking", False, *_shares(alone, plain - weight, alone))
-            ways = [
-                _Way(one, method, True, *_shares(fits, one - weight, alone))
-                for one, method in ((new, solution.method), (plain, "masking, bias fitted"))
-                for fits in ((problem.objective, problem.held_out),)
-            ]
-        best = min([*ways, masking], key=lambda way: way.judged)
-        self._install(layer, gathered, weight, best)
+        self.copies.keep([layer.own] if bias is None else [layer.own, bias])
+        done = [
+            self._prune(layer, bias, inputs, gathered, piece)
+            for piece in row_pieces(layer.layout, layer.entry.pattern)
+        ]
+        layer.pruned = True
+        before, after = _share(done, "masking"), _share(done, "best")
         self.layers.append(
             LayerReconstruction(
                 path=layer.entry.path,
                 pattern=layer.entry.pattern,
                 shape=layer.entry.shape,
-                before=masking.fitted,
-                after=best.fitted,
-                held_out_before=masking.held_out,
-                held_out_after=best.held_out,
+                before=before.fitted,
+                after=after.fitted,
+                held_out_before=before.held_out,
+                held_out_after=after.held_out,
                 samples=int(gathered.fitted.count.min()),
-                columns=weight.shape[-1],
-                method=best.method,
-                iterations=solution.iterations,
-                residual=solution.residual,
-                damping=solution.damping,
+                columns=gathered.fitted.gram.shape[-1],
+                method=_methods(done),
+                iterations=max(one.iterations for one in done),
+                residual=max(
+                    (one.residual for one in done if one.residual is not None), default=None
+                ),
+                damping=max(one.damping for one in done),
                 seconds=seconds + time.perf_counter() - began,
             )
         )
 
-    def _install(self, layer: PrunedLayer, gathered: Gathered, weight: Tensor, way: _Way) -> None:
-        bias = layer.bias if way.with_bias else None
-        self.copies.keep([layer.own] if bias is None else [layer.own, bias])
+    def _prune(
+        self,
+        layer: PrunedLayer,
+        bias: Tensor | None,
+        inputs: LayerInputs,
+        gathered: Gathered,
+        piece: RowPiece,
+    ) -> _Pruned:
+        """Put new weights of some rows in place."""
+        dense = piece.of(layer.own if layer.dense is None else layer.dense)
+        weight = piece.layout.matrices(dense).to(inputs.kind)
+        problem = Problem(
+            entry=layer.entry,
+            piece=piece,
+            weight=weight,
+            inputs=inputs,
+            samples=_samples_of(gathered.samples, piece),
+        )
+        mask = self.plain_mask(problem)
+        plain = torch.where(mask, weight, 0)
+        solution = self.prune(problem, mask, plain)
+        new = _no_worse(problem, solution, plain, layer.own.dtype)
+        # Masking alone leaves the bias as it is; all errors are shares of the same energy.
+        masking = _Way(plain, "masking", False, problem.errors(plain, bias_fitted=False))
+        ways = [_Way(new, solution.method, bias is not None, problem.errors(new))]
         if bias is not None:
-            mean, of_dense = (m.unsqueeze(2) for m in gathered.fitted.means)
-            change = weight.double() @ of_dense - way.weight.double() @ mean
-            bias += change.flatten().to(bias.dtype)
-        layer.own.copy_(layer.layout.weight(way.weight))  # which `weight` may be a view of
-        layer.pruned = True
+            ways.append(_Way(plain, "masking, bias fitted", True, problem.errors(plain)))
+        best = min([*ways, masking], key=lambda way: way.judged)
+        energy = problem.energy  # of the dense weight, which may be a view of the model's
+        if best.with_bias and bias is not None:
+            assert inputs.about is not None
+            mean, of_dense = (m[piece.parts].unsqueeze(2) for m in inputs.about)
+            change = weight.double() @ of_dense - best.weight.double() @ mean
+            bias[piece.rows] += change.flatten().to(bias.dtype)
+        piece.of(layer.own).copy_(piece.layout.weight(best.weight))
+        return _Pruned(
+            masking=masking.errors,
+            best=best.errors,
+            energy=energy,
+            method=best.method,
+            iterations=solution.iterations,
+            residual=solution.residual,
+            damping=solution.damping,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Weights that a layer may get, and their errors relative to the outputs' energy."""
+    """Weights that rows may get, and their errors."""
 
     weight: Tensor
     method: str
     with_bias: bool
-    fitted: float
-    held_out: float | None
+    errors: Errors
 
     @property
     def judged(self) -> float:
         """The error that decides."""
-        error = self.fitted if self.held_out is None else self.held_out
+        error = self.errors.judged
         return float("inf") if error != error else error
 
 
-def _shares(
-    objectives: Objectives, change: Tensor, energies: Objectives
-) -> tuple[float, float | None]:
-    """Errors of a change on both kinds of inputs, as shares of the energies of others."""
-    fitted, held_out = (
-        None
-        if one is None or energy is None
-        else one.share(one.rise(change)) * one.energy / (energy.energy or 1.0)
-        for one, energy in zip(objectives, energies, strict=True)
-    )
-    return fitted or 0.0, held_out
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pruned:
+    """The figures of rows that are done, for the report."""
+
+    masking: Errors
+    best: Errors
+    energy: Errors
+    method: str
+    iterations: int
+    residual: float | None
+    damping: float
 
 
-def _no_worse(problem: Problem, solution: Solution, plain: Tensor, layer: PrunedLayer) -> Tensor:
+def _samples_of(
+    samples: Sequence[tuple[int, Tensor, Tensor]], piece: RowPiece
+) -> list[tuple[int, Tensor, Tensor]]:
+    """Samples of a piece's parts, with the outputs of its rows."""
+    first, last = piece.parts.start, piece.parts.stop
+    return [
+        (part - first, x, y[..., piece.within]) for part, x, y in samples if first <= part < last
+    ]
+
+
+def _no_worse(problem: Problem, solution: Solution, plain: Tensor, dtype: torch.dtype) -> Tensor:
     """New weights as the model's dtype holds them, without rows that are worse than masked ones: by
     rounding, or where an update does not go down.
     """
-    new = solution.weight.to(layer.own.dtype).to(solution.weight.dtype)
-    before, after = (problem.rises(one)[0] for one in (plain, new))
+    new = solution.weight.to(dtype).to(solution.weight.dtype)
+    before, after = problem.rises(plain), problem.rises(new)
     worse = ~(after <= before)
     if problem.entry.pattern.transposable and not torch.equal(plain != 0, solution.mask):
         worse = (~(after.sum() <= before.sum())).expand_as(worse)  # rows of two masks make no third
     return torch.where(worse.unsqueeze(-1), plain, new) if bool(worse.any()) else new
+
+
+def _share(pruned: Sequence[_Pruned], errors: str) -> Errors:
+    """Errors of all rows, as shares of the energy of all outputs."""
+    energy = sum((one.energy for one in pruned), Errors(0.0, 0.0))
+    total: Errors = sum((getattr(one, errors) for one in pruned), Errors(0.0, 0.0))
+    return total.shares(energy)
+
+
+def _methods(pruned: Sequence[_Pruned]) -> str:
+    """The way to the new weights, for the report; where pieces of rows went several, how many."""
+    counts = Counter(one.method for one in pruned)
+    if len(counts) == 1:
+        return pruned[0].method
+    return ", ".join(
+        f"{method} ({count} of {len(pruned)} pieces of rows)"
+        for method, count in counts.most_common()
+    )

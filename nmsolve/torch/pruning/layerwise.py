@@ -126,7 +126,7 @@ def _prune_all(
             bar.update()
 
         try:
-            norms = prune_side_by_side(model, layers, items, counted, how)
+            norms = prune_side_by_side(model, layers, items, counted, how, options.offload)
         except Inseparable as reason:
             step.copies.put_back()
             if any(is_lent(layer.parameter) for layer in layers):

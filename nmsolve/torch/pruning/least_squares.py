@@ -14,6 +14,8 @@ from nmsolve.torch.pruning.problem import Problem, Solution
 
 #: Below it float32 does not get to a residual.
 _FLOAT32 = 1e-5
+#: Share of rows that are left to be solved at which the others are put aside.
+_FEWER = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,65 +104,90 @@ class LeastSquares:
         hessian = problem.hessian(damping, kind)
         if side is None or side.dtype != kind:
             side = problem.right_hand_side(hessian)
-        new = torch.empty_like(weight)
-        residuals, iterations = [0.0], [0]
-        for rows in problem.pieces():
-            found, residual, done = _conjugate_gradients(
-                hessian,
-                side[:, rows],
-                mask[:, rows],
-                (weight if start is None else start)[:, rows].to(kind),
-                self.tolerance,
-                self.iterations,
-            )
-            new[:, rows] = found.to(weight.dtype)
-            residuals.append(residual)
-            iterations.append(done)
+        kept = mask.to(kind)
+        first = (weight if start is None else start).to(kind) * kept
+        change = first - weight.to(kind)
+        pull = problem.pull(kind)
+        # R − D H, of weights that are W + D: what is left of the normal equations.
+        left = ((change * hessian.scale) @ hessian.matrix).neg_()
+        if pull is not None:
+            left.addcdiv_(pull, hessian.scale)
+        # ⟨D H, D⟩ − 2 ⟨R, D⟩, by which they raise the error, with damping.
+        rise = -_dot(left * hessian.scale if pull is None else left * hessian.scale + pull, change)
+        size = (side * kept).norm(dim=-1, keepdim=True)
+        residual = left.mul_(kept)
+        before = residual.clone()
+        step, done = _conjugate_gradients(
+            hessian, residual, kept, self.tolerance * size, self.iterations
+        )
+        relative = residual.norm(dim=-1, keepdim=True) / torch.where(size > 0, size, 1.0)
+        rise -= _dot(step, before.add_(residual))
+        step /= hessian.scale
+        change += step
+        rise -= hessian.delta.squeeze(2) * _dot(change, change)
+        found = first.add_(step).to(weight.dtype)
+        if kind == weight.dtype:
+            problem.know(found, rise)
         return Solution(
-            weight=new,
+            weight=found,
             mask=mask,
             method="least squares",
-            iterations=max(iterations),
-            residual=max(residuals),
+            iterations=done,
+            residual=float(relative.max()),
             damping=hessian.damping,
         )
 
 
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Products of rows, float64."""
+    return (first * second).sum(-1, dtype=torch.float64)
+
+
 def _conjugate_gradients(
-    hessian: Hessian, side: Tensor, mask: Tensor, start: Tensor, tolerance: float, most: int
-) -> tuple[Tensor, float, int]:
-    """Weights, the largest relative residual of a row, and the number of iterations.
+    hessian: Hessian, residual: Tensor, kept: Tensor, goal: Tensor, most: int
+) -> tuple[Tensor, int]:
+    """The step that takes rows' residuals, which are changed in place, to their goals, and the
+    number of iterations.
 
     In variables v s, in which the Hessian has a diagonal of ones, whatever the inputs' scales.
     """
-    kept = mask.to(side.dtype)
-    found = start * kept
-    residual = (side - (found * hessian.scale) @ hessian.matrix).mul_(kept)
-    size = (side * kept).norm(dim=-1, keepdim=True)
-    goal = tolerance * size
-    step = torch.zeros_like(residual)
-    direction = residual.clone()
+    total = torch.zeros_like(residual)
+    rows: Tensor | None = None  # that are not solved, once they are fewer
+    step, left, direction = total, residual, residual.clone()
     energy = residual.square().sum(-1, keepdim=True)
     done = 0
-    while done < most and bool((energy.sqrt() > goal).any()):
+    while done < most:
+        unsolved = energy.sqrt() > goal
+        count = int(unsolved.sum())
+        if not count:
+            break
+        if len(residual) == 1 and count < _FEWER * unsolved.shape[1]:
+            among = unsolved[0, :, 0].nonzero()[:, 0]
+            if rows is not None:
+                total[0, rows], residual[0, rows] = step[0], left[0]
+            rows = among if rows is None else rows[among]
+            step, left, direction, kept, energy, goal = (
+                one[:, among] for one in (step, left, direction, kept, energy, goal)
+            )
         done += 1
         image = (direction @ hessian.matrix).mul_(kept)
         curvature = (direction * image).sum(-1, keepdim=True)
         length = torch.where(curvature > 0, energy / curvature, 0.0)
         step.addcmul_(direction, length)
-        residual.addcmul_(image, length, value=-1)
-        new = residual.square().sum(-1, keepdim=True)
+        left.addcmul_(image, length, value=-1)
+        new = left.square().sum(-1, keepdim=True)
         # Rows that are solved stand still.
-        unsolved = new.sqrt() > goal
-        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(residual).mul_(unsolved)
-        energy = torch.where(unsolved, new, 0.0)
-    relative = residual.norm(dim=-1, keepdim=True) / torch.where(size > 0, size, 1.0)
-    return found + step / hessian.scale, float(relative.max()), done
+        moving = new.sqrt() > goal
+        direction.mul_(torch.where(energy > 0, new / energy, 0.0)).add_(left).mul_(moving)
+        energy = torch.where(moving, new, 0.0)
+    if rows is not None:
+        total[0, rows], residual[0, rows] = step[0], left[0]
+    return total, done
 
 
 def _check_rank(problem: Problem) -> None:
     """InputError, naming the layer, unless the inputs of each part have full rank."""
-    grams = problem.gram
+    grams = problem.inputs.gram
     for part, gram in enumerate(grams):
         values = torch.linalg.eigvalsh(gram)
         rank = int(

@@ -4,6 +4,7 @@ share.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,11 +14,88 @@ from nmsolve.torch.calibration.second_moments import SecondMoments
 
 #: Bytes of inverses that a Hessian keeps for the layers that share it.
 _KEPT = 2**28
+#: A symmetric product is done in so many strips, of so many columns at least.
+_STRIPS, _WIDTH = 6, 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Squares:
+    """Sums over inputs X and those of the dense model, X', about some points, by part.
+
+    Attributes
+    ----------
+    gram, dense : (parts, cols, cols) Tensor
+        XᵀX, X'ᵀX'.
+    between : (parts, cols, cols) Tensor or None
+        (X' − X)ᵀX; None where X' is X.
+    gap : (parts, cols, cols) Tensor or None
+        (X' − X)ᵀ(X' − X).
+    count : (parts, 1) Tensor, float64
+        Samples.
+    points, totals : pair of (parts, cols, 1) Tensors or None, float64
+        The points of X and of X', and the sums of X and of X' relative to them; None for zero
+        points.
+    """
+
+    gram: Tensor
+    dense: Tensor
+    between: Tensor | None
+    gap: Tensor | None
+    count: Tensor
+    points: tuple[Tensor, Tensor] | None
+    totals: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(
+        cls, sums: SecondMoments, about: tuple[Tensor, Tensor] | None, kind: torch.dtype
+    ) -> Squares:
+        """Return these sums for some dtype, about points as for `SecondMoments.about`."""
+        moved = sums.about(about)
+        own = moved.crossed is moved.gram
+        gram = moved.gram.to(kind)
+        between = gap = None
+        if not own:
+            towards = moved.towards_dense
+            # Σ (x' − x)(x' − x)ᵀ
+            gap = (moved.dense - moved.crossed).sub_(towards.mT).to(kind)
+            between = towards.to(kind)
+        points = totals = None
+        if about is not None:
+            points = about[0].unsqueeze(2), about[1].unsqueeze(2)
+            first, second = sums.totals(about)
+            totals = first.unsqueeze(2), second.unsqueeze(2)
+        return cls(
+            gram=gram,
+            dense=gram if own else moved.dense.to(kind),
+            between=between,
+            gap=gap,
+            count=sums.count.unsqueeze(1),
+            points=points,
+            totals=totals,
+        )
+
+    def of_parts(self, parts: slice) -> Squares:
+        """Return those of some parts."""
+        if parts == slice(0, len(self.gram)):
+            return self
+
+        def pair(both: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+            return None if both is None else (both[0][parts], both[1][parts])
+
+        return Squares(
+            gram=self.gram[parts],
+            dense=self.dense[parts],
+            between=None if self.between is None else self.between[parts],
+            gap=None if self.gap is None else self.gap[parts],
+            count=self.count[parts],
+            points=pair(self.points),
+            totals=pair(self.totals),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    r"""‖Y − X Vᵀ‖² of weights V = W + D, by their change D.
+    r"""‖Y − X Vᵀ‖² of weights V = W + D, by their change D, for wanted outputs Y = X' Wᵀ.
 
     .. math:: \lVert Y - X V^T \rVert^2 = c - 2 \langle R, D \rangle + \langle D\, X^T X, D \rangle
 
@@ -25,8 +103,8 @@ class Objective:
 
     Attributes
     ----------
-    gram : (parts, cols, cols) Tensor
-        XᵀX.
+    squares : Squares
+        Of X and X'.
     pull : (parts, rows, cols) Tensor or None
         R = (Y − X Wᵀ)ᵀ X; None for zero, where outputs are the layer's own.
     constant : float
@@ -35,60 +113,70 @@ class Objective:
         ‖Y‖².
     """
 
-    gram: Tensor
+    squares: Squares
     pull: Tensor | None
     constant: float
     energy: float
 
     @classmethod
-    def of(
-        cls,
-        sums: SecondMoments,
-        weight: Tensor,
-        products: Tensor,
-        about: tuple[Tensor, Tensor] | None,
-    ) -> Objective:
-        """Return the objective for wanted outputs Y = X' Wᵀ.
-
-        Parameters
-        ----------
-        sums : SecondMoments
-            Of X and X'.
-        weight : (parts, rows, cols) Tensor
-            W, of the dtype to compute in.
-        products : (parts, cols, cols) Tensor
-            WᵀW.
-        about : pair of (parts, cols) Tensors or None
-            Points that X and X' are taken relative to, as for `SecondMoments.about`.
+    def all_of(cls, weight: Tensor, squares: Sequence[Squares]) -> list[Objective]:
+        """Return the objectives of a weight W (parts, rows, cols) for several sums, in its
+        dtype.
         """
-        kind = weight.dtype
-        moved = sums.about(about)
-        own = moved.crossed is moved.gram
-        between = moved.towards_dense
-
-        def total(square: Tensor) -> float:
-            return max(0.0, float((products * square).sum(dtype=torch.float64)))
-
-        return cls(
-            gram=moved.gram.to(kind),
-            pull=None if own else weight @ between.to(kind),
-            # Σ (x' − x)(x' − x)ᵀ
-            constant=0.0 if own else total(moved.dense - moved.crossed - between.mT),
-            energy=total(moved.dense),
-        )
+        wanted = [one.dense for one in squares]
+        wanted += [one.gap for one in squares if one.gap is not None]
+        found = _traces(weight, wanted)
+        constants = iter(found[len(squares) :])
+        return [
+            cls(
+                squares=one,
+                pull=None if one.between is None else weight @ one.between,
+                constant=0.0 if one.gap is None else max(0.0, next(constants)),
+                energy=max(0.0, energy),
+            )
+            for one, energy in zip(squares, found, strict=False)
+        ]
 
     def rise(self, change: Tensor) -> Tensor:
         """Return by how much a change D (parts, rows, cols) raises the error of each row: (parts,
         rows), float64.
         """
-        image = change @ self.gram
+        image = change @ self.squares.gram
         if self.pull is not None:
             image.sub_(self.pull, alpha=2)
         return image.mul_(change).sum(-1, dtype=torch.float64)
 
-    def share(self, rise: Tensor) -> float:
-        """Return the error of all rows, relative to the energy of the outputs."""
-        return max(0.0, self.constant + float(rise.sum())) / (self.energy or 1.0)
+    def error(self, rise: Tensor) -> float:
+        """Return the error of all rows."""
+        return max(0.0, self.constant + float(rise.sum()))
+
+    def of_levels(self, weight: Tensor, other: Tensor | None) -> float:
+        """Return what the points that sums are about add to ‖Y − X Vᵀ‖² once they count, for W and
+        V; without V, to ‖Y‖².
+        """
+        points, totals = self.squares.points, self.squares.totals
+        if points is None or totals is None:
+            return 0.0
+        level, total = (weight.double() @ both[1] for both in (points, totals))
+        if other is not None:
+            wide = other.double()
+            level, total = level - wide @ points[0], total - wide @ totals[0]
+        count = self.squares.count.unsqueeze(2)
+        return float((level * (2 * total + count * level)).sum())
+
+
+def _traces(weight: Tensor, squares: Sequence[Tensor]) -> list[float]:
+    """⟨WᵀW, S⟩ for symmetric S."""
+    cols = weight.shape[-1]
+    width = max(_WIDTH, -(-cols // _STRIPS))
+    totals = [0.0] * len(squares)
+    for start in range(0, cols, width):
+        stop = min(start + width, cols)
+        product = weight[..., start:stop].mT @ weight[..., start:]
+        product[..., stop - start :] *= 2  # for those below the diagonal
+        for at, one in enumerate(squares):
+            totals[at] += float((product * one[:, start:stop, start:]).sum(dtype=torch.float64))
+    return totals
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,13 +190,13 @@ class Hessian:
         H / (s sᵀ).
     scale : (parts, 1, cols) Tensor
         s, the square root of the diagonal of H; one where that is zero, and the column has no say.
-    damping : float
-        The largest δ of any part.
+    delta : (parts, 1, 1) Tensor, float64
+        δ of each part.
     """
 
     matrix: Tensor
     scale: Tensor
-    damping: float
+    delta: Tensor
     _inverses: dict[float, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -131,7 +219,12 @@ class Hessian:
         scale = torch.where(squares > 0, squares.sqrt(), 1.0)
         matrix = (gram / scale.unsqueeze(1) / scale.unsqueeze(2)).to(kind)
         matrix.diagonal(dim1=1, dim2=2).copy_(squares > 0)
-        return cls(matrix=matrix, scale=scale.unsqueeze(1).to(kind), damping=float(delta.max()))
+        return cls(matrix=matrix, scale=scale.unsqueeze(1).to(kind), delta=delta.unsqueeze(2))
+
+    @property
+    def damping(self) -> float:
+        """The largest δ of any part."""
+        return float(self.delta.max())
 
     def inverse(self, rho: float) -> Tensor:
         """Return (H / (s sᵀ) + ρ I)⁻¹ for a positive ρ."""

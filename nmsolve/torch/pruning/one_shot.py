@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from nmsolve.errors import SolverError
 from nmsolve.selection import Patterns
 from nmsolve.torch.masks import verify as verify_tensor
+from nmsolve.torch.offload.lent_parameter import is_lent
+from nmsolve.torch.pruning.dense_copies import DenseCopies
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer, layers_of
 from nmsolve.torch.verification import ModelReport, verify
 from nmsolve.torch.weights.given_scores import check_scores, scores_for
@@ -79,6 +81,9 @@ def mask_(model: nn.Module, plan: Plan | Patterns) -> ModelReport:
     if plan.scores is not None:
         check_scores(plan.planned, plan.scores)
     with torch.no_grad():
+        if any(is_lent(layer.parameter) for layer in layers):
+            _mask_one_by_one(layers, plan.scores)
+            return verify(model, plan)
         _write_zeros(layers, [_dropped(layer, plan.scores) for layer in layers])
     return verify(model, plan)
 
@@ -92,6 +97,20 @@ def _dropped(layer: PrunedLayer, scores: Mapping[str, Tensor] | None) -> Tensor:
     if not report:
         raise SolverError(f"layer {entry.path}: the mask does not satisfy its pattern: {report}")
     return mask.logical_not_()
+
+
+def _mask_one_by_one(layers: Sequence[PrunedLayer], scores: Mapping[str, Tensor] | None) -> None:
+    """Masks of weights of which a few are in memory at a time; dense ones are where they came
+    from.
+    """
+    with DenseCopies(None) as copies:
+        try:
+            for layer in layers:
+                copies.keep([layer.parameter])
+                layer.parameter.masked_fill_(_dropped(layer, scores), 0)
+        except BaseException:
+            copies.put_back()
+            raise
 
 
 def _write_zeros(layers: Sequence[PrunedLayer], dropped: Sequence[Tensor]) -> None:

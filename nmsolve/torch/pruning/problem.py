@@ -1,21 +1,57 @@
-"""A layer to be pruned as a least-squares problem, and its solution."""
+"""A layer to be pruned, or some of its rows, as a least-squares problem, and its solution."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from nmsolve.geometry import Geometry
-from nmsolve.torch.calibration.second_moments import SecondMoments
+from nmsolve.torch.pruning.layer_inputs import LayerInputs
 from nmsolve.torch.pruning.objective import Hessian, Objective
+from nmsolve.torch.pruning.row_pieces import RowPiece
 from nmsolve.torch.weights.layer_plan import PlannedWeight
 from nmsolve.torch.weights.planned import solve_mask
 
-#: Weights whose rows are solved at once.
-_AT_ONCE = 2**23
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Errors, or energies, on the inputs that weights are fitted to and on others.
+
+    Attributes
+    ----------
+    fitted : float
+    held_out : float or None
+        None where there are no others.
+    """
+
+    fitted: float
+    held_out: float | None
+
+    def __add__(self, other: Errors) -> Errors:
+        """Return the sums of both."""
+        held_out = None
+        if self.held_out is not None and other.held_out is not None:
+            held_out = self.held_out + other.held_out
+        return Errors(self.fitted + other.fitted, held_out)
+
+    @property
+    def judged(self) -> float:
+        """The error that decides between weights: on held-out inputs, if there are some."""
+        return self.fitted if self.held_out is None else self.held_out
+
+    def shares(self, energy: Errors) -> Errors:
+        """Return errors relative to energies."""
+        held_out = None
+        if self.held_out is not None and energy.held_out is not None:
+            held_out = self.held_out / (energy.held_out or 1.0)
+        return Errors(self.fitted / (energy.fitted or 1.0), held_out)
+
+
+#: By how much weights raise the errors of rows on both kinds of inputs, as far as that is known.
+_Rises = list[Tensor | None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,17 +61,11 @@ class Problem:
     Attributes
     ----------
     entry : PlannedWeight
-    layout : Geometry
+    piece : RowPiece
+        The rows of it that these are.
     weight : (parts, rows, cols) Tensor
-        The dense one, W, in float32, or float64 where that is the model's or is asked for.
-    sums : SecondMoments
-        Of the inputs that weights are fitted to.
-    about : pair of (parts, cols) Tensors or None
-        Means of inputs, where a bias is fitted along.
-    held_out_sums : SecondMoments
-        Of inputs that nothing is fitted to.
-    hessians : dict
-        Of all layers with these inputs, by share of damping, dtype and whether a bias is fitted.
+        The dense one, W, in the dtype of the inputs' squares.
+    inputs : LayerInputs
     samples : sequence of (int, Tensor, Tensor)
         (part, X, Y) of every calibration item, X (batch, positions, cols) and Y (batch, positions,
         rows), for updates that draw from them; empty for the others.
@@ -46,71 +76,106 @@ class Problem:
     """
 
     entry: PlannedWeight
-    layout: Geometry
+    piece: RowPiece
     weight: Tensor
-    sums: SecondMoments
-    held_out_sums: SecondMoments
-    about: tuple[Tensor, Tensor] | None
-    hessians: dict[object, Hessian]
+    inputs: LayerInputs
     samples: Sequence[tuple[int, Tensor, Tensor]] = ()
     objective: Objective = field(init=False)
     held_out: Objective | None = field(init=False)
-    _products: Tensor = field(init=False)
-    _rises: list[tuple[Tensor, tuple[Tensor, Tensor | None]]] = field(default_factory=list)
+    _rises: list[tuple[Tensor, _Rises]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._products = self.weight.mT @ self.weight
-        self.objective, self.held_out = self.objectives(self.about)
+        kinds = [self.inputs.fitted]
+        if self.inputs.held_out is not None:
+            kinds.append(self.inputs.held_out)
+        found = Objective.all_of(self.weight, [one.of_parts(self.piece.parts) for one in kinds])
+        self.objective, self.held_out = found[0], found[1] if len(found) > 1 else None
 
-    def objectives(self, about: tuple[Tensor, Tensor] | None) -> tuple[Objective, Objective | None]:
-        """Return the errors on both kinds of inputs, taken relative to some points."""
-        others = bool(self.held_out_sums.count.all())
-        return (
-            Objective.of(self.sums, self.weight, self._products, about),
-            Objective.of(self.held_out_sums, self.weight, self._products, about)
-            if others
-            else None,
-        )
+    @property
+    def layout(self) -> Geometry:
+        """Of these rows."""
+        return self.piece.layout
 
-    def rises(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return by how much weights raise the error of each row on both kinds of inputs (None
-        without held-out ones). Of tensors that do not change.
+    @property
+    def about(self) -> tuple[Tensor, Tensor] | None:
+        """Means of the inputs (parts, cols), where a bias is fitted along."""
+        if self.inputs.about is None:
+            return None
+        first, second = self.inputs.about
+        return first[self.piece.parts], second[self.piece.parts]
+
+    def know(self, weight: Tensor, rise: Tensor) -> None:
+        """Take note of by how much weights raise the errors of rows on the inputs that they are
+        fitted to. Of tensors that do not change.
         """
+        self._of(weight)[0] = rise
+
+    def rises(self, weight: Tensor) -> Tensor:
+        """Return by how much weights raise the error of each row on the inputs that they are
+        fitted to. Of tensors that do not change.
+        """
+        known = self._of(weight)
+        rise = known[0]
+        if rise is None:
+            rise = known[0] = self.objective.rise(weight - self.weight)
+        return rise
+
+    def held_out_rises(self, weight: Tensor) -> Tensor | None:
+        """Return the same on held-out inputs; None without such."""
+        known = self._of(weight)
+        if known[1] is None and self.held_out is not None:
+            known[1] = self.held_out.rise(weight - self.weight)
+        return known[1]
+
+    def _of(self, weight: Tensor) -> _Rises:
+        """The rises that are known of weights: of the first ones and of the last few."""
         for known, found in self._rises:
             if known is weight:
                 return found
-        change = weight - self.weight
-        found = (
-            self.objective.rise(change),
-            None if self.held_out is None else self.held_out.rise(change),
-        )
-        self._rises = [*self._rises[-3:], (weight, found)]
-        return found
+        self._rises = [*self._rises[:1], *self._rises[1:][-3:], (weight, [None, None])]
+        return self._rises[-1][1]
 
-    def shares(self, weight: Tensor) -> tuple[float, float | None]:
-        """Return the errors of weights on both kinds of inputs, relative to the outputs' energy."""
-        fitted, held_out = self.rises(weight)
-        if self.held_out is None or held_out is None:
-            return self.objective.share(fitted), None
-        return self.objective.share(fitted), self.held_out.share(held_out)
-
-    def judged(self, weight: Tensor) -> float:
-        """Return the error that decides between weights: on held-out inputs, if there are some."""
-        fitted, held_out = self.shares(weight)
-        return fitted if held_out is None else held_out
+    def errors(self, weight: Tensor, *, bias_fitted: bool = True) -> Errors:
+        """Return the errors of weights, with the bias that fits them, or with the present one where
+        that is not to be fitted along.
+        """
+        fitted, held_out = self.objective.error(self.rises(weight)), None
+        others = self.held_out_rises(weight)
+        if self.held_out is not None and others is not None:
+            held_out = self.held_out.error(others)
+        found = Errors(fitted, held_out)
+        return found if bias_fitted else found + self._levels(weight)
 
     @property
-    def gram(self) -> Tensor:
-        """XᵀX, (parts, cols, cols), float64."""
-        return self.sums.about(self.about).gram
+    def energy(self) -> Errors:
+        """‖Y‖² without a bias."""
+        others = None if self.held_out is None else self.held_out.energy
+        return Errors(self.objective.energy, others) + self._levels(None)
+
+    def _levels(self, weight: Tensor | None) -> Errors:
+        others = None if self.held_out is None else self.held_out.of_levels(self.weight, weight)
+        return Errors(self.objective.of_levels(self.weight, weight), others)
+
+    def shares(self, weight: Tensor) -> Errors:
+        """Return the errors of weights relative to the energy of what they are fitted to."""
+        others = None if self.held_out is None else self.held_out.energy
+        return self.errors(weight).shares(Errors(self.objective.energy, others))
+
+    def judged(self, weight: Tensor) -> float:
+        """Return the error that decides between weights."""
+        return self.errors(weight).judged
 
     def hessian(self, damping: float, kind: torch.dtype | None = None) -> Hessian:
         """Return XᵀX + δ I, with δ a share of the mean of the diagonal."""
-        kind = kind or self.weight.dtype
-        key = (damping, kind, self.about is None)
-        if key not in self.hessians:
-            self.hessians[key] = Hessian.of(self.gram, damping, kind)
-        return self.hessians[key]
+        return self.inputs.hessian(damping, kind or self.weight.dtype, self.piece.parts)
+
+    def pull(self, kind: torch.dtype) -> Tensor | None:
+        """Return R of the inputs that weights are fitted to, in some dtype."""
+        pull = self.objective.pull
+        if pull is None or pull.dtype == kind:
+            return pull
+        moved = self.inputs.sums.about(self.inputs.about)
+        return self.weight.to(kind) @ moved.towards_dense[self.piece.parts].to(kind)
 
     def right_hand_side(self, hessian: Hessian) -> Tensor:
         """Return W H + R in the Hessian's scale: what least squares without a mask is solved
@@ -118,12 +183,8 @@ class Problem:
         """
         kind = hessian.matrix.dtype
         side = (self.weight.to(kind) * hessian.scale) @ hessian.matrix
-        pull = self.objective.pull
-        if pull is None:
-            return side
-        if pull.dtype != kind:
-            pull = self.weight.to(kind) @ self.sums.about(self.about).towards_dense.to(kind)
-        return side.add_(pull / hessian.scale)
+        pull = self.pull(kind)
+        return side if pull is None else side.addcdiv_(pull, hessian.scale)
 
     def best_mask(self, scores: Tensor) -> Tensor:
         """Return the exact mask for scores that are not negative; both (parts, rows, cols)."""
@@ -134,25 +195,12 @@ class Problem:
         """Return the root mean squares of the inputs, times the root of their number: (parts, 1,
         cols).
         """
-        squares = self.sums.about(None).gram.diagonal(dim1=1, dim2=2)
-        return squares.clamp(min=0).sqrt().unsqueeze(1).to(self.weight.dtype)
-
-    def pieces(self) -> Iterator[slice]:
-        """Yield rows that are solved at once: all blocks within them whole, of one part."""
-        parts, rows, cols = self.weight.shape
-        whole = self.entry.pattern.rows
-        many = max(1, _AT_ONCE // max(1, parts * cols * whole)) * whole
-        # Blocks may lie across parts that are no products of their own.
-        if parts > 1 or many >= rows:
-            yield slice(None)
-            return
-        for start in range(0, rows, many):
-            yield slice(start, start + many)
+        return self.inputs.norms(self.piece.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """A layer's new weights.
+    """New weights.
 
     Attributes
     ----------
@@ -163,8 +211,8 @@ class Solution:
     iterations : int
         Of the update.
     residual : float or None
-        Of the normal equations on the mask, relative to that of the masked weights, the largest of
-        any row; None where they were not solved.
+        Of the normal equations on the mask, relative to their right-hand side, the largest of any
+        row; None where they were not solved.
     damping : float
         δ; the largest of any part.
     """

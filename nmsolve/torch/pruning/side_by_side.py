@@ -7,10 +7,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from nmsolve.torch.calibration.activations import Use, watched
 from nmsolve.torch.calibration.convolutions import Convolution
 from nmsolve.torch.calibration.inputs import Calibration, Item, check_finite, run
 from nmsolve.torch.calibration.padding import Counted
+from nmsolve.torch.calibration.parked import Parking
 from nmsolve.torch.calibration.suspended import (
     Forward,
     Inseparable,
@@ -47,6 +49,7 @@ def prune_side_by_side(
     items: Calibration,
     step: Step,
     gathering: Gathering,
+    offload: Path | None = None,
 ) -> list[BatchNorm]:
     """Call step(layer, gathered, seconds) for every layer that the calibration reaches, in the
     order in which it does; return the batch norms that may come after any of them.
@@ -57,13 +60,15 @@ def prune_side_by_side(
         The layers' weights may be changed by `step` alone.
     step : callable
     gathering : Gathering
+    offload : path, optional
+        A folder for activations of forwards that stand still; None: they stay in memory.
 
     Raises
     ------
     Inseparable
         If forwards of the model cannot run side by side. Layers that were pruned stay so.
     InputError
-        If inputs of a layer are not finite, naming both.
+        If inputs of a layer are not finite, naming both; there is no room in `offload`.
     """
     given = iter(items)
     item = next(given)
@@ -72,9 +77,10 @@ def prune_side_by_side(
     start_random(seed, gpus)
     first = first_run(model, layers, item)
     traces = Traces(model)
-    walk = _Walk(model, layers, gathering, first, traces, seed, gpus)
+    parking = None if offload is None else Parking(offload)
+    walk = _Walk(model, layers, gathering, first, traces, seed, gpus, parking)
     entries = [entry for layer in layers for entry in layer.entries]
-    with watched(model, entries, walk.seen), walk.norms_watched():
+    with parking or nullcontext(), watched(model, entries, walk.seen), walk.norms_watched():
         try:
             walk.begin(chain([item], given))
             while (layer := walk.next_layer()) is not None:
@@ -107,6 +113,7 @@ class _Walk:
     #: Of random numbers: each item draws others, in the dense model the same.
     seed: int
     gpus: list[int]
+    parking: Parking | None = None
     leading: list[Forward] = field(default_factory=list)
     #: Of the dense model, by item; where it is None, a layer's own outputs are its targets.
     dense: list[Forward | None] = field(default_factory=list)
@@ -199,11 +206,14 @@ class _Walk:
         except _Overtaken:
             pass
         except InputError as error:
+            if self.inseparable is None and error.__cause__ is None:
+                raise  # what we check ourselves: it is no failure of the model
             raise self.inseparable or Inseparable(
                 f"a forward failed beside others: {error}"
             ) from error
         if self.inseparable is not None:
             raise self.inseparable
+        self._park(forward)
         # Looking at all modules takes a while: after every item at first, then after one a layer.
         if not self.done or forward.index == self.done % len(self.leading):
             kept = self.traces.first()
@@ -212,6 +222,12 @@ class _Walk:
         alone = forward is self.dense[0] or not self.how.sequential
         if forward.index == 0 and alone and forward.at is not None:
             self._compare(forward.at)
+
+    def _park(self, *forwards: Forward | None) -> None:
+        """Take from memory what forwards that stand still have made."""
+        for forward in forwards:
+            if self.parking is not None and forward is not None:
+                self.parking.park(forward)
 
     def _compare(self, at: Stop) -> None:
         """Inseparable unless the dense model's first item is at the layer with the inputs that it
@@ -269,6 +285,7 @@ class _Walk:
         """Sums over the items that have come to a layer."""
         self._catch_up(layer)
         uses: list[tuple[Use, Use | None]] = []
+        came: list[tuple[Forward, Forward | None]] = []
         for leading, dense in zip(self.leading, self.dense, strict=True):
             at, other = self._stop(leading, layer), self._stop(dense, layer)
             if at is None:
@@ -280,6 +297,8 @@ class _Walk:
                 if not _fits(at.use, x, layer):
                     raise Inseparable(f"an item gives layer {at.path} inputs of another width")
                 check_finite(x, f"the input of layer {at.path}", leading.index)
+            self._park(leading)
+            came.append((leading, dense))
             counted = self.counted[leading.index]
             uses.append(
                 (
@@ -309,6 +328,7 @@ class _Walk:
                     keep_for=layer.weight if self.how.keep_samples else None,
                     again=shared is not None,
                 )
+                self._park(*came[index])
         self.shared, self.inputs = gathered, inputs
         return gathered.finish()
 

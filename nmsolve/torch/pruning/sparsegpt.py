@@ -66,8 +66,7 @@ def sparsegpt_(
     Raises
     ------
     InputError
-        As for `adaprune_`; also for a plan with scores, which would have no say, and where XᵀX
-        cannot be inverted, naming the layer.
+        As for `adaprune_`; also for a plan with scores, which would have no say.
     PatternError
         For a pattern that does not exist.
 
@@ -134,14 +133,7 @@ def _second_order(problem: Problem, plain: Tensor, masked: Tensor, damping: floa
     def fit(share: float, near: Solution | None) -> Solution:
         hessian = problem.hessian(share)
         side = problem.right_hand_side(hessian)
-        try:
-            mask, weight, iterations = admm_mask(problem, hessian, side)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise InputError(
-                f"layer {problem.entry.path}: XᵀX of its inputs cannot be inverted with "
-                f"damping={share:g} ({error}): give more damping, moments=torch.float64, or inputs "
-                "whose squares are in the range of float64"
-            ) from error
+        mask, weight, iterations = admm_mask(problem, hessian, side)
         solution = LeastSquares().solve(problem, mask, share, weight, side)
         return dataclasses.replace(solution, method="second order", iterations=iterations)
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.selection import Patterns
+from nmsolve.torch.offload.lent_parameter import check_not_lent
 from nmsolve.torch.tensors import check_weight
 from nmsolve.torch.training.found import first_of
 from nmsolve.torch.training.method import Method
@@ -95,6 +96,7 @@ def sparsify_(
     (True, 'Linear', 256)
     """
     check_module(model)
+    check_not_lent(model, "a mask to be trained with")
     method = SRSTE() if method is None else method
     if not isinstance(method, Method):
         raise InputError(
