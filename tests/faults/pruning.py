@@ -267,7 +267,7 @@ FAULTS = (
     ),
     Fault(
         name="an expert is pruned before all items have come to it",
-        file=f"{PRUNING}/side_by_side.py",
+        file=f"{PRUNING}/order.py",
         old="            if before:\n                return max(before)",
         new="            if False:\n                return max(before)",
         tests=(f"{TESTS}/test_side_by_side.py::test_experts_are_pruned_one_after_the_other",),

@@ -37,6 +37,7 @@ from nmsolve.torch.calibration.traces import Traces
 from nmsolve.torch.pruning.batch_norm import BatchNorm, check_normed
 from nmsolve.torch.pruning.first_run import FirstRun, first_run, signature
 from nmsolve.torch.pruning.gathered import Gathered, Gathering
+from nmsolve.torch.pruning.order import Order
 from nmsolve.torch.pruning.pruned_layer import PrunedLayer
 
 #: Prunes a layer with what has been gathered of it, and what that took until now in seconds.
@@ -135,6 +136,7 @@ class _Walk:
     def __post_init__(self) -> None:
         self.by_owner = {layer.entry.owner: layer for layer in self.layers}
         self.owner_of = {e.path: e.owner for layer in self.layers for e in layer.entries}
+        self.order = Order(self.first.order, list(self.by_owner))
 
     def seen(self, path: str, use: Use) -> None:
         """Called by the hooks of layers."""
@@ -247,26 +249,7 @@ class _Walk:
         if not stops:
             return None
         waiting = dict.fromkeys(self.owner_of[stop.path] for stop in stops)
-        return self.by_owner[min(waiting, key=self._place)]
-
-    def _place(self, owner: str) -> tuple[float, int]:
-        """The place of a layer in the order. One off the first item's way comes before those on it,
-        which it may lead to; but behind earlier members of its list (of experts), which other items
-        may come from.
-        """
-        order, registered = self.first.order, list(self.by_owner).index(owner)
-        if owner in order:
-            return order.index(owner), registered
-        names = owner.split(".")
-        for at in reversed(range(len(names))):
-            before = [
-                place
-                for place, other in enumerate(other.split(".") for other in order)
-                if other[:at] == names[:at] and _is_earlier(other[at : at + 1], names[at])
-            ]
-            if before:
-                return max(before) + 0.5, registered
-        return -1, registered
+        return self.by_owner[min(waiting, key=self.order.place)]
 
     def _stands(self, forward: Forward | None, layer: PrunedLayer) -> bool:
         """Return whether a forward has stopped at a layer."""
@@ -336,12 +319,12 @@ class _Walk:
         """Take the dense model's forwards past layers that no item of the pruned one will come to,
         such as experts that get other tokens then.
         """
-        place = self._place(layer.entry.owner)
+        place = self.order.place(layer.entry.owner)
         for forward in self.dense:
             while (
                 forward is not None
                 and forward.at is not None
-                and self._place(self.owner_of[forward.at.path]) < place
+                and self.order.place(self.owner_of[forward.at.path]) < place
             ):
                 self._advance(forward)
 
@@ -391,11 +374,6 @@ def _fits(use: Use, x: Tensor, layer: PrunedLayer) -> bool:
     if isinstance(use.module, Convolution):
         return True
     return x.shape[-1] == layer.layout.columns
-
-
-def _is_earlier(names: Sequence[str], than: str) -> bool:
-    """Return whether a name is that of an earlier member of a list."""
-    return than.isdigit() and any(name.isdigit() and int(name) < int(than) for name in names)
 
 
 class _Overtaken(BaseException):
