@@ -14,6 +14,7 @@ from nmsolve.errors import InputError
 from nmsolve.torch.offload.lent_parameter import is_lent
 from nmsolve.torch.offload.shards import Shard
 from nmsolve.torch.tensors import FLOATS
+from nmsolve.torch.weights.apart import is_apart, overlapping
 
 
 class Held:
@@ -101,26 +102,17 @@ def check_in_one_place(model: nn.Module, held: Sequence[Held], source: Path | No
 
 def _check_apart(parameters: Sequence[Held]) -> None:
     """InputError if parameters have memory in common, which each would have for itself inside."""
-    end, before = 0, ""
-    spans = []
     for one in parameters:
-        lengths = zip(one.tensor.shape, one.tensor.stride(), strict=True)
-        last = sum((size - 1) * stride for size, stride in lengths) + 1
-        if one.tensor.numel() > last:
+        if not is_apart(one.tensor):
             raise InputError(
                 f"{one.names[0]} has entries that share memory (strides {one.tensor.stride()}): "
                 "give it one of its own (.clone())"
             )
-        if one.tensor.numel():
-            start = one.tensor.data_ptr()
-            spans.append((start, start + last * one.tensor.element_size(), one.names[0]))
-    for start, stop, name in sorted(spans):
-        if start < end:
-            raise InputError(
-                f"{before} and {name} share memory without being one parameter: tie them "
-                "(b.weight = a.weight), or give one memory of its own (.clone())"
-            )
-        end, before = stop, name
+    for (first, _), (second, _) in overlapping([(one.names[0], one.tensor) for one in parameters]):
+        raise InputError(
+            f"{first} and {second} share memory without being one parameter: tie them "
+            "(b.weight = a.weight), or give one memory of its own (.clone())"
+        )
 
 
 def some(names: Sequence[str]) -> str:

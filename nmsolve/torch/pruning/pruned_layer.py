@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.geometry import Geometry
 from nmsolve.torch.offload.lent_parameter import is_lent
 from nmsolve.torch.tensors import check_weight
+from nmsolve.torch.weights.apart import is_apart, overlapping
 from nmsolve.torch.weights.layer_kinds import CONVOLUTIONS, base_of, reduction_axis
 from nmsolve.torch.weights.layer_plan import Plan, PlannedWeight
 from nmsolve.torch.weights.parameters import parameters_of
@@ -109,7 +109,9 @@ def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:
                 f"the weight of layer {entry.path} was made under torch.inference_mode: make the "
                 "model outside of it"
             )
-        if not _is_apart(parameter):
+        # Of others than plain ones, what is wrong is said below.
+        plain = parameter.layout == torch.strided and not (parameter.is_meta or is_lent(parameter))
+        if plain and not is_apart(parameter):
             raise InputError(
                 f"the weight of layer {entry.path} has entries that share memory (strides "
                 f"{parameter.stride()}), so that they cannot differ: give it one of its own "
@@ -150,18 +152,6 @@ def _own(parameter: Tensor) -> Tensor:
     return parameter if is_lent(parameter) else parameter.data
 
 
-def _is_apart(tensor: Tensor) -> bool:
-    """Return whether every entry has memory of its own, as a tensor that was expanded has not."""
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or is_lent(tensor):
-        return True  # refused for that, or fetched into memory of its own
-    end = 0  # of what the axes so far span
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride <= end:
-            return False
-        end += stride * (size - 1)
-    return True
-
-
 def _bias_of(
     module: nn.Module, entry: PlannedWeight, layout: Geometry, uses: Mapping[int, int]
 ) -> Tensor | None:
@@ -181,44 +171,19 @@ def _check_overlaps(model: nn.Module, layers: Iterable[PrunedLayer]) -> None:
     """InputError if a planned weight's memory is another tensor's too, which would change with
     it.
     """
-    planned = {id(layer.parameter): layer.entry.path for layer in layers}
-    found = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if (
-            tensor.layout == torch.strided
-            and not is_lazy(tensor)
-            and tensor.numel()
-            and tensor.device.type != "meta"
-            and not is_lent(tensor)
-        ):
-            span = (
-                sum(
-                    (size - 1) * stride
-                    for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-                )
-                + 1
-            )
-            found[id(tensor)] = (
-                str(tensor.device),
-                tensor.data_ptr(),
-                tensor.data_ptr() + span * tensor.element_size(),
-                name,
-            )
-    widest: tuple[str, int, str, int] | None = None  # of those so far, the one that ends last
-    for key, (device, start, end, name) in sorted(found.items(), key=lambda item: item[1][:2]):
-        if (
-            widest
-            and widest[0] == device
-            and start < widest[1]
-            and (key in planned or widest[3] in planned)
-        ):
+    planned = {id(layer.parameter) for layer in layers}
+    held = [
+        named
+        for named in (*model.named_parameters(), *model.named_buffers())
+        if not is_lent(named[1])
+    ]
+    for (first, one), (second, other) in overlapping(held):
+        if id(one) in planned or id(other) in planned:
             raise InputError(
-                f"{widest[2]} and {name} share memory without being one parameter, so that pruning "
+                f"{first} and {second} share memory without being one parameter, so that pruning "
                 "one may change the other: tie them (b.weight = a.weight), or give one memory of "
                 "its own (.clone())"
             )
-        if widest is None or widest[0] != device or end > widest[1]:
-            widest = device, end, name, key
 
 
 @contextmanager
