@@ -159,7 +159,7 @@ def solve(
     for matrix in block_matrices(read, mask, pattern, padding):
         solve_task = matrix.reader(kernel, in_place=in_place, wide=wide)
         tasks = list(matrix.tasks())
-        for result in in_threads(solve_task, tasks, workers):
+        for result in in_threads(solve_task, tasks, workers, steady=solver.steady):
             totals.add(result)
         if totals.refused:
             break

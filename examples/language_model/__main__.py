@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from examples.language_model import report
 from examples.language_model.measuring import Measured, measure
@@ -116,9 +119,12 @@ def _run_all(
 
 def _apart(folder: Path, row: Row, seed: int) -> Measured:
     command = [sys.executable, "-m", "examples.language_model.measuring", str(folder)]
+    # as many as here: `benchmarks`, which describes the machine, asks for one
+    threads = str(torch.get_num_threads())
     done = subprocess.run(
         [*command, json.dumps(asdict(row)), str(seed)],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
         stdout=subprocess.PIPE,
         text=True,
         check=False,

@@ -81,6 +81,8 @@ class Solver:
     absolute_in, signed_in : str
         What it computes in, "f4" or "f8", where float32 holds the scores and signs are dropped, or
         kept. Wider scores are computed in "f8" by every solver.
+    steady : bool
+        Whether its time depends on the shape of the scores alone.
     needs : str or None
         The extra of the package that has to be installed.
     """
@@ -95,6 +97,7 @@ class Solver:
     reads: frozenset[str]
     absolute_in: str
     signed_in: str
+    steady: bool
     needs: str | None
 
     def make(self, pattern: Pattern, kind: str, absolute: bool, tolerance: float) -> Run:
@@ -137,6 +140,7 @@ ROWWISE = Solver(
     reads=_STORED,
     absolute_in="f4",
     signed_in="f4",
+    steady=True,
     needs=None,
 )
 ENUMERATION = Solver(
@@ -150,6 +154,7 @@ ENUMERATION = Solver(
     reads=_STORED,
     absolute_in="f4",
     signed_in="f8",
+    steady=True,
     needs=None,
 )
 ASCENT = Solver(
@@ -163,6 +168,7 @@ ASCENT = Solver(
     reads=frozenset({"f4", "f8"}),
     absolute_in="f4",
     signed_in="f8",  # they cancel in sums, and may be penalties far larger than what matters
+    steady=False,
     needs=None,
 )
 GREEDY = Solver(
@@ -176,6 +182,7 @@ GREEDY = Solver(
     reads=frozenset({"f8"}),
     absolute_in="f8",
     signed_in="f8",
+    steady=False,
     needs=None,
 )
 COVER = Solver(
@@ -189,6 +196,7 @@ COVER = Solver(
     reads=frozenset({"f8"}),
     absolute_in="f8",
     signed_in="f8",
+    steady=False,
     needs=None,
 )
 MIN_COST_FLOW = Solver(
@@ -202,6 +210,7 @@ MIN_COST_FLOW = Solver(
     reads=frozenset({"f8"}),
     absolute_in="f8",
     signed_in="f8",
+    steady=False,
     needs="ortools",
 )
 

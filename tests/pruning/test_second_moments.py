@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nmsolve.torch as nmt
-from nmsolve.torch.calibration.second_moments import SecondMoments
+from nmsolve.torch.calibration.second_moments import Points, SecondMoments
+from nmsolve.torch.pruning.first_run import FirstRun
 from tests.pruning.pruning_models import refuses
 
 #: Of an entry, relative to the geometric mean of those on the diagonal.
 BOUND = 4096 * 2**-24
 #: Of random samples, whose roundings cancel.
 RANDOM = 1e-5
+#: Which squares are factors of the products' sizes: of x, 0, or of z, 1.
+OF = [(0, 0), (1, 0), (1, 1)]
 
 
 def moments(pieces, dense=None, **how):
@@ -32,25 +35,41 @@ def moments(pieces, dense=None, **how):
     return sums
 
 
-def exact(pieces, dense=None, about=None):
-    """Σ x xᵀ, Σ x' xᵀ and Σ x' x'ᵀ about points, in float64."""
+def exact(pieces, dense=None, about=None, weight=None):
+    """Σ x xᵀ, Σ z xᵀ and Σ z zᵀ about points, in float64."""
     others = [x if y is None else y for x, y in zip(pieces, dense or pieces, strict=True)]
     x, y = torch.cat(list(pieces)).double(), torch.cat(others).double()
+    z = y - x
     if about is not None:
-        x, y = x - about[0], y - about[1]
-    return x.T @ x, y.T @ x, y.T @ y
+        x, z = x - about[0], z - (about[1] - about[0])
+    z = z if weight is None else z @ weight[0].T.double()
+    return x.T @ x, z.T @ x, z.T @ z
 
 
 def errors(found, wanted):
     """Of all three, relative to the entries on the diagonals."""
-    squares = [wanted[0].diagonal(), wanted[2].diagonal()]
-    sizes = [(squares[0], squares[0]), (squares[1], squares[0]), (squares[1], squares[1])]
+    gram, between, gap = wanted
+    squares = gram.diagonal(), gap.diagonal()
+    sizes = [squares[one].outer(squares[two]).sqrt() + 1e-300 for one, two in OF]
+    if found.between is None:
+        assert not gap.any()
+        return [float(((found.gram[0] - gram).abs() / sizes[0]).max())]
+    if found.gap.ndim == 2:
+        gap, sizes[2] = squares[1], squares[1] + 1e-300
     return [
-        float(((one[0] - two).abs() / (left.outer(right).sqrt() + 1e-300)).max())
-        for one, two, (left, right) in zip(
-            (found.gram, found.crossed, found.dense), wanted, sizes, strict=True
+        float(((one[0] - two).abs() / size).max())
+        for one, two, size in zip(
+            (found.gram, found.between, found.gap), (gram, between, gap), sizes, strict=True
         )
     ]
+
+
+def points(given, of_dense, weight=None):
+    """Where moments of one part are taken about."""
+    apart = (of_dense - given)[None]
+    return Points(
+        given[None], of_dense[None], apart if weight is None else apart @ weight[0].T.double()
+    )
 
 
 def samples(lengths, cols, scale, mean, dtype, seed):
@@ -73,22 +92,26 @@ def samples(lengths, cols, scale, mean, dtype, seed):
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
     dense=st.lists(st.booleans(), min_size=6, max_size=6),
     precise=st.booleans(),
+    rows=st.sampled_from([None, 1, 5]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=25)
-def test_sums_are_near_products_in_float64(lengths, cols, scale, dtype, dense, precise, seed):
-    """Whether items have inputs of the dense model, or are their own."""
+def test_sums_are_near_products_in_float64(lengths, cols, scale, dtype, dense, precise, rows, seed):
+    """Whether items have inputs of the dense model, or are their own; by inputs or outputs."""
+    weight = rows and torch.randn(1, rows, cols, dtype=torch.promote_types(dtype, torch.float32))
     pieces = samples(lengths, cols, scale, 0.5, dtype, seed)
     others = samples(lengths, cols, scale, 0.5, dtype, seed + 1)
     of_dense = [
         x + y if there else None for x, y, there in zip(pieces, others, dense, strict=False)
     ]
-    found = moments(pieces, of_dense, centred=False, precise=precise)
-    wanted = exact(pieces, of_dense)
+    found = moments(pieces, of_dense, centred=False, precise=precise, weight=weight)
+    assert found.by_outputs == (weight is not None and any(y is not None for y in of_dense))
+    wanted = exact(pieces, of_dense, weight=weight)
     worst = max(errors(found.about(None), wanted))
     assert worst <= (1e-13 if precise or dtype == torch.float64 else RANDOM)
     assert torch.equal(found.gram, found.gram.mT)
-    assert torch.equal(found.dense, found.dense.mT)
+    if found.gap is not None and not found.by_outputs:
+        assert torch.equal(found.gap, found.gap.mT)
     assert int(found.count) == sum(lengths)
 
 
@@ -98,28 +121,30 @@ def test_sums_are_near_products_in_float64(lengths, cols, scale, dtype, dense, p
     scale=st.sampled_from([1e-20, 1.0, 1e20]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     own=st.booleans(),
+    rows=st.sampled_from([None, 3]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=25)
 def test_moments_about_the_means_lose_nothing_to_large_means(
-    lengths, mean, scale, dtype, own, seed
+    lengths, mean, scale, dtype, own, rows, seed
 ):
     """Products of the inputs as they are would lose 10⁶ to a mean of 10³ times the deviation."""
     cols = 20
     pieces = samples([30, *lengths], cols, scale, mean, dtype, seed)
     noise = samples([30, *lengths], cols, scale, 0.0, dtype, seed + 1)
     of_dense = None if own else [x + y for x, y in zip(pieces, noise, strict=True)]
-    found = moments(pieces, of_dense, centred=True)
+    weight = rows and torch.randn(1, rows, cols, dtype=dtype)
+    found = moments(pieces, of_dense, centred=True, weight=weight)
     x = torch.cat(pieces).double()
     y = x if own else torch.cat(of_dense).double()
     means = x.mean(0), y.mean(0)
-    for one, two in zip(found.means, means, strict=True):
+    for one, two in zip(found.means[:2], means, strict=True):
         torch.testing.assert_close(one[0], two, rtol=1e-6, atol=scale * 1e-5)
-    about = tuple(m[None] for m in means)
-    wanted = exact(pieces, of_dense, means)
+    about = points(*means, weight)
+    wanted = exact(pieces, of_dense, means, weight)
     assert max(errors(found.about(about), wanted)) <= (RANDOM if dtype == torch.float32 else 1e-9)
     # The same sums about zero, where the means are most of them.
-    assert max(errors(found.about(None), exact(pieces, of_dense))) <= RANDOM
+    assert max(errors(found.about(None), exact(pieces, of_dense, None, weight))) <= RANDOM
 
 
 @given(length=st.integers(3000, 20000), seed=st.integers(0, 9))
@@ -154,8 +179,8 @@ def test_float64_beyond_float32():
         pieces = samples([50, 60], 9, scale, 2.0, torch.float64, 0)
         found = moments(pieces)
         x = torch.cat(pieces)
-        about = tuple(x.mean(0)[None] for _ in range(2))
-        assert max(errors(found.about(about), exact(pieces, about=(about[0][0],) * 2))) < 1e-9
+        about = x.mean(0), x.mean(0)
+        assert max(errors(found.about(points(*about)), exact(pieces, about=about))) < 1e-9
 
 
 def test_the_pieces_do_not_matter():
@@ -172,7 +197,7 @@ def test_the_pieces_do_not_matter():
         for one, two in zip(parts.means, means, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
         first, second = parts.about(means), whole.about(means)
-        wanted = (second.gram[0], second.crossed[0], second.dense[0])
+        wanted = (second.gram[0], second.between[0], second.gap[0])
         assert max(errors(first, wanted)) <= 2 * RANDOM
 
 
@@ -226,6 +251,47 @@ def test_moments_are_shared_by_layers_of_the_very_same_tensor_alone(monkeypatch)
     alone = copy.deepcopy(Heads(False, True).layers[2])
     nmt.adaprune_(alone, "2:4", [x.tanh() * 1.5 * 1.5 for x in items])
     torch.testing.assert_close(alone.weight, changed.layers[2].weight, rtol=1e-4, atol=1e-5)
+
+
+class Narrow(nn.Module):
+    """Two layers that are given one tensor, and have fewer rows than columns."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(32, 32)
+        self.second, self.third = nn.Linear(32, 8), nn.Linear(32, 8)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.second(x), self.third(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_sums_by_outputs_are_one_layers_alone(monkeypatch, bias):
+    """Where the first run does not tell that layers share their inputs, and both gather by their
+    outputs; against sums by inputs, which they share.
+    """
+    items = [torch.randn(40, 32) @ torch.randn(32, 32) for _ in range(10)]
+    alike, apart = Narrow(), Narrow()
+    shared = nmt.adaprune_(alike, "2:4", items, bias=bias)
+    kinds = []
+    made = SecondMoments.empty.__func__
+
+    def empty(cls, *args, **kwargs):
+        kinds.append(made(cls, *args, **kwargs))
+        return kinds[-1]
+
+    monkeypatch.setattr(SecondMoments, "empty", classmethod(empty))
+    monkeypatch.setattr(FirstRun, "others_given", lambda *_: False)
+    alone = nmt.adaprune_(apart, "2:4", items, bias=bias)
+    assert [sums.by_outputs for sums in kinds] == [False] * 2 + [True] * 4
+    for one, two in zip(shared, alone, strict=True):
+        assert one.after == pytest.approx(two.after, rel=1e-4)
+        assert one.held_out_after == pytest.approx(two.held_out_after, rel=1e-4)
+        assert one.before == pytest.approx(two.before, rel=1e-4)
+    for one, two in zip(alike.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("prune", [nmt.adaprune_, nmt.sparsegpt_])

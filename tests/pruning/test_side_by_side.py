@@ -132,7 +132,7 @@ def test_in_less_precision(name, dtype, tolerance):
     """Masks by magnitude: sums that differ by rounding may choose others by second order."""
     model, other, items = twins(name, 2, dtype)
     given = [x if isinstance(x, dict) else x.to(dtype) for x in items(3)]
-    options = {"criterion": "magnitude", "update": nmt.LeastSquares(tolerance=1e-4)}
+    options = {"criterion": "magnitude", "update": nmt.LeastSquares(tolerance=2e-5)}
     found = nmt.adaprune_(model, "2:4", given, **options)
     wanted = nmt.adaprune_(other, "2:4", given, **options)
     assert found.way == SIDE_BY_SIDE

@@ -47,7 +47,9 @@ class Parking(TorchFunctionMode):
         super().__init__()
         self._folder = folder
         self._made: dict[Forward, list[TensorWeakRef]] = {}
-        self._advise = getattr(ctypes.CDLL(None), "madvise", None)
+        system = ctypes.CDLL(None)
+        self._advise = getattr(system, "madvise", None)
+        self._trim = getattr(system, "malloc_trim", None)
 
     def __torch_function__(
         self,
@@ -101,6 +103,11 @@ class Parking(TorchFunctionMode):
                     # The file has what was changed.
                     place, size = storage.data_ptr(), storage.nbytes()
                     self._advise(ctypes.c_void_p(place), ctypes.c_size_t(size), _DONTNEED)
+
+    def trim(self) -> None:
+        """Give memory that is free to the system, where the C library can be asked to."""
+        if self._trim is not None:
+            self._trim(ctypes.c_size_t(0))
 
     def _alive(self, forward: Forward) -> list[tuple[UntypedStorage, list[Tensor]]]:
         """Results of a forward that are still there, by the memory that they share."""

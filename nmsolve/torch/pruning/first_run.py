@@ -75,6 +75,13 @@ class FirstRun:
     norms: list[BatchNorm]
     signatures: dict[str, Signature]
 
+    def others_given(self, owner: str) -> bool:
+        """Return whether other layers may be given what an owner's is."""
+        own = self.signatures.get(owner)
+        return own is None or any(
+            other.matches(own) for name, other in self.signatures.items() if name != owner
+        )
+
 
 def first_run(model: nn.Module, layers: Sequence[PrunedLayer], item: Item) -> FirstRun:
     """Run the first item through the model.

@@ -19,6 +19,8 @@ from nmsolve.torch.pruning.pruned_layer import PrunedLayer
 #: One in so many items that come to a layer is held out; of fewer items, one in so many samples of
 #: each, the last ones.
 _HELD_OUT = 10
+#: Rows over columns up to which products with a layer's outputs are fewer than with its inputs.
+_FEWER = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,9 @@ class Gathered:
     _inputs: dict[tuple[bool, torch.dtype], LayerInputs] = field(default_factory=dict)
 
     @classmethod
-    def nothing(cls, layer: PrunedLayer, how: Gathering, *, own: bool) -> Gathered:
+    def nothing(
+        cls, layer: PrunedLayer, how: Gathering, *, own: bool, shared: bool = False
+    ) -> Gathered:
         """Return sums over no item.
 
         Parameters
@@ -77,8 +81,12 @@ class Gathered:
         how : Gathering
         own : bool
             Whether the layer's outputs are to be its own, for its own inputs.
+        shared : bool
+            Whether other layers may be given the same inputs, and take these sums.
         """
-        parts, _, cols = layer.layout.matrices(layer.own).shape
+        weight = layer.layout.matrices(layer.own if layer.dense is None else layer.dense)
+        parts, rows, cols = weight.shape
+        by_outputs = not shared and rows <= _FEWER * cols
 
         def empty() -> SecondMoments:
             return SecondMoments.empty(
@@ -88,6 +96,7 @@ class Gathered:
                 own=own,
                 centred=how.bias,
                 precise=how.precise or layer.own.dtype == torch.float64,
+                weight=weight if by_outputs else None,
             )
 
         return cls(fitted=empty(), held_out=empty())

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nmsolve.torch.calibration.second_moments import SecondMoments
+from nmsolve.torch.calibration.second_moments import Points, SecondMoments
 from nmsolve.torch.pruning.objective import Hessian, Squares
 
 
 @dataclass(slots=True, kw_only=True)
 class LayerInputs:
-    """Squares of the inputs of layers that share them.
+    """Squares of the inputs of layers that share them, or of one layer's.
 
     Attributes
     ----------
     sums, held_out_sums : SecondMoments
         Of the inputs that weights are fitted to, and of others.
-    about : pair of (parts, cols) Tensors or None
+    about : Points or None
         Means of inputs, where a bias is fitted along.
     fitted : Squares
     held_out : Squares or None
@@ -30,7 +30,7 @@ class LayerInputs:
 
     sums: SecondMoments
     held_out_sums: SecondMoments
-    about: tuple[Tensor, Tensor] | None
+    about: Points | None
     kind: torch.dtype
     fitted: Squares = field(init=False)
     held_out: Squares | None = field(init=False)
@@ -50,7 +50,8 @@ class LayerInputs:
         """Return XᵀX + δ I of some parts, with δ a share of the mean of the diagonal."""
         key = (damping, kind, parts.start, parts.stop)
         if key not in self._hessians:
-            self._hessians[key] = Hessian.of(self.gram[parts], damping, kind)
+            gram = self.fitted.gram if kind == self.kind else self.sums.about(self.about, kind).gram
+            self._hessians[key] = Hessian.of(gram[parts], damping)
         return self._hessians[key]
 
     def norms(self, parts: slice) -> Tensor:

@@ -127,7 +127,7 @@ class LayerStep:
         energy = problem.energy  # of the dense weight, which may be a view of the model's
         if best.with_bias and bias is not None:
             assert inputs.about is not None
-            mean, of_dense = (m[piece.parts].unsqueeze(2) for m in inputs.about)
+            mean, of_dense = (m[piece.parts].unsqueeze(2) for m in inputs.about[:2])
             change = weight.double() @ of_dense - best.weight.double() @ mean
             bias[piece.rows] += change.flatten().to(bias.dtype)
         piece.of(layer.own).copy_(piece.layout.weight(best.weight))

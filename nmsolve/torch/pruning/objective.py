@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nmsolve.torch.calibration.second_moments import SecondMoments
+from nmsolve.torch.calibration.second_moments import Points, SecondMoments
+from nmsolve.torch.pruning.row_pieces import RowPiece
 
 #: Bytes of inverses that a Hessian keeps for the layers that share it.
 _KEPT = 2**28
@@ -20,16 +21,17 @@ _STRIPS, _WIDTH = 6, 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Squares:
-    """Sums over inputs X and those of the dense model, X', about some points, by part.
+    """Sums over inputs X and those of the dense model, X', about some points, by part. Where they
+    were gathered for one weight W, Z is (X' − X) Wᵀ; else it is X' − X.
 
     Attributes
     ----------
-    gram, dense : (parts, cols, cols) Tensor
-        XᵀX, X'ᵀX'.
-    between : (parts, cols, cols) Tensor or None
-        (X' − X)ᵀX; None where X' is X.
-    gap : (parts, cols, cols) Tensor or None
-        (X' − X)ᵀ(X' − X).
+    gram : (parts, cols, cols) Tensor
+        XᵀX.
+    between : (parts, cols or rows, cols) Tensor, or None
+        ZᵀX; None where X' is X.
+    gap : (parts, cols, cols) or (parts, rows) Tensor, or None
+        ZᵀZ, or its diagonal where Z is outputs.
     count : (parts, 1) Tensor, float64
         Samples.
     points, totals : pair of (parts, cols, 1) Tensors or None, float64
@@ -38,7 +40,6 @@ class Squares:
     """
 
     gram: Tensor
-    dense: Tensor
     between: Tensor | None
     gap: Tensor | None
     count: Tensor
@@ -46,51 +47,47 @@ class Squares:
     totals: tuple[Tensor, Tensor] | None
 
     @classmethod
-    def of(
-        cls, sums: SecondMoments, about: tuple[Tensor, Tensor] | None, kind: torch.dtype
-    ) -> Squares:
+    def of(cls, sums: SecondMoments, about: Points | None, kind: torch.dtype) -> Squares:
         """Return these sums for some dtype, about points as for `SecondMoments.about`."""
-        moved = sums.about(about)
-        own = moved.crossed is moved.gram
-        gram = moved.gram.to(kind)
-        between = gap = None
-        if not own:
-            towards = moved.towards_dense
-            # Σ (x' − x)(x' − x)ᵀ
-            gap = (moved.dense - moved.crossed).sub_(towards.mT).to(kind)
-            between = towards.to(kind)
+        moved = sums.about(about, kind)
         points = totals = None
         if about is not None:
-            points = about[0].unsqueeze(2), about[1].unsqueeze(2)
+            points = about.given.unsqueeze(2), about.of_dense.unsqueeze(2)
             first, second = sums.totals(about)
             totals = first.unsqueeze(2), second.unsqueeze(2)
         return cls(
-            gram=gram,
-            dense=gram if own else moved.dense.to(kind),
-            between=between,
-            gap=gap,
+            gram=moved.gram,
+            between=moved.between,
+            gap=moved.gap,
             count=sums.count.unsqueeze(1),
             points=points,
             totals=totals,
         )
 
-    def of_parts(self, parts: slice) -> Squares:
-        """Return those of some parts."""
-        if parts == slice(0, len(self.gram)):
-            return self
+    def of_piece(self, piece: RowPiece) -> Squares:
+        """Return those of some rows of the weight."""
 
         def pair(both: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-            return None if both is None else (both[0][parts], both[1][parts])
+            return None if both is None else (both[0][piece.parts], both[1][piece.parts])
 
+        between, gap = self.between, self.gap
+        if between is not None and gap is not None:
+            between, gap = between[piece.parts], gap[piece.parts]
+            if self.by_outputs:
+                between, gap = between[:, piece.within], gap[:, piece.within]
         return Squares(
-            gram=self.gram[parts],
-            dense=self.dense[parts],
-            between=None if self.between is None else self.between[parts],
-            gap=None if self.gap is None else self.gap[parts],
-            count=self.count[parts],
+            gram=self.gram[piece.parts],
+            between=between,
+            gap=gap,
+            count=self.count[piece.parts],
             points=pair(self.points),
             totals=pair(self.totals),
         )
+
+    @property
+    def by_outputs(self) -> bool:
+        """True if these are one weight's alone."""
+        return self.gap is not None and self.gap.ndim == 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,19 +120,23 @@ class Objective:
         """Return the objectives of a weight W (parts, rows, cols) for several sums, in its
         dtype.
         """
-        wanted = [one.dense for one in squares]
-        wanted += [one.gap for one in squares if one.gap is not None]
+        wanted = [one.gram for one in squares]
+        wanted += [one.gap for one in squares if one.gap is not None and not one.by_outputs]
         found = _traces(weight, wanted)
-        constants = iter(found[len(squares) :])
-        return [
-            cls(
-                squares=one,
-                pull=None if one.between is None else weight @ one.between,
-                constant=0.0 if one.gap is None else max(0.0, next(constants)),
-                energy=max(0.0, energy),
+        rest = iter(found[len(squares) :])
+        objectives = []
+        for one, energy in zip(squares, found, strict=False):
+            pull, constant = one.between, 0.0
+            if pull is not None and one.gap is not None:
+                if one.by_outputs:
+                    constant = float(one.gap.sum(dtype=torch.float64))
+                else:
+                    pull, constant = weight @ pull, max(0.0, next(rest))
+                energy += 2 * float((weight * pull).sum(dtype=torch.float64)) + constant
+            objectives.append(
+                cls(squares=one, pull=pull, constant=constant, energy=max(0.0, energy))
             )
-            for one, energy in zip(squares, found, strict=False)
-        ]
+        return objectives
 
     def rise(self, change: Tensor) -> Tensor:
         """Return by how much a change D (parts, rows, cols) raises the error of each row: (parts,
@@ -198,28 +199,29 @@ class Hessian:
     scale: Tensor
     delta: Tensor
     _inverses: dict[float, Tensor] = field(default_factory=dict)
+    _last: tuple[float, Tensor] | None = None
 
     @classmethod
-    def of(cls, gram: Tensor, share: float, kind: torch.dtype) -> Hessian:
+    def of(cls, gram: Tensor, share: float) -> Hessian:
         """Return the Hessian with δ a share of the mean of the diagonal of XᵀX; of one where all
         inputs are zero, and nothing matters.
 
         Parameters
         ----------
         gram : (parts, cols, cols) Tensor
-            XᵀX, float64.
+            XᵀX, in the dtype of the result.
         share : float
-        kind : torch.dtype
-            Of the result.
         """
-        diagonal = gram.diagonal(dim1=1, dim2=2)
+        kind = gram.dtype
+        diagonal = gram.diagonal(dim1=1, dim2=2).double()
         mean = diagonal.mean(1, keepdim=True)
         delta = share * torch.where(mean > 0, mean, 1.0)
         squares = diagonal + delta
         scale = torch.where(squares > 0, squares.sqrt(), 1.0)
-        matrix = (gram / scale.unsqueeze(1) / scale.unsqueeze(2)).to(kind)
+        scale = scale.to(kind)
+        matrix = (gram / scale.unsqueeze(1)).div_(scale.unsqueeze(2))
         matrix.diagonal(dim1=1, dim2=2).copy_(squares > 0)
-        return cls(matrix=matrix, scale=scale.unsqueeze(1).to(kind), delta=delta.unsqueeze(2))
+        return cls(matrix=matrix, scale=scale.unsqueeze(1), delta=delta.unsqueeze(2))
 
     @property
     def damping(self) -> float:
@@ -228,11 +230,17 @@ class Hessian:
 
     def inverse(self, rho: float) -> Tensor:
         """Return (H / (s sᵀ) + ρ I)⁻¹ for a positive ρ."""
-        found = self._inverses.get(rho)
-        if found is None:
-            raised = self.matrix.clone()
-            raised.diagonal(dim1=1, dim2=2).add_(rho)
-            found = torch.cholesky_inverse(torch.linalg.cholesky(raised))
-            if (len(self._inverses) + 1) * found.nbytes <= _KEPT:
-                self._inverses[rho] = found
+        if rho in self._inverses:
+            return self._inverses[rho]
+        if self._last is not None and self._last[0] == rho:
+            return self._last[1]
+        self._last = None
+        raised = self.matrix.clone()
+        raised.diagonal(dim1=1, dim2=2).add_(rho)
+        torch.linalg.cholesky(raised, out=raised)
+        found = torch.cholesky_inverse(raised)
+        if (len(self._inverses) + 1) * found.nbytes <= _KEPT:
+            self._inverses[rho] = found
+        else:
+            self._last = rho, found  # which is asked for more than once in a row
         return found

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from nmsolve.geometry import Geometry
 from nmsolve.torch.pruning.layer_inputs import LayerInputs
-from nmsolve.torch.pruning.objective import Hessian, Objective
+from nmsolve.torch.pruning.objective import Hessian, Objective, Squares
 from nmsolve.torch.pruning.row_pieces import RowPiece
 from nmsolve.torch.weights.layer_plan import PlannedWeight
 from nmsolve.torch.weights.planned import solve_mask
+
+#: Weights of masks that are worth threads of their own.
+_WORTH_THREADS = 2**21
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Problem:
         kinds = [self.inputs.fitted]
         if self.inputs.held_out is not None:
             kinds.append(self.inputs.held_out)
-        found = Objective.all_of(self.weight, [one.of_parts(self.piece.parts) for one in kinds])
+        found = Objective.all_of(self.weight, [one.of_piece(self.piece) for one in kinds])
         self.objective, self.held_out = found[0], found[1] if len(found) > 1 else None
 
     @property
@@ -98,11 +101,11 @@ class Problem:
 
     @property
     def about(self) -> tuple[Tensor, Tensor] | None:
-        """Means of the inputs (parts, cols), where a bias is fitted along."""
+        """Means of the inputs, and of the dense model's (parts, cols), where a bias is fitted."""
         if self.inputs.about is None:
             return None
-        first, second = self.inputs.about
-        return first[self.piece.parts], second[self.piece.parts]
+        given, of_dense, _ = self.inputs.about
+        return given[self.piece.parts], of_dense[self.piece.parts]
 
     def know(self, weight: Tensor, rise: Tensor) -> None:
         """Take note of by how much weights raise the errors of rows on the inputs that they are
@@ -174,8 +177,9 @@ class Problem:
         pull = self.objective.pull
         if pull is None or pull.dtype == kind:
             return pull
-        moved = self.inputs.sums.about(self.inputs.about)
-        return self.weight.to(kind) @ moved.towards_dense[self.piece.parts].to(kind)
+        squares = Squares.of(self.inputs.sums, self.inputs.about, kind).of_piece(self.piece)
+        between = squares.between
+        return between if between is None or squares.by_outputs else self.weight.to(kind) @ between
 
     def right_hand_side(self, hessian: Hessian) -> Tensor:
         """Return W H + R in the Hessian's scale: what least squares without a mask is solved
@@ -189,7 +193,9 @@ class Problem:
     def best_mask(self, scores: Tensor) -> Tensor:
         """Return the exact mask for scores that are not negative; both (parts, rows, cols)."""
         laid = self.layout.weight(scores)
-        return self.layout.matrices(solve_mask(self.entry, laid, laid, "exact"))
+        # Between matrix products, whose threads wait for the next one and are in the way of others.
+        threads = 1 if laid.numel() < _WORTH_THREADS else None
+        return self.layout.matrices(solve_mask(self.entry, laid, laid, "exact", threads))
 
     def norms(self) -> Tensor:
         """Return the root mean squares of the inputs, times the root of their number: (parts, 1,

@@ -299,7 +299,9 @@ class _Walk:
         ]
         shared = self.shared if self._shares(layer, inputs) else None
         own = all(other is None for _, other in uses)
-        gathered = shared or Gathered.nothing(layer, self.how, own=own)
+        gathered = shared or Gathered.nothing(
+            layer, self.how, own=own, shared=self.first.others_given(layer.entry.owner)
+        )
         gathered.samples.clear()
         if shared is None or self.how.keep_samples:
             for index, (use, of_dense) in enumerate(uses):
@@ -313,7 +315,10 @@ class _Walk:
                 )
                 self._park(*came[index])
         self.shared, self.inputs = gathered, inputs
-        return gathered.finish()
+        gathered.finish()
+        if self.parking is not None:
+            self.parking.trim()
+        return gathered
 
     def _catch_up(self, layer: PrunedLayer) -> None:
         """Take the dense model's forwards past layers that no item of the pruned one will come to,
@@ -331,8 +336,12 @@ class _Walk:
     def _shares(
         self, layer: PrunedLayer, inputs: list[tuple[TensorWeakRef, int, tuple[object, ...]]]
     ) -> bool:
-        """Return whether the layer before was given the very same inputs."""
+        """Return whether the layer before was given the very same inputs, and has sums of them that
+        are not its own alone.
+        """
         if self.shared is None or len(inputs) != len(self.inputs):
+            return False
+        if self.shared.fitted.by_outputs:
             return False
         parts, _, cols = layer.layout.matrices(layer.own).shape
         return self.shared.fitted.gram.shape[:2] == (parts, cols) and all(
@@ -357,6 +366,8 @@ class _Walk:
         for forward in self.leading:
             if self._stands(forward, layer) and not (last and self.visits[forward] == self.done):
                 self._advance(forward)
+        if self.parking is not None:
+            self.parking.trim()
 
     def end(self) -> None:
         """End all forwards where they stand, the last one first."""

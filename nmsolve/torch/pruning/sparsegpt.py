@@ -24,6 +24,9 @@ from nmsolve.torch.pruning.reconstruction import Reconstruction
 from nmsolve.torch.weights.heads import plan_without_heads
 from nmsolve.torch.weights.layer_plan import Plan
 
+#: Share of a held-out error that is left by damping which is worth another mask.
+_WORTH = 0.999
+
 
 def sparsegpt_(
     model: nn.Module,
@@ -133,8 +136,20 @@ def _second_order(problem: Problem, plain: Tensor, masked: Tensor, damping: floa
     def fit(share: float, near: Solution | None) -> Solution:
         hessian = problem.hessian(share)
         side = problem.right_hand_side(hessian)
+        settled = None
+        if near is not None:
+            # Another mask is worth its time where more damping helps on the one at hand.
+            settled = dataclasses.replace(
+                LeastSquares().solve(problem, near.mask, share, near.weight, side),
+                method=near.method,
+                iterations=near.iterations,
+            )
+            if problem.judged(settled.weight) > _WORTH * problem.judged(near.weight):
+                return settled
         mask, weight, iterations = admm_mask(problem, hessian, side)
         solution = LeastSquares().solve(problem, mask, share, weight, side)
+        if settled is not None and problem.judged(settled.weight) < problem.judged(solution.weight):
+            return settled
         return dataclasses.replace(solution, method="second order", iterations=iterations)
 
     def on_plain(share: float, near: Solution | None) -> Solution:
