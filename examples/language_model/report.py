@@ -37,13 +37,16 @@ def write(folder: Path) -> Path:
 def _head(outcome: Outcome) -> Iterator[str]:
     made, machine = outcome.settings, outcome.machine
     settings = Settings(**{key: made[key] for key in asdict(FULL)})
-    seeds = max(len(runs) for runs in outcome.runs.values())
+    done = [len(runs) for row, runs in outcome.runs.items() if row.calibrated] or [1]
+    seeds = f"{max(done)} seeds"
+    if min(done) < max(done):
+        seeds = f"{min(done)} to {seeds}, of which not all are run yet"
     count = sum(len(runs) for runs in outcome.runs.values())
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     which = "all" if settings.blocks == FULL.blocks else f"the first {settings.blocks}"
     yield "# A real language model, pruned in one shot"
     yield _filled(
-        f"""Made by `{_command(settings)}`: {count} runs, calibrations drawn by {seeds} seeds.
+        f"""Made by `{_command(settings)}`: {count} runs, calibrations drawn by {seeds}.
         {made["cpu"]}, {machine["memory_gib"]} GiB, {machine["system"]}; {versions}. `python -m
         examples.language_model --report` makes this page again from the JSON beside it."""
     )

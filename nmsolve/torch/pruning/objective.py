@@ -129,7 +129,7 @@ class Objective:
             pull, constant = one.between, 0.0
             if pull is not None and one.gap is not None:
                 if one.by_outputs:
-                    constant = float(one.gap.sum(dtype=torch.float64))
+                    constant = max(0.0, float(one.gap.sum(dtype=torch.float64)))
                 else:
                     pull, constant = weight @ pull, max(0.0, next(rest))
                 energy += 2 * float((weight * pull).sum(dtype=torch.float64)) + constant
