@@ -1,6 +1,6 @@
 """`python -m benchmarks.pruning_a_head`, from the root: time and memory of pruning the head of a
 large language model by calibration, 2:4 by `adaprune_`, with random weights and correlated inputs.
-One thread, unless OMP_NUM_THREADS says otherwise.
+One thread, unless OMP_NUM_THREADS and MKL_NUM_THREADS say otherwise.
 
 --rows, --cols   of the head (128,256 × 4,096, Llama 3's: 525 million weights), in bfloat16
 --tokens         of calibration (16,384)
