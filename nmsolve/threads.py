@@ -11,8 +11,8 @@ import numpy as np
 
 T = TypeVar("T")
 
-#: Seconds of work that are worth threads: starting two takes a few tenths of a millisecond, and ten
-#: times that beside the threads of another library that wait for more to do.
+#: Seconds of work that are worth threads: starting some takes a while, and many times that beside
+#: those of another library, which wait for more to do on their processors.
 _WORTH = 2e-3
 
 

@@ -7,6 +7,13 @@ TESTS = "tests/core"
 
 FAULTS = (
     Fault(
+        name="the task that tells whether threads are worth it is lost",
+        file="nmsolve/threads.py",
+        old="return done + list(pool.map(quietly, tasks))",
+        new="return list(pool.map(quietly, tasks))",
+        tests=(f"{TESTS}/test_threads.py",),
+    ),
+    Fault(
         name="verify takes n for the entries that are pruned",
         file="nmsolve/feasibility.py",
         old="        wrong = count > pattern.n\n",

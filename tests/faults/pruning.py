@@ -15,6 +15,13 @@ PROBLEM = (
 
 FAULTS = (
     Fault(
+        name="the last inverse is taken for any",
+        file="nmsolve/torch/pruning/objective.py",
+        old="        if self._last is not None and self._last[0] == rho:\n",
+        new="        if self._last is not None:\n",
+        tests=(f"{TESTS}/test_sparsegpt.py::test_inverses_are_those_of_their_rho",),
+    ),
+    Fault(
         name="least squares moves pruned weights",
         file=f"{PRUNING}/least_squares.py",
         old="residual = left.mul_(kept)",

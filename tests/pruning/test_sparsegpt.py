@@ -18,7 +18,7 @@ import nmsolve.torch as nmt
 from nmsolve.geometry import Geometry
 from nmsolve.pattern import Pattern
 from nmsolve.torch.calibration.second_moments import SecondMoments
-from nmsolve.torch.pruning import admm
+from nmsolve.torch.pruning import admm, objective
 from nmsolve.torch.pruning.layer_inputs import LayerInputs
 from nmsolve.torch.pruning.problem import Problem
 from nmsolve.torch.pruning.row_pieces import row_pieces
@@ -304,3 +304,13 @@ def test_a_matching_plan_keeps_nearly_all_of_an_unstructured_model():
     for arguments in ({"confidence": 1.0}, {"confidence": "high"}, {"m": 48, "exclude": ()}):
         with pytest.raises(nmsolve.InputError):
             nmt.matching_plan(model, **arguments)
+
+
+@pytest.mark.parametrize("kept", [0, 2 * 8 * 8 * 8, 2**20])
+def test_inverses_are_those_of_their_rho(monkeypatch, kept):
+    """Whether all, two or only the last are kept, in whatever order they are asked for."""
+    monkeypatch.setattr(objective, "_KEPT", kept)
+    hessian = Layer(4, 8, "2:4", 0).problem.hessian(DAMPING)
+    for rho in (0.3, 0.3, 0.54, 0.3, 0.97, 0.97, 0.54, 0.3):
+        raised = hessian.matrix[0] + rho * torch.eye(8, dtype=torch.double)
+        torch.testing.assert_close(hessian.inverse(rho)[0], torch.linalg.inv(raised))
