@@ -29,7 +29,8 @@ def prune_decoder(
 ) -> None:
     """Prune every nn.Linear in consecutive blocks of a decoder to n:m, in place.
 
-    A block runs twice for each item: to collect, and to make the inputs of the next one.
+    A block runs twice for each item: to collect, and to make the inputs of the next one, which the
+    published code does behind the last one too.
     """
     inputs = [_first_inputs(model, blocks[0], item) for item in items]
     for block in blocks:
@@ -37,7 +38,8 @@ def prune_decoder(
         squares = _squares(block, layers, inputs)
         for layer, hessian in zip(layers, squares, strict=True):
             layer.weight.copy_(sparsegpt(layer.weight, hessian, n, m))
-        inputs = [(_run(block, hidden, rest), rest) for hidden, rest in inputs]
+        if block is not blocks[-1]:
+            inputs = [(_run(block, hidden, rest), rest) for hidden, rest in inputs]
 
 
 def sparsegpt(weight: Tensor, hessian: Tensor, n: int, m: int) -> Tensor:

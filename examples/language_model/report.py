@@ -84,14 +84,16 @@ def _about_quality() -> Iterator[str]:
   weights as they were.
 * *SparseGPT*: as published, block by block, an implementation of its own
   ([`reference/sparsegpt.py`](../../../reference/sparsegpt.py)).
-* *adaprune_*: `nmt.adaprune_(model, plan, items)`, on Wanda's masks; *-own* with `targets="own"`.
+* *adaprune_*: `nmt.adaprune_(model, plan, items)`, on masks by |W|·‖x‖, inputs of the pruned model;
+  *-own* with `targets="own"`.
 * *sparsegpt_*: `nmt.sparsegpt_(model, plan, items)`; *-disk* in `nmt.offloaded(model, …)` and with
   `offload=`, so that weights and activations are on disk."""
     yield _filled(
         """*Rise* is that of log-perplexity over the dense model's. It is divided by SparseGPT's of
         the same seed, so of the same tokens, at the same pattern; for transposable patterns, which
-        SparseGPT does not have, at row-wise 2:4. Figures are means over seeds, with the least and
-        the greatest behind them."""
+        SparseGPT does not have, at row-wise 2:4. What these gain at a larger m is the pattern's as
+        well as the method's. Figures are means over seeds, with the least and the greatest behind
+        them: that is the spread of calibrations, not that of texts."""
     )
 
 

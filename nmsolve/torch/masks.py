@@ -24,7 +24,7 @@ from nmsolve.pattern import Pattern
 from nmsolve.proofs import prove
 from nmsolve.stopwatch import Stopwatch
 from nmsolve.torch.device.engines import engine_named
-from nmsolve.torch.device.failures import explain
+from nmsolve.torch.device.failures import explained
 from nmsolve.torch.device.problem import Engine
 from nmsolve.torch.result import MaskResult, TensorDuals, with_tensors
 from nmsolve.torch.tensors import (
@@ -160,25 +160,21 @@ def solve(
             f"{'weights' if scores is None else 'scores'} are bool: {purpose} needs numbers; "
             "convert with .to(torch.uint8)"
         )
+    what = (
+        f"{'weights' if scores is None else 'scores'} of shape {tuple(read.shape)}, "
+        f"{read.dtype}, on {read.device}, pattern {pattern}"
+    )
     try:
-        api.check_method(method, pattern)
-        name = engine_name(weights.device, pattern)
-        if name is None or method not in ("auto", "exact"):
-            return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
-        return solve_on_device(
-            weights, scores, pattern, method, threads, padding, duals, engine_named(name)
-        )
+        with explained(what, read.device):
+            api.check_method(method, pattern)
+            name = engine_name(weights.device, pattern)
+            if name is None or method not in ("auto", "exact"):
+                return _solve_on_host(weights, scores, pattern, method, threads, padding, duals)
+            return solve_on_device(
+                weights, scores, pattern, method, threads, padding, duals, engine_named(name)
+            )
     except InputError as error:
         raise explain_layout(error, weights) from None
-    except (RuntimeError, MemoryError) as error:
-        what = (
-            f"{'weights' if scores is None else 'scores'} of shape {tuple(read.shape)}, "
-            f"{read.dtype}, on {read.device}"
-        )
-        explained = explain(error, f"{what}, pattern {pattern}", read.device)
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def engine_name(device: torch.device, pattern: Pattern) -> str | None:

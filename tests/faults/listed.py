@@ -10,6 +10,7 @@ from tests.faults import (
     offload,
     project,
     pruning,
+    pruning_runs,
     tensors,
     training,
 )
@@ -18,7 +19,7 @@ BY_FOLDER = {
     "core": core.FAULTS,
     "tensors": tensors.FAULTS,
     "training": training.FAULTS,
-    "pruning": pruning.FAULTS + calibration.FAULTS,
+    "pruning": pruning.FAULTS + pruning_runs.FAULTS + calibration.FAULTS,
     "offload": offload.FAULTS,
     "allocation": allocation.FAULTS,
     "dispatch": dispatch.FAULTS,

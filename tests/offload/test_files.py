@@ -7,6 +7,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 import nmsolve
@@ -312,6 +313,20 @@ def test_tied_weights_that_are_stored_twice(tmp_path):
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
     assert not same(model, tmp_path / "out")
+
+
+def test_buffers_that_hold_nan_are_as_they_were(tmp_path):
+    class Marked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.register_buffer("seen", torch.tensor([1.0, torch.nan]))
+
+    safetensors.torch.save_file(Marked().state_dict(), tmp_path / "model.safetensors")
+    with init_empty_weights(include_buffers=False):
+        model = Marked()
+    with nmt.offloaded(model, tmp_path):  # nothing is written here, so nothing may have changed
+        assert model.seen.isnan().any()
 
 
 def test_buffers_on_the_meta_device_come_from_the_files(tmp_path):

@@ -351,3 +351,25 @@ def test_samples_without_rows_reach_nothing():
         lambda: nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16)]), "layers 0, 2 are never reached"
     )
     assert nmt.adaprune_(mlp(), "2:4", [torch.randn(0, 16), torch.randn(5, 16)])
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_tenth_of_the_items_that_give_a_layer_rows_is_held_out(twice):
+    class Expert(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            h = self.a(x).tanh()
+            if twice:  # forwards are not stopped then
+                h = self.a(h).tanh()
+            return self.b(h[: len(h) * int(x[0, 0] > 0)])
+
+    items = [torch.randn(20, 16) for _ in range(20)]
+    for i, x in enumerate(items):
+        x[0, 0] = -1.0 if i % 2 else 1.0
+    found = nmt.adaprune_(Expert(), "2:4", items)
+    assert ("whole passes" in found.way) == twice
+    assert found.of("b").samples == 9 * 20
+    assert found.of("b").held_out_after is not None

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -71,14 +71,20 @@ def test_no_layer_is_worse_than_masked(
     count=st.sampled_from([1, 4, 23]),
     bias=st.booleans(),
     criterion=st.sampled_from(["magnitude", "activation"]),
-    precise=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    level=st.sampled_from([0.0, 300.0]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20)
-def test_errors_are_those_of_the_layer_itself(kind, count, bias, criterion, precise, seed):
-    """‖Y − X Wᵀ‖² / ‖Y‖², without biases in Y, on inputs that are split by hand."""
+@example("independent", 1, True, "activation", torch.bfloat16, 300.0, 0)
+@settings(max_examples=30)
+def test_errors_are_those_of_the_layer_itself(kind, count, bias, criterion, dtype, level, seed):
+    """‖Y − X Wᵀ‖² / ‖Y‖², without biases in Y, on inputs that are split by hand; of the bias that
+    the layer's dtype holds, too.
+    """
     torch.manual_seed(seed)
-    was = nn.Linear(16, 8, bias=bias).to(torch.float64 if precise else torch.float32)
+    was, precise = nn.Linear(16, 8, bias=bias).to(dtype), dtype == torch.float64
+    if bias:
+        was.bias.data += level
     items = [x.to(was.weight.dtype) for x in inputs(kind, count, (40, 16), seed)]
     layer = copy.deepcopy(was)
     found = nmt.adaprune_(layer, "2:4", items, criterion=criterion)[0]
@@ -100,6 +106,7 @@ def test_errors_are_those_of_the_layer_itself(kind, count, bias, criterion, prec
             )
             error = float((layer(x.double()) - wanted).square().sum() / energy)
             assert after == pytest.approx(error, **close)
+        assert found.held_out_after <= found.held_out_before
 
 
 def scores(weight, x, criterion):

@@ -311,5 +311,14 @@ def test_inputs_of_any_scale_prune_alike(prune):
     for one in reports[1:]:
         assert (one.method, one.iterations) == (reports[0].method, reports[0].iterations)
         assert one.held_out_after == pytest.approx(reports[0].held_out_after, rel=1e-6)
+    narrow = copy.deepcopy(layer).float()  # squares are beyond float32 where these are not
+    for scale in (1.0, 2.0**-100, 2.0**66):
+        scaled = copy.deepcopy(narrow)
+        scaled.bias.data *= scale
+        found = prune(scaled, "2:4", [x.float() * scale])[0]
+        assert found.method == reports[0].method
+        assert found.held_out_after == pytest.approx(reports[0].held_out_after, rel=1e-3)
+    far = [torch.full((1, 16), 1e20), x.float()]
+    assert 0 < prune(copy.deepcopy(narrow), "2:4", far)[0].before < 10
     beyond = [x * 1e160]
     refuses(lambda: prune(layer, "2:4", beyond), "squares of its inputs leave the range of float64")

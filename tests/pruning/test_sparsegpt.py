@@ -145,7 +145,8 @@ def test_admm_prunes_by_magnitude_where_inputs_are_uncorrelated(pattern):
     layer = Layer(8, 8, pattern, 0)
     scale = torch.linspace(0.5, 2, 8, dtype=torch.double)
     layer.problem.inputs.sums.gram.copy_(torch.diag(scale.square())[None])
-    with patch.object(admm, "_FIRST", 1.0):  # with less, a dropped weight may come back
+    once = admm.TRANSPOSABLE._replace(first=1.0)  # with less, a dropped weight may come back
+    with patch.object(admm, "ROW_WISE", once), patch.object(admm, "TRANSPOSABLE", once):
         found, _ = layer.found()
     delta = DAMPING * scale.square().mean()
     wanted = layer.problem.best_mask((layer.weight.square() * (scale.square() + delta))[None])

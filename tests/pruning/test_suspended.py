@@ -5,6 +5,7 @@ without its oddity, and nothing is left behind.
 import asyncio
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+import nmsolve.torch as nmt
 from tests.pruning.deep_models import rows
 from tests.pruning.odd_models import (
     ITEMS,
@@ -86,6 +88,56 @@ def test_autocast_around_layers():
         assert "layer a is called where" in found.way
         assert all(layer.held_out_after <= layer.held_out_before for layer in found)
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"update": nmt.Adam(steps=3)}])
+def test_autocast_around_narrow_layers_in_whole_passes(options):
+    """Whose sums are gathered by outputs; they are what they are without."""
+
+    class Narrow(nn.Module):
+        def __init__(self, context):
+            super().__init__()
+            self.a, self.b, self.context = nn.Linear(16, 32), nn.Linear(32, 16), context
+
+        def forward(self, x):
+            with self.context():
+                return self.b(self.a(x).tanh())
+
+    items = [torch.randn(300, 16)]
+    reports = []
+    for autocast in (True, False):
+        torch.manual_seed(0)
+        model = Narrow(partial(torch.autocast, "cpu", torch.bfloat16, enabled=autocast))
+        reports.append(nmt.adaprune_(model, "2:4", items, **options))
+    assert "whole passes" in reports[0].way
+    for one, two in zip(*reports, strict=True):
+        assert one.held_out_after == pytest.approx(two.held_out_after, rel=0.05)
+
+
+def test_dense_forwards_that_catch_up_do_so_under_the_callers_autocast():
+    """Past an expert that no item comes to once the layer before is pruned."""
+
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c = nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
+            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+            self.a.weight.data[0] = torch.tensor([1.0, -0.9, -0.9, -0.9]).repeat(4)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.c(self.experts[int(h[0, 0] > 0)](h))
+
+    model = Routed()
+    items = [1 + 0.1 * torch.randn(20, 16) for _ in range(3)]
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.warns(UserWarning, match="experts.0"),
+    ):
+        found = nmt.adaprune_(
+            model, "1:4", items, update=nmt.LeastSquares(damping=1e9), criterion="magnitude"
+        )
+    assert found.way == SIDE_BY_SIDE
 
 
 def test_no_grad_around_layers_is_no_obstacle():

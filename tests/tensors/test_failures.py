@@ -32,6 +32,7 @@ def allocation_error():
         RuntimeError("Triton Error [CUDA]: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError("Unable to allocate 1. TiB for an array"),
+        RuntimeError("std::bad_alloc"),
         allocation_error(),
     ],
 )
@@ -40,7 +41,9 @@ def test_memory_that_ran_out(error):
     found = explain(error, WHAT, GPU)
     assert type(found) is nmsolve.SolverError
     assert isinstance(found, RuntimeError)  # who catches what torch raises catches this
-    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    on_host = isinstance(error, MemoryError) or any(
+        part in str(error) for part in ("DefaultCPUAllocator", "bad_alloc")
+    )
     assert str(found).startswith(f"out of memory on {'the host' if on_host else 'cuda:0'}")
     assert f"with {WHAT}: free some, or work on less at a time" in str(found)
     assert str(found).endswith(f"({first_line(error)})")

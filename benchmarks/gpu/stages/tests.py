@@ -18,7 +18,7 @@ from benchmarks.gpu.rows import Measurement, Outcome, Place, Row, Skipped
 from benchmarks.processes import ROOT
 
 #: Folders with tests that run on a GPU too.
-FOLDERS = ("tensors", "training", "pruning", "allocation", "dispatch")
+FOLDERS = ("tensors", "training", "pruning", "offload", "allocation", "dispatch")
 #: Test files that import what such a machine need not have.
 TRAINERS = ("test_hugging_face", "test_lightning")
 #: Seconds before the stage's limit at which no further test is begun, and at which pytest is

@@ -13,12 +13,19 @@ from torch.utils._pytree import tree_map_only
 
 from nmsolve.errors import InputError
 from nmsolve.torch.calibration.token_lists import remedy_for_text, with_tensors
+from nmsolve.torch.device.failures import explain
 from nmsolve.torch.progress import progress_bar
 from nmsolve.torch.running import device_of
 
 #: An input of a model: a tensor, or a list or tuple of arguments, or a mapping of keyword
 #: arguments.
 Item = Any
+
+#: For errors when memory runs out.
+LESS_MEMORY = (
+    "use fewer or shorter items, have their activations on disk (offload= of adaprune_ and "
+    "sparsegpt_), or leave layers out (exclude=)"
+)
 
 
 class Calibration:
@@ -105,6 +112,8 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     ------
     InputError
         If the model cannot be called with it, or fails.
+    SolverError
+        If there is not enough memory for it.
     """
     item = as_called(model, item, index)
     try:
@@ -117,9 +126,9 @@ def run(model: nn.Module, item: Item, index: int | None = None) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{_name(index)}, {_called(model, item)}, failed: {type(error).__name__}: "
-            f"{error}{_remedy(item)}"
+        what = f"{_name(index)}, {_called(model, item)}"
+        raise explain(error, what, device_of(model), LESS_MEMORY) or InputError(
+            f"{what}, failed: {type(error).__name__}: {error}{_remedy(item)}"
         ) from error
 
 

@@ -148,7 +148,8 @@ class SecondMoments:
             if len(x):  # a split of no rows gives one
                 self._add(part, x, x if own else of_dense)
 
-    def _add(self, part: int, x: Tensor, of_dense: Tensor) -> None:
+    def _add(self, part: int, inputs: Tensor, of_dense: Tensor) -> None:
+        x = inputs
         kind = torch.float64 if self.precise or _needs_float64(x) else torch.float32
         u = z = None
         if of_dense is not x:
@@ -162,6 +163,10 @@ class SecondMoments:
                 # As the inputs' dtype has it, so that it is what is taken off in each piece.
                 self.reference[part] = x.mean(0).to(torch.promote_types(given, torch.float32))
             x = x - self.reference[part].to(kind)
+            if kind == torch.float32 and _needs_float64(x):
+                wide = inputs.double()  # they are far from where the first ones were
+                self._add(part, wide, wide if of_dense is inputs else of_dense.double())
+                return
         self.count[part] += len(x)
         total = x.sum(0, dtype=torch.float64)
         self.total[part] += total
@@ -243,15 +248,19 @@ class SecondMoments:
             self.dense_total + count * (self.reference - points.of_dense),
         )
 
-    @property
-    def in_range(self) -> bool:
-        """True where Σ x², Σ x'² and Σ z² are finite."""
+    def in_range(self, kind: torch.dtype) -> bool:
+        """Return whether Σ x², Σ x'² and Σ z² are finite; for float32, whether they are far from
+        the ends of its range, so that products with weights are in it, too.
+        """
         squares = [self.gram.diagonal(dim1=1, dim2=2)]
         if self.gap is not None:
             squares.append(self.gap if self.by_outputs else self.gap.diagonal(dim1=1, dim2=2))
         count = self.count.unsqueeze(1)
         squares += [count * mean.square() for mean in self.means]
-        return all(bool(torch.isfinite(one).all()) for one in squares)
+        largest = torch.stack([one.max() for one in squares]).max()
+        if kind == torch.float64:
+            return bool(torch.isfinite(largest))
+        return not largest or _SMALLEST**2 < float(largest) < _LARGEST**2
 
     def about(self, points: Points | None, kind: torch.dtype = torch.float64) -> Moved:
         """Return the sums of x, x' and z taken relative to other points than r, r and zero.

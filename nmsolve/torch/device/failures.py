@@ -4,13 +4,17 @@ is lost for good.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from nmsolve.errors import NMSolveError, SolverError
 
 #: Parts of the messages of allocators and libraries that found no memory. Not all of them raise
 #: torch.OutOfMemoryError.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "std::bad_alloc")
+_REMEDY = "free some, or work on less at a time"
 #: Parts of the messages of errors after which every later call of the process on the device fails
 #: (cudaGetErrorString).
 _LOST = (
@@ -29,7 +33,9 @@ _LOST = (
 )
 
 
-def explain(error: BaseException, what: str, device: torch.device) -> NMSolveError | None:
+def explain(
+    error: BaseException, what: str, device: torch.device, remedy: str = _REMEDY
+) -> NMSolveError | None:
     """The library's own error for a device that ran out of memory or was lost; None for every other
     error.
 
@@ -41,6 +47,8 @@ def explain(error: BaseException, what: str, device: torch.device) -> NMSolveErr
         What was worked on: "weights of shape (8192, 8192), torch.float32, on cuda:0".
     device : torch.device
         Where.
+    remedy : str
+        What takes less memory.
 
     Returns
     -------
@@ -63,19 +71,29 @@ def explain(error: BaseException, what: str, device: torch.device) -> NMSolveErr
     if is_out_of_memory(error):
         where = (
             "the host"
-            if isinstance(error, MemoryError) or "CPUAllocator" in str(error)
+            if isinstance(error, MemoryError)
+            or any(part in str(error) for part in ("CPUAllocator", "std::bad_alloc"))
             else f"{device}{_memory(device)}"
         )
-        return SolverError(
-            f"out of memory on {where} with {what}: free some, or work on less at a time "
-            f"({first_line(error)})"
-        )
+        return SolverError(f"out of memory on {where} with {what}: {remedy} ({first_line(error)})")
     if is_lost(error, device):
         return SolverError(
             f"{device} failed with {what}: {first_line(error)}; the CUDA context of this process "
             "is lost, and nothing runs on that GPU until the process is started again"
         )
     return None
+
+
+@contextlib.contextmanager
+def explained(what: str, device: torch.device, remedy: str = _REMEDY) -> Iterator[None]:
+    """Raise errors of devices as the library's own (`explain`), which say what was at work."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        own = explain(error, what, device, remedy)
+        if own is None:
+            raise
+        raise own from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nmsolve.errors import InputError
-from nmsolve.torch.device.failures import explain
+from nmsolve.torch.device.failures import explain, explained
 from nmsolve.torch.dispatch.availability import (
     SPARSE_BACKENDS,
     Backends,
@@ -124,11 +123,11 @@ def accelerate_(
             decision="dense",
             reason=tied.get(path, ""),
         )
-        with _explained(f"layer {path} of shape {shape}", module):
+        with explained(f"layer {path} of shape {shape}", _device(module)):
             rows[path], new = _decide(open_row, module, calls, asked)
         if new is not None:
             news[path] = new
-    with _explained("the model's run with its new layers", model):
+    with explained("the model's run with its new layers", _device(model)):
         unused = exchange_layers(model, news, args, kwargs, training=training)
     for path, reason in unused.items():
         rows[path] = replace(rows[path], backend=None, decision="dense", reason=reason)
@@ -140,18 +139,6 @@ def accelerate_(
     table = Acceleration(rows.values())
     print(table)
     return table
-
-
-@contextlib.contextmanager
-def _explained(what: str, module: nn.Module) -> Iterator[None]:
-    """Raise errors of devices as the library's own, which say what was at work."""
-    try:
-        yield
-    except RuntimeError as error:
-        explained = explain(error, what, _device(module))
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _device(module: nn.Module) -> torch.device:

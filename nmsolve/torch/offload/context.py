@@ -22,7 +22,7 @@ from nmsolve.torch.offload.held import (
     some,
 )
 from nmsolve.torch.offload.homes import CheckpointFiles, HostMemory
-from nmsolve.torch.offload.lent_parameter import Lender, is_lent
+from nmsolve.torch.offload.lent_parameter import Lender, bits, is_lent
 from nmsolve.torch.offload.shards import Shard, shards_of
 from nmsolve.torch.weights.parameters import check_module
 
@@ -244,7 +244,7 @@ def _keep_buffer(one: Held, tensor: Tensor, home: CheckpointFiles | None) -> Non
     now = module._buffers.get(name)
     if one.is_parameter or now is None:
         return
-    if home is not None and not torch.equal(home.read(one.names).to(now), now):
+    if home is not None and not torch.equal(bits(home.read(one.names).to(now)), bits(now)):
         home.write(one.names, now)
     if one.tensor.is_meta:
         return

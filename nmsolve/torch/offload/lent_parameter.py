@@ -325,7 +325,7 @@ class Lender:
             )
         changed = version != here.version
         if not changed and here.exposed:
-            changed = not torch.equal(_bits(here.values), _bits(self._read(here.parameter)))
+            changed = not torch.equal(bits(here.values), bits(self._read(here.parameter)))
         if changed:
             self.home.write(names, here.values)
         here.version, here.exposed = version, _is_shared(here.values)
@@ -352,7 +352,8 @@ def settle(model: nn.Module) -> None:
         lender.settle()
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def bits(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes: equal where values are NaN, too."""
     return tensor.detach().contiguous().flatten().view(torch.uint8)
 
 

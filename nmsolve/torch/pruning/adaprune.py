@@ -62,7 +62,8 @@ def adaprune_(
         mode.
     plan : Plan, or pattern
         From `nmsolve.torch.plan`; a pattern, or a mapping of globs to patterns, means the default
-        plan for it.
+        plan for it without the heads of language models (the report's notes name them), unless it
+        names one by its path.
     calibration : iterable of model inputs
         Tensors, or tuples or lists of arguments, or mappings of keyword arguments. A few hundred
         samples are usual; of language models, 128 sequences of 2,048 tokens. A tenth of them is
@@ -77,7 +78,8 @@ def adaprune_(
         If sequential, Y: what the dense layer gives for the dense model's inputs, or what it gives
         for X, as SparseGPT has it.
     bias : bool
-        Fit the biases of layers that have one along with the weights, as the paper's code does.
+        Fit the biases of linear layers and convolutions along with the weights, as the paper's code
+        does; not those that other layers share, nor those of attention's packed projections.
     unreached : {"magnitude", "error"}
         Layers that no calibration input comes to, such as rare experts: masked by magnitude, with a
         warning, or an error.
@@ -119,6 +121,8 @@ def adaprune_(
         model is then as it was.
     PatternError
         For a pattern that does not exist.
+    SolverError
+        If memory does not suffice, naming the item or the layer. The model is then as it was.
 
     Warns
     -----
@@ -138,8 +142,9 @@ def adaprune_(
     **Memory** besides that: XᵀX of the layer at work, in float64 and float32, and some 80 bytes per
     weight of a piece of its rows, of 2²² weights: rows are pruned in such pieces, each with the
     damping and in the way that do best for it; Adam keeps the samples of the layer at work. No copy
-    of the model: if anything fails, dense weights come back from the folder `offload`, and only if
-    the process is killed is a half pruned model gone with it.
+    of the model, except where it is run as a whole for each stage: if anything fails, dense weights
+    come back from the folder `offload`, and only if the process is killed is a half pruned model
+    gone with it.
 
     Batch norms behind pruned layers get new statistics in the end, the mean over the calibration's
     batches.

@@ -1,8 +1,8 @@
-"""Alternating directions (ADMM): least squares, and the exact projection onto a pattern, until they
-agree on a mask.
-"""
+"""Alternating directions (ADMM): least squares, and the exact projection onto a pattern."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +10,35 @@ from torch import Tensor
 from nmsolve.torch.pruning.objective import Hessian
 from nmsolve.torch.pruning.problem import Problem
 
-#: ρ, in units of the Hessian once its diagonal is one: where it starts, and its growth after every
-#: second iteration.
-_FIRST, _GROWTH, _EVERY = 0.3, 1.8, 2
-#: Iterations at least and at most: row-wise masks settle sooner.
-_ROW_WISE, _TRANSPOSABLE = 6, 20
+
+class Schedule(NamedTuple):
+    """The growth of ρ, in units of the Hessian once its diagonal is one, and its end.
+
+    Attributes
+    ----------
+    first, growth : float
+    every : int
+        Iterations after which ρ grows.
+    most : int
+        Iterations at most; sooner once ρ is above 1 and the mask has settled.
+    """
+
+    first: float
+    growth: float
+    every: int
+    most: int
+
+
+#: Row-wise the iterations that a time of twice SparseGPT's allows: more of them lower the error
+#: still (`python -m benchmarks.pruning_settings`).
+ROW_WISE, TRANSPOSABLE = Schedule(0.3, 1.8, 2, 6), Schedule(0.3, 1.8, 2, 20)
 #: Share of the kept weights that may still change when the mask counts as settled.
 _SETTLED = 1e-3
 
 
-def admm_mask(problem: Problem, hessian: Hessian, side: Tensor) -> tuple[Tensor, Tensor, int]:
+def admm_mask(
+    problem: Problem, hessian: Hessian, side: Tensor, schedule: Schedule | None = None
+) -> tuple[Tensor, Tensor, int]:
     r"""Return a mask for min ⟨V − Ŵ, (V − Ŵ) H⟩, weights on it that are near the best, and the
     number of iterations.
 
@@ -39,19 +58,21 @@ def admm_mask(problem: Problem, hessian: Hessian, side: Tensor) -> tuple[Tensor,
     hessian : Hessian
     side : (parts, rows, cols) Tensor
         `Problem.right_hand_side`.
+    schedule : Schedule, optional
+        None: the one for row-wise or for transposable patterns.
 
     References
     ----------
     Boyd et al., Distributed optimization and statistical learning via ADMM, 2011, section 9.1; with
     approximate projections for transposable masks, Meng et al., TSENOR, 2025, section 4.
     """
-    transposable = problem.entry.pattern.transposable
-    most = _TRANSPOSABLE if transposable else _ROW_WISE
+    if schedule is None:
+        schedule = TRANSPOSABLE if problem.entry.pattern.transposable else ROW_WISE
     goal = problem.weight * hessian.scale
     mask = problem.best_mask(goal.square())
-    kept, dual, rho = torch.where(mask, goal, 0), torch.zeros_like(goal), _FIRST
+    kept, dual, rho = torch.where(mask, goal, 0), torch.zeros_like(goal), schedule.first
     size, done = float(mask.sum()), 0
-    while done < most:
+    while done < schedule.most:
         done += 1
         free = (side + rho * kept - dual) @ hessian.inverse(rho)
         wanted = free + dual / rho
@@ -61,6 +82,6 @@ def admm_mask(problem: Problem, hessian: Hessian, side: Tensor) -> tuple[Tensor,
         if changed <= _SETTLED * size and rho > 1:
             break
         dual += rho * (free - kept)
-        if done % _EVERY == 0:
-            rho *= _GROWTH
+        if done % schedule.every == 0:
+            rho *= schedule.growth
     return mask, kept / hessian.scale, done

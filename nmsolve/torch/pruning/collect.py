@@ -45,17 +45,21 @@ def collect(
         if asking:
             dense[owner].append(list(use.matrices()))
             return
+        of_dense_model = dense[owner].pop(0) if dense[owner] else None
+        if not all(x.numel() for x in use.inputs):
+            return
         for x in use.inputs:
             check_finite(x, f"with the layers before pruned, the input of layer {path}", at)
         if at not in come[owner][-1:]:
             come[owner].append(at)
-        found[owner].add(
-            use,
-            dense[owner].pop(0) if dense[owner] else None,
-            index=len(come[owner]) - 1,
-            items=coming[owner],
-            keep_for=kept[owner],
-        )
+        with torch.autocast(use.inputs[0].device.type, enabled=False):  # the model may be under it
+            found[owner].add(
+                use,
+                of_dense_model,
+                index=len(come[owner]) - 1,
+                items=coming[owner],
+                keep_for=kept[owner],
+            )
 
     def each(item: Item, index: int) -> None:
         nonlocal asking, at, counted

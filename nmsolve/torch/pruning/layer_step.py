@@ -58,13 +58,14 @@ class LayerStep:
             return
         began = time.perf_counter()
         for sums in (gathered.fitted, gathered.held_out):
-            if not sums.in_range:
+            if not sums.in_range(torch.float64):
                 raise InputError(
                     f"layer {layer.entry.path}: squares of its inputs leave the range of float64; "
                     "scale the calibration inputs down, or leave the layer out (exclude=…)"
                 )
         bias = layer.bias if self.bias else None
-        kind = torch.float64 if self.precise else torch.float32
+        narrow = all(sums.in_range(torch.float32) for sums in (gathered.fitted, gathered.held_out))
+        kind = torch.float32 if narrow and not self.precise else torch.float64
         inputs = gathered.inputs(
             centred=bias is not None, kind=torch.promote_types(layer.own.dtype, kind)
         )
@@ -119,17 +120,15 @@ class LayerStep:
         solution = self.prune(problem, mask, plain)
         new = _no_worse(problem, solution, plain, layer.own.dtype)
         # Masking alone leaves the bias as it is; all errors are shares of the same energy.
-        masking = _Way(plain, "masking", False, problem.errors(plain, bias_fitted=False))
-        ways = [_Way(new, solution.method, bias is not None, problem.errors(new))]
-        if bias is not None:
-            ways.append(_Way(plain, "masking, bias fitted", True, problem.errors(plain)))
+        masking = _Way(plain, "masking", None, problem.errors(plain, bias=0.0))
+        here = None if bias is None else bias[piece.rows]
+        ways = [_fitted(problem, new, solution.method, here)]
+        if here is not None:
+            ways.append(_fitted(problem, plain, "masking, bias fitted", here))
         best = min([*ways, masking], key=lambda way: way.judged)
         energy = problem.energy  # of the dense weight, which may be a view of the model's
-        if best.with_bias and bias is not None:
-            assert inputs.about is not None
-            mean, of_dense = (m[piece.parts].unsqueeze(2) for m in inputs.about[:2])
-            change = weight.double() @ of_dense - best.weight.double() @ mean
-            bias[piece.rows] += change.flatten().to(bias.dtype)
+        if here is not None and best.bias is not None:
+            here.copy_(best.bias)
         piece.of(layer.own).copy_(piece.layout.weight(best.weight))
         return _Pruned(
             masking=masking.errors,
@@ -144,11 +143,11 @@ class LayerStep:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Weights that rows may get, and their errors."""
+    """Weights that rows may get, the bias unless it stays as it is, and their errors."""
 
     weight: Tensor
     method: str
-    with_bias: bool
+    bias: Tensor | None
     errors: Errors
 
     @property
@@ -169,6 +168,16 @@ class _Pruned:
     iterations: int
     residual: float | None
     damping: float
+
+
+def _fitted(problem: Problem, weight: Tensor, method: str, bias: Tensor | None) -> _Way:
+    """Weights with the bias that fits them, as the model's dtype holds it."""
+    if bias is None:
+        return _Way(weight, method, None, problem.errors(weight))
+    change = problem.bias_change(weight)
+    new = (bias.double() + change.flatten()).to(bias.dtype)
+    changed = (new.double() - bias.double()).reshape(change.shape)
+    return _Way(weight, method, new, problem.errors(weight, bias=changed))
 
 
 def _samples_of(

@@ -28,9 +28,9 @@ def notes_on(
     if few:
         least = min(few, key=lambda layer: layer.samples / layer.columns)
         notes.append(
-            f"{len(few)} layers got fewer than 5 samples per input, {least.path} the fewest "
-            f"({least.samples} for {least.columns} inputs): errors on held-out inputs are what "
-            "counts, and more calibration lowers them"
+            f"{len(few)} layer{'s' * (len(few) > 1)} got fewer than 5 samples per input, "
+            f"{least.path} the fewest ({least.samples} for {least.columns} inputs): errors on "
+            "held-out inputs are what counts, and more calibration lowers them"
         )
     if heads:
         notes.append(

@@ -148,12 +148,12 @@ class Objective:
         return image.mul_(change).sum(-1, dtype=torch.float64)
 
     def error(self, rise: Tensor) -> float:
-        """Return the error of all rows."""
-        return max(0.0, self.constant + float(rise.sum()))
+        """Return the error of all rows; NaN where a rise is."""
+        return max(self.constant + float(rise.sum()), 0.0)  # the other way round would hide NaN
 
-    def of_levels(self, weight: Tensor, other: Tensor | None) -> float:
-        """Return what the points that sums are about add to ‖Y − X Vᵀ‖² once they count, for W and
-        V; without V, to ‖Y‖².
+    def of_levels(self, weight: Tensor, other: Tensor | None, bias: Tensor | float = 0.0) -> float:
+        """Return what the points that sums are about add to ‖Y − X Vᵀ − 1 bᵀ‖² once they count, for
+        W, V and a change b of the bias (parts, rows, 1); without V, to ‖Y‖².
         """
         points, totals = self.squares.points, self.squares.totals
         if points is None or totals is None:
@@ -162,6 +162,7 @@ class Objective:
         if other is not None:
             wide = other.double()
             level, total = level - wide @ points[0], total - wide @ totals[0]
+        level = level - bias
         count = self.squares.count.unsqueeze(2)
         return float((level * (2 * total + count * level)).sum())
 

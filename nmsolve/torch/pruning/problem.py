@@ -138,16 +138,24 @@ class Problem:
         self._rises = [*self._rises[:1], *self._rises[1:][-3:], (weight, [None, None])]
         return self._rises[-1][1]
 
-    def errors(self, weight: Tensor, *, bias_fitted: bool = True) -> Errors:
-        """Return the errors of weights, with the bias that fits them, or with the present one where
-        that is not to be fitted along.
+    def errors(self, weight: Tensor, *, bias: Tensor | float | None = None) -> Errors:
+        """Return the errors of weights when the bias is changed by so much, (parts, rows, 1); None:
+        by what fits them.
         """
         fitted, held_out = self.objective.error(self.rises(weight)), None
         others = self.held_out_rises(weight)
         if self.held_out is not None and others is not None:
             held_out = self.held_out.error(others)
         found = Errors(fitted, held_out)
-        return found if bias_fitted else found + self._levels(weight)
+        return found if bias is None else found + self._levels(weight, bias)
+
+    def bias_change(self, weight: Tensor) -> Tensor:
+        """Return the change of the bias that fits weights on the inputs that they are fitted to,
+        where one is: (parts, rows, 1), float64.
+        """
+        assert self.about is not None
+        mean, of_dense = (one.unsqueeze(2) for one in self.about)
+        return self.weight.double() @ of_dense - weight.double() @ mean
 
     @property
     def energy(self) -> Errors:
@@ -155,9 +163,13 @@ class Problem:
         others = None if self.held_out is None else self.held_out.energy
         return Errors(self.objective.energy, others) + self._levels(None)
 
-    def _levels(self, weight: Tensor | None) -> Errors:
-        others = None if self.held_out is None else self.held_out.of_levels(self.weight, weight)
-        return Errors(self.objective.of_levels(self.weight, weight), others)
+    def _levels(self, weight: Tensor | None, bias: Tensor | float = 0.0) -> Errors:
+        fitted, others = (
+            None if one is None else one.of_levels(self.weight, weight, bias)
+            for one in (self.objective, self.held_out)
+        )
+        assert fitted is not None
+        return Errors(fitted, others)
 
     def shares(self, weight: Tensor) -> Errors:
         """Return the errors of weights relative to the energy of what they are fitted to."""

@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 
 from nmsolve.errors import InputError
 from nmsolve.geometry import Geometry
+from nmsolve.torch.calibration.inputs import LESS_MEMORY
+from nmsolve.torch.device.failures import explained
 from nmsolve.torch.offload.lent_parameter import is_lent
 from nmsolve.torch.tensors import check_weight
 from nmsolve.torch.weights.apart import is_apart, overlapping
@@ -74,6 +76,18 @@ class PrunedLayer:
         """Copy the weight and the bias as they are."""
         self.dense = self.own.clone()
         self.dense_bias = None if self.bias is None else self.bias.clone()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Compute with it in the dtypes that are asked for; memory that runs out is said to have
+        run out here.
+        """
+        device = self.own.device
+        with (
+            explained(f"layer {self.entry.path}, of shape {self.entry.shape}", device, LESS_MEMORY),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
 
 
 def layers_of(model: nn.Module, plan: Plan) -> list[PrunedLayer]:

@@ -26,8 +26,8 @@ class LayerReconstruction:
         The weight's.
     before, after : float or None
         ‖Y − X Wᵀ‖² / ‖Y‖² over the calibration inputs that weights were fitted to: of the weights
-        that are masked by magnitude (by scores, if given) and otherwise as they were, and of the
-        new ones. None where the calibration did not reach the layer.
+        that are masked by the scores (`adaprune_`'s criterion by default) and otherwise as they
+        were, and of the new ones. None where the calibration did not reach the layer.
     held_out_before, held_out_after : float or None
         The same over the tenth of the calibration that nothing was fitted to, which tells more;
         None where there is none.
@@ -40,8 +40,8 @@ class LayerReconstruction:
     iterations : int
         Of the update.
     residual : float or None
-        Of the normal equations on the mask, relative to that of the masked weights, the largest of
-        any row; None where they were not solved.
+        Of the normal equations on the mask, relative to their right-hand side, the largest of any
+        row; None where they were not solved.
     damping : float
         δ.
     seconds : float

@@ -86,12 +86,13 @@ def prune_side_by_side(
             walk.begin(chain([item], given))
             while (layer := walk.next_layer()) is not None:
                 began = time.perf_counter()
-                with torch.autocast(layer.own.device.type, enabled=False):
+                walk.catch_up(layer)
+                with layer.at_work():
                     gathered = walk.gather(layer)
                 last = all(other.pruned for other in layers if other is not layer)
                 if not last:
                     walk.leave_dense(layer)
-                with torch.autocast(layer.own.device.type, enabled=False):
+                with layer.at_work():
                     step(layer, gathered, time.perf_counter() - began)
                 walk.leave(layer, last=last)
                 if last:
@@ -266,7 +267,6 @@ class _Walk:
 
     def gather(self, layer: PrunedLayer) -> Gathered:
         """Sums over the items that have come to a layer."""
-        self._catch_up(layer)
         uses: list[tuple[Use, Use | None]] = []
         came: list[tuple[Forward, Forward | None]] = []
         for leading, dense in zip(self.leading, self.dense, strict=True):
@@ -320,7 +320,7 @@ class _Walk:
             self.parking.trim()
         return gathered
 
-    def _catch_up(self, layer: PrunedLayer) -> None:
+    def catch_up(self, layer: PrunedLayer) -> None:
         """Take the dense model's forwards past layers that no item of the pruned one will come to,
         such as experts that get other tokens then.
         """

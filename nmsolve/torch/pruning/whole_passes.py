@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from nmsolve.torch.calibration.inputs import Calibration
@@ -40,5 +39,5 @@ def prune_by_passes(
         found = collect(model, stage, order, items, how)
         share = (time.perf_counter() - began) / len(stage)
         for layer in stage:
-            with torch.autocast(layer.own.device.type, enabled=False):
+            with layer.at_work():
                 step(layer, found.pop(layer.entry.owner), share)
