@@ -108,10 +108,10 @@ class _Trial:
         wanda = problem.best_mask(problem.weight.abs() * norms)
         on_wanda = self._measure(
             problem,
-            "masks by |W|·‖x‖, least squares",
+            "Wanda's masks, least squares",
             lambda: LeastSquares().solve(problem, wanda, _DAMPING, None, side),
         )
-        self._exchange(problem, "masks by |W|·‖x‖, exchanges", on_wanda, shared, side)
+        self._exchange(problem, "Wanda's masks, exchanges", on_wanda, shared, side)
         return usual
 
     def _exchange(
@@ -132,7 +132,7 @@ class _Trial:
             found = (weight / hessian.scale[0]).unsqueeze(0)
             return LeastSquares().solve(problem, found != 0, _DAMPING, found, side)
 
-        before = self.found[_USUAL if usual else "masks by |W|·‖x‖, least squares"][-1][1]
+        before = self.found[_USUAL if usual else "Wanda's masks, least squares"][-1][1]
         self._measure(problem, name, run, before)
 
     def _measure(
