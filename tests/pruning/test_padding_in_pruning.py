@@ -194,3 +194,17 @@ def test_layers_of_which_padding_cannot_be_told_are_noted(around):
     assert any(path in note and "padding too" in note for note in found.notes)
     first = found[path.replace("expert", "first")]
     assert first.samples == 3 * 24 - 3 * 2  # a tenth of each item's 24 is held out
+
+
+def test_weights_of_another_shape_are_told():
+    layer = nn.Linear(16, 16)
+    with pytest.warns(
+        UserWarning,
+        match=r"are \(1, 90\) rows, and weights= gave a tensor of shape \(3,\); let it give one",
+    ):
+        nmt.adaprune_(
+            nn.Sequential(layer),
+            "2:4",
+            [torch.randn(1, 90, 16)],
+            weights=lambda item: torch.tensor([1, 0, 0]),
+        )

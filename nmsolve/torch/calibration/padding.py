@@ -49,6 +49,7 @@ class Padding:
                 f"counts, such as lambda item: item['mask']; got a {type(weights).__name__}"
             )
         self._model, self._weights = model, weights
+        self._given: tuple[int, ...] = ()
         self.unknown: dict[str, tuple[int, ...]] = {}
 
     def of(self, item: Item, index: int) -> Counted:
@@ -62,6 +63,7 @@ class Padding:
         if self._weights is not None:
             given = _given(self._weights, item, index)
             masks = [] if given is None else [_as_bool(given, "weights", index)]
+            self._given = tuple(masks[0].shape) if masks else ()
             return Counted(masks, self.unknown, placed=True)
         found = _masks_of(self._model, _arguments(self._model, item, index))
         masks = [_as_bool(mask, "attention_mask", index) for mask in found]
@@ -74,11 +76,17 @@ class Padding:
             return ""
         paths = list(self.unknown)
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        named = f"{', '.join(paths[:3])}{more}"
+        rows = f"the inputs of {paths[0]} are {self.unknown[paths[0]]} rows"
+        if self._weights is not None:
+            return (
+                f"all rows count of the inputs of {named}: {rows}, and weights= gave a tensor of "
+                f"shape {self._given}; let it give one of the shape of the rows"
+            )
         return (
-            f"all rows count of the inputs of {', '.join(paths[:3])}{more}, padding too if they "
-            "have any: items' masks do not tell which it is (the inputs of "
-            f"{paths[0]} are {self.unknown[paths[0]]} rows); give items without padding, or a "
-            "function of the item as weights="
+            f"all rows count of the inputs of {named}, padding too if they have any: items' masks "
+            f"do not tell which it is ({rows}); give items without padding, or a function of the "
+            "item as weights="
         )
 
     def warn(self, stacklevel: int) -> None:

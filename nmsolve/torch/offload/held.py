@@ -87,8 +87,8 @@ def check_in_one_place(model: nn.Module, held: Sequence[Held], source: Path | No
     if source is not None and with_values:
         raise InputError(
             f"{some(with_values)} in memory already: make the model with its parameters on the "
-            "meta device (with torch.device('meta'): …), or leave source out and say where to "
-            "compute (device=…)"
+            "meta device (with accelerate.init_empty_weights(include_buffers=False): …), or leave "
+            "source out and say where to compute (device=…)"
         )
     if source is None:
         _check_apart(parameters)
