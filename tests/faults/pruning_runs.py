@@ -38,6 +38,23 @@ FAULTS = (
         ),
     ),
     Fault(
+        name="of an expert that loses items in whole passes nothing is held out",
+        file=f"{PRUNING}/collect.py",
+        old="    if fewer:\n",
+        new="    if False:\n",
+        tests=(
+            f"{TESTS}/test_flows.py::"
+            "test_an_expert_that_loses_an_item_once_others_are_pruned_keeps_its_tenth",
+        ),
+    ),
+    Fault(
+        name="held-out inputs are taken about the means of others",
+        file=f"{PRUNING}/layer_inputs.py",
+        old="means = None if self.about is None else self.held_out_sums.means",
+        new="means = self.about",
+        tests=(f"{TESTS}/test_held_out.py::test_errors_are_those_of_the_layer_itself",),
+    ),
+    Fault(
         name="memory that ran out beside other forwards takes another way",
         file="nmsolve/torch/calibration/inputs.py",
         old="raise explain(error, what, device_of(model), LESS_MEMORY) or InputError(",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import nmsolve.torch as nmt
 from tests.checkpoint.snapshots import differing, snapshot
+from tests.pruning.deep_models import Keeping
 from tests.pruning.pruning_models import mlp, refuses, same_after
 
 
@@ -373,3 +374,38 @@ def test_a_tenth_of_the_items_that_give_a_layer_rows_is_held_out(twice):
     assert ("whole passes" in found.way) == twice
     assert found.of("b").samples == 9 * 20
     assert found.of("b").held_out_after is not None
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_an_expert_that_loses_an_item_once_others_are_pruned_keeps_its_tenth(around):
+    """Ten items come to it in the dense model, nine in the pruned one."""
+
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.expert, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 8)
+            self.least = [-99.0] * 10
+
+        def forward(self, x):
+            h = self.a(x)
+            if h[0, 0] > self.least[int(x[0, 0])]:
+                h = h + self.expert(h)
+            return self.out(h)
+
+    torch.manual_seed(1)
+    model, items = Routed(), [torch.randn(40, 16) for _ in range(10)]
+    for i, x in enumerate(items):
+        x[0, 0] = i + 0.5  # tells the item
+    first = copy.deepcopy(model)
+    nmt.adaprune_(first, {"a": "2:4"}, items)
+    for i, x in enumerate(items):  # the first that loses
+        dense, pruned = (one.a(x)[0, 0].item() for one in (model, first))
+        if dense > pruned:
+            model.least[i] = (dense + pruned) / 2
+            break
+    found = nmt.adaprune_(Keeping(model) if around else model, "2:4", items)
+    assert ("whole passes" in found.way) == around
+    expert = found[1]
+    assert expert.path.endswith("expert")
+    assert expert.held_out_after is not None
+    assert expert.samples == 9 * 36

@@ -20,7 +20,9 @@ from torch.utils.weak import TensorWeakRef
 
 from nmsolve.disk import write_at
 from nmsolve.errors import InputError
+from nmsolve.torch.calibration.inputs import LESS_MEMORY
 from nmsolve.torch.calibration.suspended import Forward, current_forward
+from nmsolve.torch.device.failures import explain
 
 #: Bytes of an activation that is worth a file.
 _LEAST = 2**16
@@ -131,7 +133,8 @@ class Parking(TorchFunctionMode):
                 assert isinstance(mapped, UntypedStorage)
                 return mapped
         except (OSError, RuntimeError) as error:
-            raise InputError(
+            what = "activations on their way to files"
+            raise explain(error, what, torch.device("cpu"), LESS_MEMORY) or InputError(
                 f"activations of the calibration items are kept in {self._folder} until the layers "
                 f"are pruned, and that failed at {self._size() + storage.nbytes():,} bytes: "
                 f"{error}; make room there, name another folder (offload=…), or give fewer or "

@@ -240,17 +240,9 @@ class SecondMoments:
         count = self.count.unsqueeze(1)
         return diagonal + (2 * self.total + count * self.reference) * self.reference
 
-    def totals(self, points: Points) -> tuple[Tensor, Tensor]:
-        """Return Σ x and Σ x' relative to other points than r, as for `about`."""
-        count = self.count.unsqueeze(1)
-        return (
-            self.total + count * (self.reference - points.given),
-            self.dense_total + count * (self.reference - points.of_dense),
-        )
-
-    def in_range(self, kind: torch.dtype) -> bool:
-        """Return whether Σ x², Σ x'² and Σ z² are finite; for float32, whether they are far from
-        the ends of its range, so that products with weights are in it, too.
+    def in_range(self, kind: torch.dtype, weight: float = 1.0) -> bool:
+        """Return whether Σ x², Σ x'² and Σ z² are finite; for float32, whether they and their
+        products with the square of a weight are far from the ends of its range.
         """
         squares = [self.gram.diagonal(dim1=1, dim2=2)]
         if self.gap is not None:
@@ -260,7 +252,8 @@ class SecondMoments:
         largest = torch.stack([one.max() for one in squares]).max()
         if kind == torch.float64:
             return bool(torch.isfinite(largest))
-        return not largest or _SMALLEST**2 < float(largest) < _LARGEST**2
+        ends = float(largest), float(largest) * weight**2
+        return not all(ends) or all(_SMALLEST**2 < one < _LARGEST**2 for one in ends)
 
     def about(self, points: Points | None, kind: torch.dtype = torch.float64) -> Moved:
         """Return the sums of x, x' and z taken relative to other points than r, r and zero.

@@ -5,15 +5,18 @@ is lost for good.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 import torch
 
 from nmsolve.errors import NMSolveError, SolverError
 
+#: Parts of the messages of allocators of the host that found no memory.
+_ON_THE_HOST = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 #: Parts of the messages of allocators and libraries that found no memory. Not all of them raise
 #: torch.OutOfMemoryError.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "std::bad_alloc")
+_NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", *_ON_THE_HOST)
 _REMEDY = "free some, or work on less at a time"
 #: Parts of the messages of errors after which every later call of the process on the device fails
 #: (cudaGetErrorString).
@@ -71,8 +74,8 @@ def explain(
     if is_out_of_memory(error):
         where = (
             "the host"
-            if isinstance(error, MemoryError)
-            or any(part in str(error) for part in ("CPUAllocator", "std::bad_alloc"))
+            if isinstance(error, MemoryError | OSError)
+            or any(part in str(error) for part in _ON_THE_HOST)
             else f"{device}{_memory(device)}"
         )
         return SolverError(f"out of memory on {where} with {what}: {remedy} ({first_line(error)})")
@@ -89,7 +92,7 @@ def explained(what: str, device: torch.device, remedy: str = _REMEDY) -> Iterato
     """Raise errors of devices as the library's own (`explain`), which say what was at work."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         own = explain(error, what, device, remedy)
         if own is None:
             raise
@@ -100,6 +103,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that an allocation failed, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return _is_foreign(error) and any(part in str(error) for part in _NO_MEMORY)
 
 

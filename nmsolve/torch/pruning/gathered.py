@@ -18,7 +18,7 @@ from nmsolve.torch.pruning.pruned_layer import PrunedLayer
 
 #: One in so many items that come to a layer is held out; of fewer items, one in so many samples of
 #: each, the last ones.
-_HELD_OUT = 10
+HELD_OUT = 10
 #: Rows over columns up to which products with a layer's outputs are fewer than with its inputs.
 _FEWER = 0.75
 
@@ -145,7 +145,7 @@ class Gathered:
             Whether the sums have these inputs already, and only samples are to be kept.
         """
         # Nothing is held out of a layer (an expert) that no item before has reached.
-        turn = items >= _HELD_OUT and index % _HELD_OUT == _HELD_OUT - 1
+        turn = items >= HELD_OUT and index % HELD_OUT == HELD_OUT - 1
         out = turn and bool(self.fitted.count.all())
         for at, (part, x) in enumerate(use.matrices()):
             wanted = x
@@ -157,7 +157,7 @@ class Gathered:
             first = len(x)
             if out:
                 first = 0
-            elif items < _HELD_OUT:
+            elif items < HELD_OUT:
                 first -= _last_tenth(len(x), positions, keep_for is not None)
             for sums, rows in ((self.fitted, slice(first)), (self.held_out, slice(first, None))):
                 piece = x[rows]
@@ -173,9 +173,9 @@ class Gathered:
 def _last_tenth(rows: int, positions: int, whole_samples: bool) -> int:
     """Rows of an item that are held out: of whole samples, if there are enough."""
     samples = rows // max(1, positions)
-    if samples >= _HELD_OUT or whole_samples:
-        return samples // _HELD_OUT * positions
-    return rows // _HELD_OUT
+    if samples >= HELD_OUT or whole_samples:
+        return samples // HELD_OUT * positions
+    return rows // HELD_OUT
 
 
 def _belongs(wanted: Tensor, given: Tensor) -> bool:

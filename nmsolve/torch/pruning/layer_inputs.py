@@ -20,10 +20,10 @@ class LayerInputs:
     sums, held_out_sums : SecondMoments
         Of the inputs that weights are fitted to, and of others.
     about : Points or None
-        Means of inputs, where a bias is fitted along.
+        Means of the inputs that weights are fitted to, where a bias is fitted along.
     fitted : Squares
     held_out : Squares or None
-        None where there are no others.
+        About their own means, where a bias is fitted along; None where there are no others.
     kind : torch.dtype
         Of both.
     """
@@ -39,7 +39,8 @@ class LayerInputs:
     def __post_init__(self) -> None:
         others = bool(self.held_out_sums.count.all())
         self.fitted = Squares.of(self.sums, self.about, self.kind)
-        self.held_out = Squares.of(self.held_out_sums, self.about, self.kind) if others else None
+        means = None if self.about is None else self.held_out_sums.means
+        self.held_out = Squares.of(self.held_out_sums, means, self.kind) if others else None
 
     @property
     def gram(self) -> Tensor:

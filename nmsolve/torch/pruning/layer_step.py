@@ -64,7 +64,10 @@ class LayerStep:
                     "scale the calibration inputs down, or leave the layer out (exclude=…)"
                 )
         bias = layer.bias if self.bias else None
-        narrow = all(sums.in_range(torch.float32) for sums in (gathered.fitted, gathered.held_out))
+        most = max(map(abs, map(float, torch.aminmax(layer.own))))
+        narrow = all(
+            sums.in_range(torch.float32, most) for sums in (gathered.fitted, gathered.held_out)
+        )
         kind = torch.float32 if narrow and not self.precise else torch.float64
         inputs = gathered.inputs(
             centred=bias is not None, kind=torch.promote_types(layer.own.dtype, kind)

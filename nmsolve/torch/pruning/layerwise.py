@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from nmsolve.errors import InputError, SolverError
 from nmsolve.torch.calibration.activations import check_reached
-from nmsolve.torch.calibration.inputs import Calibration, Item
+from nmsolve.torch.calibration.inputs import LESS_MEMORY, Calibration, Item
 from nmsolve.torch.calibration.padding import Padding
 from nmsolve.torch.calibration.suspended import Inseparable
+from nmsolve.torch.device.failures import explained
 from nmsolve.torch.offload.lent_parameter import is_lent, settle
 from nmsolve.torch.progress import progress_bar
 from nmsolve.torch.pruning.batch_norm import (
@@ -36,7 +38,7 @@ from nmsolve.torch.pruning.side_by_side import prune_side_by_side
 from nmsolve.torch.pruning.stages import explore
 from nmsolve.torch.pruning.unreached import masked_by_magnitude
 from nmsolve.torch.pruning.whole_passes import prune_by_passes
-from nmsolve.torch.running import undisturbed
+from nmsolve.torch.running import device_of, undisturbed
 from nmsolve.torch.verification import verify
 from nmsolve.torch.weights.layer_plan import Plan
 
@@ -71,7 +73,11 @@ def prune_layers(
         Keep the samples of the layer at work, for updates that draw from them.
     """
     items = Calibration(calibration)
-    layers = layers_of(model, plan)
+    memory = partial(
+        explained, f"a {type(model).__name__} that is pruned", device_of(model), LESS_MEMORY
+    )
+    with memory():
+        layers = layers_of(model, plan)
     how = Gathering(
         sequential=options.sequential,
         targets=options.targets,
@@ -80,7 +86,7 @@ def prune_layers(
         precise=options.moments == torch.float64,
         padding=Padding(model, options.weights),
     )
-    with DenseCopies(options.offload) as copies, torch.no_grad():
+    with memory(), DenseCopies(options.offload) as copies, torch.no_grad():
         before = statistics_of(norms_of(model))
         step = LayerStep(
             plain_mask=plain_mask,

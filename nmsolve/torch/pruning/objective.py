@@ -34,9 +34,8 @@ class Squares:
         ZᵀZ, or its diagonal where Z is outputs.
     count : (parts, 1) Tensor, float64
         Samples.
-    points, totals : pair of (parts, cols, 1) Tensors or None, float64
-        The points of X and of X', and the sums of X and of X' relative to them; None for zero
-        points.
+    points : pair of (parts, cols, 1) Tensors or None, float64
+        The points of X and of X', which are their means; None for zero points.
     """
 
     gram: Tensor
@@ -44,32 +43,25 @@ class Squares:
     gap: Tensor | None
     count: Tensor
     points: tuple[Tensor, Tensor] | None
-    totals: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, sums: SecondMoments, about: Points | None, kind: torch.dtype) -> Squares:
-        """Return these sums for some dtype, about points as for `SecondMoments.about`."""
+        """Return these sums for some dtype, about their means as for `SecondMoments.about`."""
         moved = sums.about(about, kind)
-        points = totals = None
+        points = None
         if about is not None:
             points = about.given.unsqueeze(2), about.of_dense.unsqueeze(2)
-            first, second = sums.totals(about)
-            totals = first.unsqueeze(2), second.unsqueeze(2)
         return cls(
             gram=moved.gram,
             between=moved.between,
             gap=moved.gap,
             count=sums.count.unsqueeze(1),
             points=points,
-            totals=totals,
         )
 
     def of_piece(self, piece: RowPiece) -> Squares:
         """Return those of some rows of the weight."""
-
-        def pair(both: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-            return None if both is None else (both[0][piece.parts], both[1][piece.parts])
-
+        points = self.points
         between, gap = self.between, self.gap
         if between is not None and gap is not None:
             between, gap = between[piece.parts], gap[piece.parts]
@@ -80,8 +72,7 @@ class Squares:
             between=between,
             gap=gap,
             count=self.count[piece.parts],
-            points=pair(self.points),
-            totals=pair(self.totals),
+            points=None if points is None else (points[0][piece.parts], points[1][piece.parts]),
         )
 
     @property
@@ -151,20 +142,11 @@ class Objective:
         """Return the error of all rows; NaN where a rise is."""
         return max(self.constant + float(rise.sum()), 0.0)  # the other way round would hide NaN
 
-    def of_levels(self, weight: Tensor, other: Tensor | None, bias: Tensor | float = 0.0) -> float:
-        """Return what the points that sums are about add to ‖Y − X Vᵀ − 1 bᵀ‖² once they count, for
-        W, V and a change b of the bias (parts, rows, 1); without V, to ‖Y‖².
+    def of_levels(self, level: Tensor) -> float:
+        """Return what levels (parts, rows, 1) of Y − X Vᵀ, its means, add to ‖Y − X Vᵀ‖² where that
+        is about means.
         """
-        points, totals = self.squares.points, self.squares.totals
-        if points is None or totals is None:
-            return 0.0
-        level, total = (weight.double() @ both[1] for both in (points, totals))
-        if other is not None:
-            wide = other.double()
-            level, total = level - wide @ points[0], total - wide @ totals[0]
-        level = level - bias
-        count = self.squares.count.unsqueeze(2)
-        return float((level * (2 * total + count * level)).sum())
+        return float((self.squares.count.unsqueeze(2) * level.square()).sum())
 
 
 def _traces(weight: Tensor, squares: Sequence[Tensor]) -> list[float]:

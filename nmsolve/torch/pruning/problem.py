@@ -146,8 +146,7 @@ class Problem:
         others = self.held_out_rises(weight)
         if self.held_out is not None and others is not None:
             held_out = self.held_out.error(others)
-        found = Errors(fitted, held_out)
-        return found if bias is None else found + self._levels(weight, bias)
+        return Errors(fitted, held_out) + self._levels(weight, bias)
 
     def bias_change(self, weight: Tensor) -> Tensor:
         """Return the change of the bias that fits weights on the inputs that they are fitted to,
@@ -160,21 +159,40 @@ class Problem:
     @property
     def energy(self) -> Errors:
         """‖Y‖² without a bias."""
-        others = None if self.held_out is None else self.held_out.energy
-        return Errors(self.objective.energy, others) + self._levels(None)
+        return self._energy(0.0)
 
-    def _levels(self, weight: Tensor | None, bias: Tensor | float = 0.0) -> Errors:
-        fitted, others = (
-            None if one is None else one.of_levels(self.weight, weight, bias)
-            for one in (self.objective, self.held_out)
-        )
+    def _energy(self, bias: float | None) -> Errors:
+        others = None if self.held_out is None else self.held_out.energy
+        return Errors(self.objective.energy, others) + self._levels(None, bias)
+
+    def _levels(self, weight: Tensor | None, bias: Tensor | float | None) -> Errors:
+        """What the means of Y − X Vᵀ − 1 bᵀ add to errors, and those of Y − 1 bᵀ to energies: sums
+        of squares, so that nothing cancels where means are far apart.
+        """
+        found = []
+        for one in (self.objective, self.held_out):
+            if one is None or one.squares.points is None or self.about is None:
+                found.append(0.0 if one is not None else None)
+                continue
+            given, of_dense = one.squares.points
+            if bias is None:  # it takes up the means of the inputs that are fitted to
+                given, of_dense = (
+                    point - fitted.unsqueeze(2)
+                    for point, fitted in zip(one.squares.points, self.about, strict=True)
+                )
+            level = self.weight.double() @ of_dense
+            if weight is not None:
+                level -= weight.double() @ given
+            if bias is not None:
+                level = level - bias
+            found.append(one.of_levels(level))
+        fitted, held_out = found
         assert fitted is not None
-        return Errors(fitted, others)
+        return Errors(fitted, held_out)
 
     def shares(self, weight: Tensor) -> Errors:
         """Return the errors of weights relative to the energy of what they are fitted to."""
-        others = None if self.held_out is None else self.held_out.energy
-        return self.errors(weight).shares(Errors(self.objective.energy, others))
+        return self.errors(weight).shares(self._energy(None))
 
     def judged(self, weight: Tensor) -> float:
         """Return the error that decides between weights."""
