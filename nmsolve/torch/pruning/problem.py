@@ -166,8 +166,8 @@ class Problem:
         return Errors(self.objective.energy, others) + self._levels(None, bias)
 
     def _levels(self, weight: Tensor | None, bias: Tensor | float | None) -> Errors:
-        """What the means of Y − X Vᵀ − 1 bᵀ add to errors, and those of Y − 1 bᵀ to energies: sums
-        of squares, so that nothing cancels where means are far apart.
+        """The part of errors that is due to means, of Y − X Vᵀ − 1 bᵀ; without weights that of
+        energies, of Y − 1 bᵀ: sums of squares, so that nothing cancels where means are far apart.
         """
         found = []
         for one in (self.objective, self.held_out):
