@@ -40,6 +40,8 @@ def test_masks_on_the_model_do_not_count(name):
         train(model, optimizer, steps)
         found = nmt.verify(model, sparse.plan).coverage
         assert (found.covered, found.parameters) == expected
+        assert sparse.stats().coverage == found
+        assert str(sparse.stats()).endswith(str(found))
     found = sparse.finalize_().coverage
     assert (found.covered, found.parameters) == expected
     assert found == nmt.verify(model, sparse.plan).coverage

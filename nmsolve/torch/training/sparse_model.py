@@ -20,6 +20,7 @@ from nmsolve.torch.training.removal import check_removable, remove
 from nmsolve.torch.training.stats import Stats, stats_of
 from nmsolve.torch.training.stepping import Attachment
 from nmsolve.torch.verification import ModelReport, report_on
+from nmsolve.torch.weights.coverage import coverage_of
 from nmsolve.torch.weights.layer_plan import Plan
 
 
@@ -115,12 +116,13 @@ class SparseModel:
         self._attachments = []
 
     def stats(self) -> Stats:
-        """Return density, flips and SAD so far, of each layer and in all, and which planned weights
-        the model has no more.
+        """Return density, flips and SAD so far, of each layer and in all, which planned weights the
+        model has no more, and which share of its parameters have masks.
         """
         self._check_open()
         found = self._find(self.model)
-        return stats_of(found.layers, found.gone, self.method.straight_through)
+        coverage = coverage_of(self.model, found.entries)
+        return stats_of(found.layers, found.gone, self.method.straight_through, coverage)
 
     def refresh_(self, model: nn.Module | None = None) -> Self:
         """Choose all masks again, from the weights (LBC: the candidates) as they are now, not

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nmsolve.pattern import Pattern
 from nmsolve.table import shortened, table
 from nmsolve.torch.training.masked_layer import MaskedLayer
+from nmsolve.torch.weights.coverage import Coverage
 from nmsolve.torch.weights.entries import Entries
 
 
@@ -68,10 +69,13 @@ class Stats:
         By path, in the model's order.
     gone : tuple of str
         Paths of planned weights that the model has no more, or without a mask.
+    coverage : Coverage or None
+        The share of the model's parameters that have masks.
     """
 
     layers: Mapping[str, LayerStats]
     gone: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
     def __getitem__(self, layer: int | str) -> LayerStats:
         """Return the statistics of a layer, by its path or its place."""
@@ -149,7 +153,8 @@ class Stats:
         )
         rows += [(shortened(name), "gone", *[""] * 7) for name in self.gone]
         rows.append(("total", "", *total, str(self.flips), f"{self.training_flops:.3f} ×"))
-        return table(head, rows, {2, 3, 4, 5, 6, 7})
+        text = table(head, rows, {2, 3, 4, 5, 6, 7})
+        return text if self.coverage is None else f"{text}\n{self.coverage}"
 
 
 def _numbers(layer: LayerStats) -> tuple[str, ...]:
@@ -163,7 +168,9 @@ def _numbers(layer: LayerStats) -> tuple[str, ...]:
     return (*shown, str(layer.flips), f"{layer.training_flops:.3f} ×")
 
 
-def stats_of(layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_through: bool) -> Stats:
+def stats_of(
+    layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_through: bool, coverage: Coverage
+) -> Stats:
     """Return statistics of layers, as their masks are now, beside those that are gone.
 
     Of a training step's three products, the forward one runs at the mask's density; the input's
@@ -191,4 +198,4 @@ def stats_of(layers: Sequence[MaskedLayer], gone: tuple[str, ...], straight_thro
             flips=progress.flips,
             training_flops=products / 3,
         )
-    return Stats(layers=found, gone=gone)
+    return Stats(layers=found, gone=gone, coverage=coverage)
