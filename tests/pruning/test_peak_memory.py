@@ -77,18 +77,18 @@ def run(program, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("prune", [pytest.param("adaprune_", marks=pytest.mark.long), "sparsegpt_"])
+@pytest.mark.parametrize("prune", ["adaprune_", pytest.param("sparsegpt_", marks=pytest.mark.long)])
 def test_no_memory_grows_with_the_rows_of_a_layer(prune):
-    """Of 4, 8 and 16 million weights, of which 4 million are pruned at a time; outputs of the layer
+    """Of 4 and 16 million weights, of which 4 million are pruned at a time; outputs of the layer
     that its own forward makes are 1 MiB for every million.
     """
     peaks = []
-    for rows in (2**14, 2**15, 2**16):
+    for rows in (2**14, 2**16):
         peak, adjusted = run(TALL, prune, str(rows)).split()
         assert adjusted == "True"
         peaks.append(float(peak))
-    assert peaks[2] < peaks[0] + 60, peaks
-    assert peaks[2] < 400, peaks
+    assert peaks[1] < peaks[0] + 60, peaks
+    assert peaks[1] < 400, peaks
 
 
 @pytest.mark.parametrize("prune", [pytest.param("adaprune_", marks=pytest.mark.long), "sparsegpt_"])
