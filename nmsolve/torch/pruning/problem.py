@@ -169,26 +169,27 @@ class Problem:
         """The part of errors that is due to means, of Y − X Vᵀ − 1 bᵀ; without weights that of
         energies, of Y − 1 bᵀ: sums of squares, so that nothing cancels where means are far apart.
         """
-        found = []
-        for one in (self.objective, self.held_out):
-            if one is None or one.squares.points is None or self.about is None:
-                found.append(0.0 if one is not None else None)
-                continue
-            given, of_dense = one.squares.points
-            if bias is None:  # it takes up the means of the inputs that are fitted to
-                given, of_dense = (
-                    point - fitted.unsqueeze(2)
-                    for point, fitted in zip(one.squares.points, self.about, strict=True)
-                )
-            level = self.weight.double() @ of_dense
-            if weight is not None:
-                level -= weight.double() @ given
-            if bias is not None:
-                level = level - bias
-            found.append(one.of_levels(level))
-        fitted, held_out = found
-        assert fitted is not None
-        return Errors(fitted, held_out)
+        others = None if self.held_out is None else self._of_means(self.held_out, weight, bias)
+        # A bias that fits has taken up all of them there.
+        fitted = 0.0 if bias is None else self._of_means(self.objective, weight, bias)
+        return Errors(fitted, others)
+
+    def _of_means(
+        self, objective: Objective, weight: Tensor | None, bias: Tensor | float | None
+    ) -> float:
+        points = objective.squares.points
+        if points is None or self.about is None:
+            return 0.0
+        given, of_dense = points
+        if bias is None:  # it takes up the means of the inputs that weights are fitted to
+            given, of_dense = (
+                given - self.about[0].unsqueeze(2),
+                of_dense - self.about[1].unsqueeze(2),
+            )
+        level = self.weight.double() @ of_dense
+        if weight is not None:
+            level -= weight.double() @ given
+        return objective.of_levels(level if bias is None else level - bias)
 
     def shares(self, weight: Tensor) -> Errors:
         """Return the errors of weights relative to the energy of what they are fitted to."""
