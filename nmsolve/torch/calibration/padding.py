@@ -30,9 +30,9 @@ class Padding:
 
     Attributes
     ----------
-    unknown : dict of str to tuple of int
+    unknown : dict of str to two tuples of int
         Paths of layers of which padding cannot be told from other rows, so that all count, with the
-        shape of the first such input, without its last axis.
+        shape of the first such input, without its last axis, and that of its item's mask.
 
     Parameters
     ----------
@@ -49,8 +49,7 @@ class Padding:
                 f"counts, such as lambda item: item['mask']; got a {type(weights).__name__}"
             )
         self._model, self._weights = model, weights
-        self._given: tuple[int, ...] = ()
-        self.unknown: dict[str, tuple[int, ...]] = {}
+        self.unknown: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def of(self, item: Item, index: int) -> Counted:
         """Return which positions of an item count.
@@ -63,7 +62,6 @@ class Padding:
         if self._weights is not None:
             given = _given(self._weights, item, index)
             masks = [] if given is None else [_as_bool(given, "weights", index)]
-            self._given = tuple(masks[0].shape) if masks else ()
             return Counted(masks, self.unknown, placed=True)
         found = _masks_of(self._model, _arguments(self._model, item, index))
         masks = [_as_bool(mask, "attention_mask", index) for mask in found]
@@ -77,11 +75,12 @@ class Padding:
         paths = list(self.unknown)
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         named = f"{', '.join(paths[:3])}{more}"
-        rows = f"the inputs of {paths[0]} are {self.unknown[paths[0]]} rows"
+        shape, given = self.unknown[paths[0]]
+        rows = f"the inputs of {paths[0]} are {shape} rows"
         if self._weights is not None:
             return (
                 f"all rows count of the inputs of {named}: {rows}, and weights= gave a tensor of "
-                f"shape {self._given}; let it give one of the shape of the rows"
+                f"shape {given}; let it give one of the shape of the rows"
             )
         return (
             f"all rows count of the inputs of {named}, padding too if they have any: items' masks "
@@ -109,7 +108,11 @@ class Counted:
     """
 
     def __init__(
-        self, masks: Sequence[Tensor], unknown: dict[str, tuple[int, ...]], *, placed: bool
+        self,
+        masks: Sequence[Tensor],
+        unknown: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
+        *,
+        placed: bool,
     ) -> None:
         self._masks = [] if all(bool(mask.all()) for mask in masks) else masks
         self._rows = [mask.flatten().nonzero().squeeze(1) for mask in self._masks]
@@ -147,7 +150,7 @@ class Counted:
     def all_count(self, path: str, shape: Sequence[int]) -> None:
         """Note that all rows of a layer's input of this shape count, whatever the masks are."""
         if self._masks:
-            self._unknown.setdefault(path, tuple(shape))
+            self._unknown.setdefault(path, (tuple(shape), tuple(self._masks[0].shape)))
 
 
 def _tells(mask: Tensor) -> bool:
