@@ -86,6 +86,8 @@ class Problem:
     objective: Objective = field(init=False)
     held_out: Objective | None = field(init=False)
     _rises: list[tuple[Tensor, _Rises]] = field(default_factory=list)
+    #: Means of Y, for both kinds of inputs, about those that a fitted bias takes up or not.
+    _wanted: dict[tuple[bool, bool], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = [self.inputs.fitted]
@@ -186,9 +188,12 @@ class Problem:
                 given - self.about[0].unsqueeze(2),
                 of_dense - self.about[1].unsqueeze(2),
             )
-        level = self.weight.double() @ of_dense
+        key = objective is self.objective, bias is None
+        if key not in self._wanted:
+            self._wanted[key] = self.weight.double() @ of_dense
+        level = self._wanted[key]
         if weight is not None:
-            level -= weight.double() @ given
+            level = level - weight.double() @ given
         return objective.of_levels(level if bias is None else level - bias)
 
     def shares(self, weight: Tensor) -> Errors:
